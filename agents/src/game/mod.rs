@@ -1,0 +1,162 @@
+//! The routing game: T tokens each pick k of E experts (MODEL.md section 1).
+//!
+//! Utility of a token is `Σ_{e∈S} a[t,e] − c_e(n_e)`; the potential is
+//! `Φ = Σ a·x − Σ_e Σ_{l≤n_e} c_e(l)`. Every router is a dynamics of this game.
+
+use crate::ids::ExpertId;
+
+/// Affinities a[t,e], row-major `[T, E]`, all finite.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    values: &'a [f32],
+    experts: usize,
+}
+
+/// Why a game cannot be played.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum GameError {
+    /// The matrix has no rows or no columns, or its length is not a multiple of its columns.
+    #[error("the score matrix has {values} values and {experts} columns: it needs at least one whole row")]
+    Shape {
+        /// Values given.
+        values: usize,
+        /// Columns given.
+        experts: usize,
+    },
+    /// A score is NaN or infinite.
+    #[error("score {value} at row {row}, column {column}: scores must be finite")]
+    NotFinite {
+        /// Token.
+        row: usize,
+        /// Expert.
+        column: usize,
+        /// The value found.
+        value: f32,
+    },
+    /// k is zero or exceeds the number of experts.
+    #[error("top_k is {top_k} but there are {experts} experts: choose 1 to {experts}")]
+    TopK {
+        /// Experts a token asks for.
+        top_k: usize,
+        /// Experts there are.
+        experts: usize,
+    },
+}
+
+impl<'a> Scores<'a> {
+    /// Checks shape and values.
+    ///
+    /// # Errors
+    /// An empty or ragged matrix, and the first NaN or infinity with its row and column.
+    pub fn new(values: &'a [f32], experts: usize) -> Result<Self, GameError> {
+        if experts == 0 || values.is_empty() || !values.len().is_multiple_of(experts) {
+            return Err(GameError::Shape { values: values.len(), experts });
+        }
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(Self { values, experts }),
+            Some(at) => Err(GameError::NotFinite {
+                row: at / experts,
+                column: at % experts,
+                value: values[at],
+            }),
+        }
+    }
+
+    /// T.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.values.len() / self.experts
+    }
+
+    /// E.
+    #[must_use]
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// The affinities of one token.
+    #[must_use]
+    pub fn row(&self, token: usize) -> &'a [f32] {
+        &self.values[token * self.experts..(token + 1) * self.experts]
+    }
+
+    /// All rows, in token order.
+    #[must_use]
+    pub fn values(&self) -> &'a [f32] {
+        self.values
+    }
+}
+
+/// Every token's k distinct experts, ascending within a token: row-major `[T, k]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choices {
+    /// Row-major `[T, k]`.
+    pub experts: Vec<ExpertId>,
+    /// k.
+    pub top_k: usize,
+}
+
+impl Choices {
+    /// The experts of one token.
+    #[must_use]
+    pub fn row(&self, token: usize) -> &[ExpertId] {
+        &self.experts[token * self.top_k..(token + 1) * self.top_k]
+    }
+
+    /// T.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.experts.len() / self.top_k
+    }
+
+    /// n_e for every expert.
+    #[must_use]
+    pub fn loads(&self, experts: usize) -> Vec<u32> {
+        let mut loads = vec![0; experts];
+        self.experts.iter().for_each(|expert| loads[expert.index()] += 1);
+        loads
+    }
+}
+
+/// What congestion costs: `c_e(n)`, nondecreasing in the load n.
+pub trait CongestionCost: Send + Sync {
+    /// `c_e(n)`, the cost a token pays on expert e under load n ≥ 1; infinite where n is barred.
+    fn marginal(&self, expert: ExpertId, load: u32) -> f64;
+
+    /// `C_e(n) = Σ_{1≤l≤n} c_e(l)`.
+    fn total(&self, expert: ExpertId, load: u32) -> f64;
+
+    /// The convex conjugate `C*_e(p) = max_{0≤n≤T} (p·n − C_e(n))`.
+    fn conjugate(&self, expert: ExpertId, price: f64) -> f64;
+}
+
+/// One game: scores, k and the congestion cost.
+#[derive(Clone, Copy)]
+pub struct Game<'a> {
+    /// Affinities.
+    pub scores: Scores<'a>,
+    /// k, with 1 ≤ k ≤ E.
+    pub top_k: usize,
+    /// Congestion.
+    pub cost: &'a dyn CongestionCost,
+}
+
+/// What a router returns.
+#[derive(Clone, Debug)]
+pub struct Play {
+    /// The assignment.
+    pub choices: Choices,
+    /// The prices p_e it ended with, one an expert: the dual point of certificate 2.
+    pub prices: Vec<f64>,
+    /// Passes over the T × E scores.
+    pub passes: u32,
+    /// Steps of the router's own kind (price sweeps, moves); its docs say which.
+    pub iterations: u32,
+}
+
+/// A dynamics of the game. One file each; an own router is about 40 lines.
+pub trait Router: Send + Sync {
+    /// Plays one game. `warm` holds the prices of an earlier batch of the same layer, if any.
+    /// Deterministic: the same arguments give the same bits at any thread count.
+    fn route(&self, game: &Game<'_>, warm: Option<&[f64]>) -> Play;
+}

@@ -1,0 +1,16 @@
+//! The pure core of nashflock.
+//!
+//! Tokens, experts and nodes are agents in an ECS world. This crate holds the routing game, the
+//! flock, the precision policy and the expert arithmetic. It has no clock, socket, file or
+//! environment in it: time and randomness arrive as arguments, work leaves as [`orders::Orders`]
+//! and comes back as [`orders::Replies`].
+//!
+//! Equations and symbols are those of `MODEL.md`.
+
+pub mod expert;
+pub mod game;
+pub mod ids;
+pub mod linear;
+pub mod orders;
+pub mod precision;
+pub mod rng;

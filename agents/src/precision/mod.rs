@@ -1,0 +1,1 @@
+//! Precision: which expert gets how many bits under a byte budget.

@@ -1,0 +1,1 @@
+//! Sends orders to experts, in process or over gRPC.

@@ -1,0 +1,15 @@
+//! The shell of nashflock: everything that touches a clock, a file, a socket or a process.
+//!
+//! The modules stand in reading order; each may import only those above it. The game itself lives
+//! in the `agents` crate.
+
+pub mod measure;
+pub mod model;
+pub mod wire;
+
+pub mod worker;
+
+pub mod dispatch;
+
+pub mod results;
+pub mod scenario;

@@ -1,0 +1,3 @@
+//! The `nashflock` binary.
+
+fn main() {}

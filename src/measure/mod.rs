@@ -1,0 +1,1 @@
+//! Time, latency histograms and throughput.

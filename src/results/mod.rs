@@ -1,0 +1,1 @@
+//! Run directories: manifest, summary, Parquet, histograms and the report.

@@ -1,0 +1,1 @@
+//! Scenario files: shape, checks and what they resolve to.

@@ -1,0 +1,1 @@
+//! The only file that names both wire types and core types.

@@ -1,0 +1,1 @@
+//! One node: stores shards and computes on them.
