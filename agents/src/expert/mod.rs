@@ -73,10 +73,10 @@ impl Expert {
         let ExpertShape { width, hidden } = self.shape;
         let m = x.len() / width;
         let (mut gate, mut up) = (vec![0.0; m * hidden], vec![0.0; m * hidden]);
-        linear::block(x, &self.gate, &mut gate, width, hidden);
-        linear::block(x, &self.up, &mut up, width, hidden);
+        linear::linear_serial(x, &self.gate, &mut gate, width, hidden);
+        linear::linear_serial(x, &self.up, &mut up, width, hidden);
         gate.iter_mut().zip(&up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
-        linear::block(&gate, &self.down, out, hidden, width);
+        linear::linear_serial(&gate, &self.down, out, hidden, width);
     }
 
     /// The documented, versioned encoding.
