@@ -1,0 +1,246 @@
+//! What a play is worth, recomputed from the scores, the choices and the prices alone.
+//!
+//! Nothing here is shared with a solver: a mistake in one cannot hide in the other.
+
+use rayon::prelude::*;
+
+use super::{Choices, Game, TOKEN_BLOCK};
+use crate::ids::ExpertId;
+
+/// The distance of a play from equilibrium and from the optimum (MODEL.md section 1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Certificate {
+    /// ε: the most any token gains by changing its set, the others staying. In score units, ≥ 0.
+    /// Exact for any subset it may choose: with `v[t,e] = a[t,e] − c_e(n_e + 1 − x[t,e])` its
+    /// best answer is the top k of v. Infinite when a token sits on a barred expert and has an
+    /// unbarred alternative; 0 for a token that has none.
+    pub epsilon_nash: f64,
+    /// Φ of the choices; −inf when an expert is loaded beyond what it allows.
+    pub potential: f64,
+    /// `D(p) = Σ_t top-k-sum(a_t − p) + Σ_e C*_e(p_e)`, at least the largest Φ of this game for
+    /// any prices (weak duality).
+    pub dual_bound: f64,
+    /// `(D − Φ) / |D|`, with 0/0 = 0: the optimum is at most this far away. May be negative by
+    /// rounding, at the scale of 1e-15. Infinite when Φ is.
+    pub relative_gap: f64,
+    /// `max_e n_e / (Tk/E)`, at least 1.
+    pub max_over_mean: f64,
+    /// `Σ a·x`.
+    pub score: f64,
+    /// `Σ a·x` of plain top-k, the most any assignment has.
+    pub score_top_k: f64,
+    /// `(score_top_k − score) / |score_top_k|`, with 0/0 = 0: what balance costs.
+    pub score_loss: f64,
+}
+
+/// Why choices are no assignment of a game.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChoicesError {
+    /// The number of choices or k differs from the game's.
+    #[error("{choices} choices of {chosen_k} a token given for a game of {tokens} tokens and top_k {top_k}")]
+    Shape {
+        /// Choices given.
+        choices: usize,
+        /// Their k.
+        chosen_k: usize,
+        /// T of the game.
+        tokens: usize,
+        /// k of the game.
+        top_k: usize,
+    },
+    /// An expert does not exist.
+    #[error("token {token} chose expert {expert}: there are {experts}")]
+    NoSuchExpert {
+        /// Row.
+        token: usize,
+        /// Its choice.
+        expert: ExpertId,
+        /// E.
+        experts: usize,
+    },
+    /// The experts of a token are not strictly ascending.
+    #[error("the experts of token {token} repeat or are out of order: list them ascending")]
+    Order {
+        /// Row.
+        token: usize,
+    },
+}
+
+/// Whether every token has k distinct experts in range, ascending.
+///
+/// # Errors
+/// The first token that has not.
+pub fn check_choices(game: &Game<'_>, choices: &Choices) -> Result<(), ChoicesError> {
+    let (tokens, experts) = (game.scores.tokens(), game.scores.experts());
+    if choices.top_k != game.top_k || choices.experts.len() != tokens * game.top_k {
+        return Err(ChoicesError::Shape {
+            choices: choices.experts.len(),
+            chosen_k: choices.top_k,
+            tokens,
+            top_k: game.top_k,
+        });
+    }
+    for token in 0..tokens {
+        let row = choices.row(token);
+        if let Some(expert) = row.iter().find(|expert| expert.index() >= experts) {
+            return Err(ChoicesError::NoSuchExpert { token, expert: *expert, experts });
+        }
+        if !row.is_sorted_by(|a, b| a < b) {
+            return Err(ChoicesError::Order { token });
+        }
+    }
+    Ok(())
+}
+
+/// Certifies choices against prices. One pass over the scores, O(TE).
+///
+/// # Panics
+/// When [`check_choices`] fails or `prices` has not one finite value an expert.
+#[must_use]
+pub fn certify(game: &Game<'_>, choices: &Choices, prices: &[f64]) -> Certificate {
+    assert_eq!(check_choices(game, choices), Ok(()), "a router returns an assignment of its game");
+    let experts = game.scores.experts();
+    assert_eq!(prices.len(), experts, "one price an expert");
+    assert!(prices.iter().all(|price| price.is_finite()), "prices are finite");
+    let tokens = game.scores.tokens();
+    let loads = choices.loads(experts);
+    let crowd = Crowd::new(game, &loads);
+
+    let blocks: Vec<Sums> = (0..tokens.div_ceil(TOKEN_BLOCK))
+        .into_par_iter()
+        .map(|block| {
+            let first = block * TOKEN_BLOCK;
+            let last = (first + TOKEN_BLOCK).min(tokens);
+            Sums::of_tokens(game, choices, prices, &crowd, first..last)
+        })
+        .collect();
+    let sums = blocks.into_iter().fold(Sums::default(), Sums::then);
+
+    let ids = || (0..experts).map(ExpertId::from_index);
+    let congestion: f64 = ids().zip(&loads).map(|(e, load)| game.cost.total(e, *load)).sum();
+    let conjugate: f64 = ids().zip(prices).map(|(e, price)| game.cost.conjugate(e, *price)).sum();
+    let potential = sums.score - congestion;
+    let dual_bound = sums.priced + conjugate;
+    let fair_share = tokens as f64 * game.top_k as f64 / experts as f64;
+    Certificate {
+        epsilon_nash: sums.regret,
+        potential,
+        dual_bound,
+        relative_gap: ratio(dual_bound - potential, dual_bound.abs()),
+        max_over_mean: f64::from(loads.into_iter().max().unwrap_or(0)) / fair_share,
+        score: sums.score,
+        score_top_k: sums.score_top_k,
+        score_loss: ratio(sums.score_top_k - sums.score, sums.score_top_k.abs()),
+    }
+}
+
+fn ratio(part: f64, whole: f64) -> f64 {
+    if part == 0.0 { 0.0 } else { part / whole }
+}
+
+/// What a token pays on each expert: staying on it, and joining it.
+struct Crowd {
+    stay: Vec<f64>,
+    join: Vec<f64>,
+}
+
+impl Crowd {
+    fn new(game: &Game<'_>, loads: &[u32]) -> Self {
+        let cost = |(expert, load)| game.cost.marginal(ExpertId::from_index(expert), load);
+        Self {
+            stay: loads.iter().map(|load| (*load).max(1)).enumerate().map(cost).collect(),
+            join: loads.iter().map(|load| load + 1).enumerate().map(cost).collect(),
+        }
+    }
+}
+
+/// Sums over tokens, in token order.
+#[derive(Default)]
+struct Sums {
+    regret: f64,
+    score: f64,
+    score_top_k: f64,
+    priced: f64,
+}
+
+impl Sums {
+    fn of_tokens(
+        game: &Game<'_>,
+        choices: &Choices,
+        prices: &[f64],
+        crowd: &Crowd,
+        tokens: std::ops::Range<usize>,
+    ) -> Self {
+        let mut sums = Self::default();
+        let mut scratch = Vec::with_capacity(prices.len());
+        let mut values = Vec::with_capacity(prices.len());
+        let mut best_and_own = |values: &[f64], token| {
+            sum_best_and_chosen(values, choices.row(token), &mut scratch)
+        };
+        for token in tokens {
+            let row = game.scores.row(token);
+            let scores = || row.iter().map(|score| f64::from(*score));
+
+            values.clear();
+            values.extend(scores());
+            let (best, own) = best_and_own(&values, token);
+            sums.score += own;
+            sums.score_top_k += best;
+
+            values.clear();
+            values.extend(scores().zip(prices).map(|(score, price)| score - price));
+            sums.priced += best_and_own(&values, token).0;
+
+            values.clear();
+            values.extend(scores().zip(&crowd.join).map(|(score, cost)| score - cost));
+            for expert in choices.row(token).iter().map(|expert| expert.index()) {
+                values[expert] = f64::from(row[expert]) - crowd.stay[expert];
+            }
+            let (best, own) = best_and_own(&values, token);
+            // Both are −inf when the token is barred from every set: no change helps it.
+            let regret = if best == own { 0.0 } else { best - own };
+            sums.regret = sums.regret.max(regret);
+        }
+        sums
+    }
+
+    fn then(self, next: Self) -> Self {
+        Self {
+            regret: self.regret.max(next.regret),
+            score: self.score + next.score,
+            score_top_k: self.score_top_k + next.score_top_k,
+            priced: self.priced + next.priced,
+        }
+    }
+}
+
+/// The sum of the k largest values and that of the chosen ones, each in expert order, so that
+/// the two are the same bits when the chosen are the largest.
+fn sum_best_and_chosen(values: &[f64], chosen: &[ExpertId], scratch: &mut Vec<f64>) -> (f64, f64) {
+    let own: f64 = chosen.iter().map(|expert| values[expert.index()]).sum();
+    let worst = chosen.iter().map(|e| values[e.index()]).fold(f64::INFINITY, f64::min);
+    let as_good = values.iter().filter(|value| **value >= worst).count();
+    if as_good <= chosen.len() {
+        return (own, own);
+    }
+    scratch.clear();
+    scratch.extend_from_slice(values);
+    let descending = |a: &f64, b: &f64| b.total_cmp(a);
+    let threshold = *scratch.select_nth_unstable_by(chosen.len() - 1, descending).1;
+    let above = values.iter().filter(|value| **value > threshold).count();
+    let own_above = chosen.iter().filter(|e| values[e.index()] > threshold).count();
+    if worst == threshold && own_above == above {
+        // The chosen differ from the largest by equal values only.
+        return (own, own);
+    }
+    let mut ties = chosen.len() - above;
+    let best = values
+        .iter()
+        .filter(|value| {
+            let tied = **value == threshold && ties > 0;
+            ties -= usize::from(tied);
+            tied || **value > threshold
+        })
+        .sum();
+    (best, own)
+}

@@ -1,0 +1,314 @@
+//! Congestion costs, and a registry of them by name.
+
+use std::collections::BTreeMap;
+
+use super::CongestionCost;
+use crate::ids::ExpertId;
+
+/// The size of one game: what a cost must know to scale itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GameShape {
+    /// T.
+    pub tokens: usize,
+    /// E.
+    pub experts: usize,
+    /// k, with 1 ≤ k ≤ E.
+    pub top_k: usize,
+}
+
+impl GameShape {
+    /// The fair share q = Tk/E.
+    #[must_use]
+    pub fn fair_share(&self) -> f64 {
+        self.tokens as f64 * self.top_k as f64 / self.experts as f64
+    }
+}
+
+/// A cost of this crate with its parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CostSettings {
+    /// Free up to `ceil(capacity_factor · Tk/E)` tokens an expert, then barred.
+    Quota {
+        /// Capacity in fair shares, finite and ≥ 1, so that a feasible assignment exists.
+        capacity_factor: f64,
+    },
+    /// `c_e(n) = price_per_fair_share · n / q`.
+    Linear {
+        /// λ, in units of the scores: the cost at a load of one fair share. Finite and ≥ 0.
+        price_per_fair_share: f64,
+    },
+}
+
+/// Why a cost cannot be built.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CostError {
+    /// A parameter is out of its range.
+    #[error("cost '{cost}': {parameter} is {value}, choose a finite number that is at least {least}")]
+    Range {
+        /// Name of the cost.
+        cost: String,
+        /// Name of its parameter.
+        parameter: String,
+        /// Value given.
+        value: f64,
+        /// Smallest value allowed.
+        least: f64,
+    },
+    /// No cost has this name.
+    #[error("no congestion cost is called '{name}': choose one of {known}")]
+    Unknown {
+        /// Name given.
+        name: String,
+        /// Names there are, comma separated.
+        known: String,
+    },
+    /// The name is in use.
+    #[error("a congestion cost called '{name}' is registered already: choose another name")]
+    Taken {
+        /// Name given.
+        name: String,
+    },
+}
+
+impl CostSettings {
+    /// Checks the parameter's range.
+    ///
+    /// # Errors
+    /// [`CostError::Range`], naming the parameter.
+    pub fn check(&self) -> Result<(), CostError> {
+        let (cost, parameter, value, least) = match self {
+            Self::Quota { capacity_factor } => ("quota", "capacity_factor", *capacity_factor, 1.0),
+            Self::Linear { price_per_fair_share } => {
+                ("linear", "price_per_fair_share", *price_per_fair_share, 0.0)
+            }
+        };
+        if value.is_finite() && value >= least {
+            return Ok(());
+        }
+        Err(CostError::Range { cost: cost.into(), parameter: parameter.into(), value, least })
+    }
+
+    /// The cost for a game of T tokens, E experts and k experts a token.
+    ///
+    /// # Panics
+    /// When [`Self::check`] fails.
+    #[must_use]
+    pub fn build(&self, tokens: usize, experts: usize, top_k: usize) -> Box<dyn CongestionCost> {
+        assert_eq!(self.check(), Ok(()), "settings are checked before a cost is built");
+        let shape = GameShape { tokens, experts, top_k };
+        match self {
+            Self::Quota { capacity_factor } => Box::new(Quota {
+                capacity: (capacity_factor * shape.fair_share()).ceil(),
+                tokens: tokens as f64,
+            }),
+            Self::Linear { price_per_fair_share } => Box::new(Linear {
+                slope: price_per_fair_share / shape.fair_share(),
+                tokens: tokens as f64,
+            }),
+        }
+    }
+}
+
+/// Builds a cost from its one parameter for a game of the given shape.
+pub type BuildCost =
+    dyn Fn(f64, GameShape) -> Result<Box<dyn CongestionCost>, CostError> + Send + Sync;
+
+/// Costs by name. Each takes one parameter; a cost of a user's crate that needs more captures it
+/// in its constructor.
+pub struct CostRegistry {
+    entries: BTreeMap<String, (String, Box<BuildCost>)>,
+}
+
+impl CostRegistry {
+    /// `quota` (its parameter is the capacity factor) and `linear` (price per fair share).
+    #[must_use]
+    pub fn standard() -> Self {
+        let standard = |settings: CostSettings, shape: GameShape| {
+            settings.check()?;
+            Ok(settings.build(shape.tokens, shape.experts, shape.top_k))
+        };
+        let mut registry = Self { entries: BTreeMap::new() };
+        registry
+            .insert(
+                "quota",
+                "free up to capacity_factor × Tk/E tokens an expert, then barred",
+                Box::new(move |capacity_factor, shape| {
+                    standard(CostSettings::Quota { capacity_factor }, shape)
+                }),
+            )
+            .and_then(|()| {
+                registry.insert(
+                    "linear",
+                    "price_per_fair_share × load / (Tk/E)",
+                    Box::new(move |price_per_fair_share, shape| {
+                        standard(CostSettings::Linear { price_per_fair_share }, shape)
+                    }),
+                )
+            })
+            .expect("the standard names differ");
+        registry
+    }
+
+    /// Adds a cost with a one-line summary.
+    ///
+    /// # Errors
+    /// [`CostError::Taken`] when the name is in use.
+    pub fn insert(
+        &mut self,
+        name: &str,
+        summary: &str,
+        build: Box<BuildCost>,
+    ) -> Result<(), CostError> {
+        if self.entries.contains_key(name) {
+            return Err(CostError::Taken { name: name.into() });
+        }
+        self.entries.insert(name.into(), (summary.into(), build));
+        Ok(())
+    }
+
+    /// Name and one-line summary of every cost, by name.
+    pub fn summaries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.entries.iter().map(|(name, (summary, _))| (name.as_str(), summary.as_str()))
+    }
+
+    /// Builds the cost called `name`.
+    ///
+    /// # Errors
+    /// [`CostError::Unknown`], and what the constructor refuses.
+    pub fn build(
+        &self,
+        name: &str,
+        parameter: f64,
+        shape: GameShape,
+    ) -> Result<Box<dyn CongestionCost>, CostError> {
+        match self.entries.get(name) {
+            Some((_, build)) => build(parameter, shape),
+            None => Err(CostError::Unknown {
+                name: name.into(),
+                known: self.entries.keys().cloned().collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+}
+
+/// Free up to `capacity` tokens, then barred.
+struct Quota {
+    capacity: f64,
+    tokens: f64,
+}
+
+impl CongestionCost for Quota {
+    fn marginal(&self, _: ExpertId, load: u32) -> f64 {
+        if f64::from(load) <= self.capacity { 0.0 } else { f64::INFINITY }
+    }
+
+    fn total(&self, expert: ExpertId, load: u32) -> f64 {
+        self.marginal(expert, load)
+    }
+
+    fn conjugate(&self, _: ExpertId, price: f64) -> f64 {
+        price.max(0.0) * self.capacity.min(self.tokens)
+    }
+}
+
+/// `slope · n`.
+struct Linear {
+    slope: f64,
+    tokens: f64,
+}
+
+impl CongestionCost for Linear {
+    fn marginal(&self, _: ExpertId, load: u32) -> f64 {
+        self.slope * f64::from(load)
+    }
+
+    fn total(&self, _: ExpertId, load: u32) -> f64 {
+        let load = f64::from(load);
+        self.slope * (load * (load + 1.0) / 2.0)
+    }
+
+    fn conjugate(&self, _: ExpertId, price: f64) -> f64 {
+        if price <= 0.0 {
+            return 0.0;
+        }
+        // The maximum is at the last load whose marginal cost the price covers. The division may
+        // round across an integer, so both neighbours are tried.
+        let last = if self.slope > 0.0 { (price / self.slope).floor() } else { self.tokens };
+        [last - 1.0, last, last + 1.0]
+            .map(|load| {
+                let load = load.clamp(0.0, self.tokens);
+                price * load - self.slope * (load * (load + 1.0) / 2.0)
+            })
+            .into_iter()
+            .fold(0.0, f64::max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CostError, CostRegistry, CostSettings, GameShape};
+    use crate::ids::ExpertId;
+
+    #[test]
+    fn totals_and_conjugates_follow_from_the_marginal_cost() {
+        let settings = [
+            CostSettings::Quota { capacity_factor: 1.0 },
+            CostSettings::Quota { capacity_factor: 1.3 },
+            CostSettings::Linear { price_per_fair_share: 0.0 },
+            CostSettings::Linear { price_per_fair_share: 0.7 },
+        ];
+        for (tokens, experts, top_k) in [(1, 1, 1), (5, 3, 2), (16, 4, 1), (7, 2, 2)] {
+            for settings in &settings {
+                let cost = settings.build(tokens, experts, top_k);
+                let expert = ExpertId(0);
+                let limit = u32::try_from(tokens).expect("small");
+                let totals: Vec<f64> = (0..=limit)
+                    .map(|load| (1..=load).map(|l| cost.marginal(expert, l)).sum())
+                    .collect();
+                for (load, total) in (0..).zip(&totals) {
+                    let given = cost.total(expert, load);
+                    assert!(given == *total || (given - total).abs() < 1e-12, "{settings:?} {load}");
+                }
+                for price in [-1.0, 0.0, 0.1, 0.35, 0.7, 1.4, 50.0] {
+                    let best = (0..=limit)
+                        .zip(&totals)
+                        .map(|(load, total)| price * f64::from(load) - total)
+                        .fold(f64::NEG_INFINITY, f64::max);
+                    let given = cost.conjugate(expert, price);
+                    assert!((given - best).abs() < 1e-12, "{settings:?} {price}: {given} {best}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parameters_out_of_range_and_unknown_names_are_refused() {
+        let shape = GameShape { tokens: 8, experts: 4, top_k: 2 };
+        let registry = CostRegistry::standard();
+        for (name, parameter) in
+            [("quota", 0.99), ("quota", f64::NAN), ("linear", -1.0), ("linear", f64::INFINITY)]
+        {
+            let refused = registry.build(name, parameter, shape).err();
+            assert!(matches!(refused, Some(CostError::Range { .. })), "{name} {parameter}");
+        }
+        let message = registry.build("tax", 1.0, shape).err().expect("unknown").to_string();
+        assert_eq!(message, "no congestion cost is called 'tax': choose one of linear, quota");
+    }
+
+    #[test]
+    fn a_cost_of_another_crate_is_built_by_name_and_cannot_displace_one() {
+        let mut registry = CostRegistry::standard();
+        let free = |_, shape: GameShape| {
+            let settings = CostSettings::Linear { price_per_fair_share: 0.0 };
+            Ok(settings.build(shape.tokens, shape.experts, shape.top_k))
+        };
+        registry.insert("free", "costs nothing", Box::new(free)).expect("a new name");
+        let taken = registry.insert("quota", "mine", Box::new(free)).err();
+        assert_eq!(taken, Some(CostError::Taken { name: "quota".into() }));
+        let shape = GameShape { tokens: 8, experts: 4, top_k: 2 };
+        let cost = registry.build("free", 0.0, shape).expect("registered");
+        assert_eq!(cost.marginal(ExpertId(3), 8).to_bits(), 0.0_f64.to_bits());
+        let names: Vec<&str> = registry.summaries().map(|(name, _)| name).collect();
+        assert_eq!(names, ["free", "linear", "quota"]);
+    }
+}

@@ -1,0 +1,78 @@
+//! The exact maximum of the potential, with prices that prove it.
+
+use super::prices::{Supply, balance};
+use super::repair::Repair;
+use super::{Choices, Game, Play, Router};
+use crate::ids::ExpertId;
+
+/// The assignment of largest potential Φ: a pure Nash equilibrium, with prices whose dual bound
+/// equals Φ but for rounding.
+///
+/// Guaranteed for any nondecreasing cost and any T, E and k: Φ is the maximum, because Φ is a
+/// min-cost flow (Rosenthal 1973 for the potential) and successive shortest paths keep every
+/// intermediate flow optimal (Ahuja, Magnanti and Orlin 1993, section 9.7). Sums and differences
+/// are in f64: parts of the scores smaller than about 1e-16 of the largest price cannot be told
+/// apart. Where the cost bars every assignment, the choices are valid and Φ is −inf.
+///
+/// The work is bounded by `most_repair_visits`. A game that would need more ends with valid
+/// choices, without overload where that is possible, and a gap that the certificate shows.
+///
+/// Iterations are price sweeps plus paths of the repair. Passes are visits of a score divided by
+/// TE, rounded up. Label: tested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Equilibrium {
+    /// Sweeps of the price phase at most. Each is one pass over the scores and one over the
+    /// tokens' margins. 0 leaves all work to the repair.
+    pub most_sweeps: u32,
+    /// Scores and arcs that the repair may visit.
+    pub most_repair_visits: u64,
+}
+
+impl Default for Equilibrium {
+    /// 16 sweeps, and 4·10⁹ visits: some seconds.
+    fn default() -> Self {
+        Self { most_sweeps: 16, most_repair_visits: 4_000_000_000 }
+    }
+}
+
+impl Router for Equilibrium {
+    fn route(&self, game: &Game<'_>, warm: Option<&[f64]>) -> Play {
+        let (experts, k) = (game.scores.experts(), game.top_k);
+        let supply = Supply::new(game);
+        if k == experts {
+            return everyone_everywhere(game, supply);
+        }
+        let usable = |p: &&[f64]| p.len() == experts && p.iter().all(|price| price.is_finite());
+        let start = warm.filter(usable).map_or_else(|| vec![0.0; experts], <[f64]>::to_vec);
+        let balanced = balance(game, supply, start, self.most_sweeps);
+        let sweeps = balanced.sweeps;
+        let mut repair = Repair::new(game, supply, balanced.prices, &balanced.demand);
+        let paths = repair.run(self.most_repair_visits);
+        let scores = game.scores.values().len() as u64;
+        let visits = 2 * u64::from(sweeps) * scores + scores + repair.score_visits();
+        let (chosen, prices) = repair.finish();
+        Play {
+            choices: Choices { experts: chosen, top_k: k },
+            prices,
+            passes: u32::try_from(visits.div_ceil(scores)).unwrap_or(u32::MAX),
+            iterations: sweeps.saturating_add(paths),
+        }
+    }
+}
+
+/// The only assignment when k = E. Any price that covers the last token's cost proves it.
+fn everyone_everywhere(game: &Game<'_>, supply: Supply<'_>) -> Play {
+    let (tokens, experts) = (game.scores.tokens(), game.scores.experts());
+    let load = u32::try_from(tokens).expect("tokens fit 32 bits");
+    let price = |expert| Some(supply.marginal(expert, load)).filter(|p| p.is_finite());
+    let row = (0..experts).map(ExpertId::from_index);
+    Play {
+        choices: Choices {
+            experts: std::iter::repeat_n(row, tokens).flatten().collect(),
+            top_k: experts,
+        },
+        prices: (0..experts).map(|expert| price(expert).unwrap_or(0.0)).collect(),
+        passes: 0,
+        iterations: 0,
+    }
+}

@@ -1,0 +1,121 @@
+//! The control: every token takes its k best experts, whatever the crowd.
+
+use rayon::prelude::*;
+
+use super::{Choices, Game, Play, Router, TOKEN_BLOCK};
+use crate::ids::ExpertId;
+
+/// Plain top-k by score; of equal scores the lowest expert first. All prices are zero.
+///
+/// Guaranteed: the largest score any assignment has. Nothing is guaranteed about balance.
+/// Label: tested.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TopK;
+
+impl Router for TopK {
+    fn route(&self, game: &Game<'_>, _: Option<&[f64]>) -> Play {
+        let top_k = game.top_k;
+        let mut experts = vec![ExpertId(0); game.scores.tokens() * top_k];
+        experts.par_chunks_mut(TOKEN_BLOCK * top_k).enumerate().for_each(|(block, chosen)| {
+            let mut best = vec![(0.0_f32, 0_u32); top_k];
+            for (offset, row) in chosen.chunks_exact_mut(top_k).enumerate() {
+                select_top(game.scores.row(block * TOKEN_BLOCK + offset), &mut best);
+                row.iter_mut().zip(&best).for_each(|(slot, (_, at))| *slot = ExpertId(*at));
+                row.sort_unstable();
+            }
+        });
+        Play {
+            choices: Choices { experts, top_k },
+            prices: vec![0.0; game.scores.experts()],
+            passes: 1,
+            iterations: 0,
+        }
+    }
+}
+
+/// Fills `best` with the largest values and their positions, descending; of equal values the
+/// lowest position first. Values are not NaN.
+///
+/// Keeps a sorted list of the best so far: most values fail one comparison with its last entry.
+/// Long lists, where the shifting would dominate, are selected by partition.
+///
+/// # Panics
+/// When `best` is empty or longer than `values`.
+pub fn select_top<V: PartialOrd + Copy>(values: &[V], best: &mut [(V, u32)]) {
+    let k = best.len();
+    assert!(1 <= k && k <= values.len(), "selects 1 to all of the values");
+    if k > LONGEST_INSERTION_LIST {
+        return select_by_partition(values, best);
+    }
+    let (head, tail) = values.split_at(k);
+    for (filled, value) in head.iter().enumerate() {
+        best[filled] = (*value, position(filled));
+        sift_up(best, filled);
+    }
+    let mut least = best[k - 1].0;
+    for (block, chunk) in tail.chunks(LANES).enumerate() {
+        if !chunk.iter().fold(false, |any, value| any | (*value > least)) {
+            continue;
+        }
+        for (lane, value) in chunk.iter().enumerate() {
+            if *value > least {
+                best[k - 1] = (*value, position(k + block * LANES + lane));
+                sift_up(best, k - 1);
+                least = best[k - 1].0;
+            }
+        }
+    }
+}
+
+const LONGEST_INSERTION_LIST: usize = 64;
+
+/// Values tested together, so that the compiler uses vector comparisons.
+const LANES: usize = 8;
+
+fn position(at: usize) -> u32 {
+    u32::try_from(at).expect("experts fit 32 bits")
+}
+
+/// Moves the entry at `from` before all smaller ones.
+fn sift_up<V: PartialOrd + Copy>(best: &mut [(V, u32)], from: usize) {
+    let entry = best[from];
+    let mut to = from;
+    while to > 0 && best[to - 1].0 < entry.0 {
+        best[to] = best[to - 1];
+        to -= 1;
+    }
+    best[to] = entry;
+}
+
+fn select_by_partition<V: PartialOrd + Copy>(values: &[V], best: &mut [(V, u32)]) {
+    let mut all: Vec<(V, u32)> = values.iter().copied().zip(0..).collect();
+    let descending = |a: &(V, u32), b: &(V, u32)| {
+        b.0.partial_cmp(&a.0).expect("values are not NaN").then(a.1.cmp(&b.1))
+    };
+    all.select_nth_unstable_by(best.len() - 1, descending);
+    all.truncate(best.len());
+    all.sort_unstable_by(descending);
+    best.copy_from_slice(&all);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::select_top;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn selection_equals_a_stable_sort_at_every_length(
+            values in prop::collection::vec(-6_i16..6, 1..150),
+        ) {
+            let values: Vec<f32> = values.into_iter().map(f32::from).collect();
+            let mut sorted: Vec<(f32, u32)> = values.iter().copied().zip(0..).collect();
+            sorted.sort_by(|a, b| b.0.total_cmp(&a.0));
+            for k in 1..=values.len() {
+                let mut best = vec![(0.0, 0); k];
+                select_top(&values, &mut best);
+                prop_assert_eq!(&best[..], &sorted[..k]);
+            }
+        }
+    }
+}
