@@ -14,3 +14,4 @@ pub mod linear;
 pub mod orders;
 pub mod precision;
 pub mod rng;
+pub mod transformer;

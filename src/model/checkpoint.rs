@@ -1,0 +1,480 @@
+//! Checkpoints in the Hugging Face layout: `config.json` and one or many `.safetensors` files.
+//!
+//! Opening checks every tensor that the configuration asks for; weights are read on demand from
+//! the mapped files and come out as f32.
+
+use super::architecture::{self as names, Architecture, FeedForward, Projections};
+use super::config::ModelConfig;
+use super::mapping::map_file;
+use super::trunk::{FeedForwardWeights, LayerWeights, SwiGlu, Trunk};
+use agents::expert::ExpertShape;
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, TensorInfo};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+/// A checkpoint whose files are mapped and whose tensors have the right names, shapes and types.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Sizes and switches.
+    pub config: ModelConfig,
+    family: &'static Architecture,
+    files: Vec<TensorFile>,
+    tensors: BTreeMap<String, Location>,
+}
+
+/// The matrices of one expert.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertWeights {
+    /// Width and hidden size.
+    pub shape: ExpertShape,
+    /// Row-major `[hidden, width]`.
+    pub gate: Vec<f32>,
+    /// Row-major `[hidden, width]`.
+    pub up: Vec<f32>,
+    /// Row-major `[width, hidden]`.
+    pub down: Vec<f32>,
+}
+
+/// Why a folder is not a checkpoint that can be run.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file or the folder cannot be opened.
+    #[error("failed to open {}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No weights.
+    #[error("{} holds neither {SINGLE_FILE} nor {INDEX_FILE}", directory.display())]
+    NoWeights {
+        /// The folder.
+        directory: PathBuf,
+    },
+    /// A JSON file does not parse.
+    #[error("{} is not valid JSON: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line and column.
+        source: serde_json::Error,
+    },
+    /// The configuration is incomplete or asks for what is not supported.
+    #[error("{} cannot be run: {}", path.display(), problems.join("; "))]
+    Config {
+        /// The configuration file.
+        path: PathBuf,
+        /// One sentence for each key.
+        problems: Vec<String>,
+    },
+    /// The index is JSON but not an index, or leads out of its folder.
+    #[error("{}: {problem}", path.display())]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A weight file is cut short or its header is wrong.
+    #[error("{} is damaged: {problem}; fetch it again", path.display())]
+    Damaged {
+        /// The weight file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Tensors are missing or not as the configuration says; at most [`MAX_PROBLEMS`] are listed.
+    #[error("{} does not hold the model of its config.json: {}", directory.display(), listed(problems))]
+    Tensors {
+        /// The folder.
+        directory: PathBuf,
+        /// What is wrong, in the order of the layers.
+        problems: Vec<TensorProblem>,
+    },
+    /// A weight is NaN or infinite.
+    #[error("tensor {tensor} in {} has a weight that is not finite at position {position}", path.display())]
+    NotFinite {
+        /// Its name.
+        tensor: String,
+        /// Its file.
+        path: PathBuf,
+        /// Row-major position of the first such weight.
+        position: usize,
+    },
+    /// An expert that the model does not have.
+    #[error("the model has no expert {expert} in layer {layer}")]
+    NoSuchExpert {
+        /// Layer asked for.
+        layer: usize,
+        /// Expert asked for.
+        expert: usize,
+    },
+}
+
+/// What is wrong with one tensor.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TensorProblem {
+    /// It is not there.
+    #[error("tensor {tensor} is missing from {}", path.display())]
+    Missing {
+        /// Its name.
+        tensor: String,
+        /// The file or index that should name it.
+        path: PathBuf,
+    },
+    /// It has other sizes.
+    #[error("tensor {tensor} in {} has shape {found:?}, expected {expected:?}", path.display())]
+    Shape {
+        /// Its name.
+        tensor: String,
+        /// Its file.
+        path: PathBuf,
+        /// From the configuration.
+        expected: Vec<usize>,
+        /// In the file.
+        found: Vec<usize>,
+    },
+    /// It is not made of floats that are supported.
+    #[error("tensor {tensor} in {} is {found}, expected F32, F16 or BF16", path.display())]
+    Dtype {
+        /// Its name.
+        tensor: String,
+        /// Its file.
+        path: PathBuf,
+        /// In the file.
+        found: String,
+    },
+}
+
+/// Problems listed before the search for more of them ends.
+pub const MAX_PROBLEMS: usize = 16;
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+#[derive(Debug)]
+struct TensorFile {
+    path: PathBuf,
+    bytes: Mmap,
+    /// Where tensor offsets count from.
+    start: usize,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+#[derive(Debug)]
+struct Location {
+    file: usize,
+    info: TensorInfo,
+}
+
+impl Checkpoint {
+    /// Opens a folder and checks every tensor.
+    ///
+    /// # Errors
+    /// The first file that cannot be read, or else all problems of the configuration, or else the
+    /// first [`MAX_PROBLEMS`] problems of the tensors.
+    pub fn open(directory: &Path) -> Result<Self, CheckpointError> {
+        let path = directory.join("config.json");
+        let (config, family) = ModelConfig::from_json(&read_json(&path)?)
+            .map_err(|problems| CheckpointError::Config { path, problems })?;
+        let (files, tensors) = open_files(directory)?;
+        let checkpoint = Self { config, family, files, tensors };
+        let problems = checkpoint.problems(directory);
+        if problems.is_empty() {
+            Ok(checkpoint)
+        } else {
+            Err(CheckpointError::Tensors { directory: directory.into(), problems })
+        }
+    }
+
+    /// Everything but the experts, as f32.
+    ///
+    /// # Errors
+    /// A weight that is not finite.
+    pub fn trunk(&self) -> Result<Trunk, CheckpointError> {
+        let layers = (0..self.config.layers).map(|layer| self.layer(layer));
+        Ok(Trunk {
+            config: self.config.clone(),
+            embedding: self.read(names::EMBEDDING)?,
+            layers: layers.collect::<Result<_, _>>()?,
+            final_norm: self.read(names::FINAL_NORM)?,
+            head: if self.config.tied_head { None } else { Some(self.read(names::HEAD)?) },
+        })
+    }
+
+    /// The router of a layer, row-major `[experts, width]`; none in a dense model.
+    ///
+    /// # Errors
+    /// A weight that is not finite.
+    ///
+    /// # Panics
+    /// When there is no such layer.
+    pub fn router(&self, layer: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
+        assert!(layer < self.config.layers, "layer {layer} of {}", self.config.layers);
+        match &self.family.feed_forward {
+            FeedForward::Dense(_) => Ok(None),
+            FeedForward::Experts { router, .. } => {
+                self.read(&names::layer_tensor(router, layer)).map(Some)
+            }
+        }
+    }
+
+    /// One expert.
+    ///
+    /// # Errors
+    /// A weight that is not finite, and ids that the model does not have.
+    pub fn expert(&self, layer: usize, expert: usize) -> Result<ExpertWeights, CheckpointError> {
+        match (&self.family.feed_forward, self.config.moe) {
+            (FeedForward::Experts { expert: parts, .. }, Some(moe))
+                if layer < self.config.layers && expert < moe.experts =>
+            {
+                let read = |pattern| self.read(&names::expert_tensor(pattern, layer, expert));
+                Ok(ExpertWeights {
+                    shape: ExpertShape { width: self.config.width, hidden: self.config.hidden },
+                    gate: read(parts.gate)?,
+                    up: read(parts.up)?,
+                    down: read(parts.down)?,
+                })
+            }
+            _ => Err(CheckpointError::NoSuchExpert { layer, expert }),
+        }
+    }
+
+    fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {
+        let read = |pattern| self.read(&names::layer_tensor(pattern, layer));
+        let norms = self.family.query_key_norm;
+        Ok(LayerWeights {
+            attention_norm: read(names::ATTENTION_NORM)?,
+            query: read(names::QUERY)?,
+            key: read(names::KEY)?,
+            value: read(names::VALUE)?,
+            attention_out: read(names::ATTENTION_OUT)?,
+            query_norm: if norms { Some(read(names::QUERY_NORM)?) } else { None },
+            key_norm: if norms { Some(read(names::KEY_NORM)?) } else { None },
+            feed_forward_norm: read(names::FEED_FORWARD_NORM)?,
+            feed_forward: match self.family.feed_forward {
+                FeedForward::Dense(Projections { gate, up, down }) => FeedForwardWeights::Dense(
+                    SwiGlu { gate: read(gate)?, up: read(up)?, down: read(down)? },
+                ),
+                FeedForward::Experts { router, .. } => FeedForwardWeights::Router(read(router)?),
+            },
+        })
+    }
+
+    /// The values of a tensor that [`Self::problems`] found in order.
+    fn read(&self, tensor: &str) -> Result<Vec<f32>, CheckpointError> {
+        let Location { file, info } = &self.tensors[tensor];
+        let file = &self.files[*file];
+        let (from, to) = info.data_offsets;
+        let values = to_f32(&file.bytes[file.start + from..file.start + to], info.dtype);
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(position) => Err(CheckpointError::NotFinite {
+                tensor: tensor.into(),
+                path: file.path.clone(),
+                position,
+            }),
+        }
+    }
+
+    /// What keeps the tensors from being the model of the configuration.
+    fn problems(&self, directory: &Path) -> Vec<TensorProblem> {
+        let several = self.files.len() != 1 || !self.files[0].path.ends_with(SINGLE_FILE);
+        let catalogue = directory.join(if several { INDEX_FILE } else { SINGLE_FILE });
+        expected_tensors(&self.config, self.family)
+            .filter_map(|(tensor, expected)| {
+                let Some(Location { file, info }) = self.tensors.get(&tensor) else {
+                    return Some(TensorProblem::Missing { tensor, path: catalogue.clone() });
+                };
+                let path = self.files[*file].path.clone();
+                if info.shape != expected {
+                    let found = info.shape.clone();
+                    Some(TensorProblem::Shape { tensor, path, expected, found })
+                } else if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                    let found = format!("{:?}", info.dtype);
+                    Some(TensorProblem::Dtype { tensor, path, found })
+                } else {
+                    None
+                }
+            })
+            .take(MAX_PROBLEMS)
+            .collect()
+    }
+}
+
+/// Names and shapes of every tensor of a model, trunk before experts within a layer.
+fn expected_tensors(
+    config: &ModelConfig,
+    family: &'static Architecture,
+) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let ModelConfig { width, hidden, vocab, .. } = *config;
+    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let mut outer = vec![
+        (names::EMBEDDING.to_owned(), vec![vocab, width]),
+        (names::FINAL_NORM.to_owned(), vec![width]),
+    ];
+    if !config.tied_head {
+        outer.push((names::HEAD.to_owned(), vec![vocab, width]));
+    }
+    let mut layer_shapes = vec![
+        (names::ATTENTION_NORM, vec![width]),
+        (names::QUERY, vec![q, width]),
+        (names::KEY, vec![kv, width]),
+        (names::VALUE, vec![kv, width]),
+        (names::ATTENTION_OUT, vec![width, q]),
+        (names::FEED_FORWARD_NORM, vec![width]),
+    ];
+    if family.query_key_norm {
+        layer_shapes.extend([(names::QUERY_NORM, vec![q]), (names::KEY_NORM, vec![kv])]);
+    }
+    let (parts, experts) = match (&family.feed_forward, config.moe) {
+        (FeedForward::Experts { router, expert, .. }, Some(moe)) => {
+            layer_shapes.push((router, vec![moe.experts, width]));
+            (expert, moe.experts)
+        }
+        // A dense network is read as one expert whose names have no number.
+        (FeedForward::Dense(parts) | FeedForward::Experts { expert: parts, .. }, _) => (parts, 1),
+    };
+    let expert_shapes = [
+        (parts.gate, vec![hidden, width]),
+        (parts.up, vec![hidden, width]),
+        (parts.down, vec![width, hidden]),
+    ];
+    outer.into_iter().chain((0..config.layers).flat_map(move |layer| {
+        let trunk = layer_shapes.clone().into_iter();
+        let trunk = trunk.map(move |(name, shape)| (names::layer_tensor(name, layer), shape));
+        let expert_shapes = expert_shapes.clone();
+        trunk.chain((0..experts).flat_map(move |expert| {
+            expert_shapes
+                .clone()
+                .map(|(name, shape)| (names::expert_tensor(name, layer, expert), shape))
+        }))
+    }))
+}
+
+/// Maps the weight files and says which file holds which tensor.
+fn open_files(
+    directory: &Path,
+) -> Result<(Vec<TensorFile>, BTreeMap<String, Location>), CheckpointError> {
+    let (single, index) = (directory.join(SINGLE_FILE), directory.join(INDEX_FILE));
+    if !index.exists() {
+        if !single.exists() {
+            return Err(CheckpointError::NoWeights { directory: directory.into() });
+        }
+        let file = TensorFile::open(single)?;
+        let location = |(name, info): (&String, &TensorInfo)| {
+            (name.clone(), Location { file: 0, info: info.clone() })
+        };
+        let tensors = file.tensors.iter().map(location).collect();
+        return Ok((vec![file], tensors));
+    }
+    let (mut files, mut opened, mut tensors) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    for (tensor, name) in read_index(&index)? {
+        let file = match opened.get(&name) {
+            Some(file) => *file,
+            None => {
+                files.push(TensorFile::open(directory.join(&name))?);
+                opened.insert(name, files.len() - 1);
+                files.len() - 1
+            }
+        };
+        let Some(info) = files[file].tensors.get(&tensor).cloned() else {
+            let path = files[file].path.clone();
+            let problems = vec![TensorProblem::Missing { tensor, path }];
+            return Err(CheckpointError::Tensors { directory: directory.into(), problems });
+        };
+        tensors.insert(tensor, Location { file, info });
+    }
+    Ok((files, tensors))
+}
+
+/// Tensor name → file name, each a plain name in the index's own folder.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+    let wrong = |problem: String| CheckpointError::Index { path: path.into(), problem };
+    let json = read_json(path)?;
+    let map = json.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| wrong("`weight_map` is not an object".into()))?;
+    map.iter()
+        .map(|(tensor, file)| {
+            let name = file.as_str().unwrap_or_default();
+            let mut parts = Path::new(name).components();
+            match (parts.next(), parts.next()) {
+                (Some(Component::Normal(_)), None) => Ok((tensor.clone(), name.to_owned())),
+                _ => Err(wrong(format!(
+                    "tensor {tensor} is said to be in {file}, which is not a file name in this folder"
+                ))),
+            }
+        })
+        .collect()
+}
+
+impl TensorFile {
+    fn open(path: PathBuf) -> Result<Self, CheckpointError> {
+        let bytes = match map_file(&path) {
+            Ok(bytes) => bytes,
+            Err(source) => return Err(CheckpointError::Open { path, source }),
+        };
+        match read_header(&bytes) {
+            Ok((start, tensors)) => Ok(Self { path, bytes, start, tensors }),
+            Err(problem) => Err(CheckpointError::Damaged { path, problem }),
+        }
+    }
+}
+
+/// Where the data starts, and the tensors, each wholly inside the file.
+///
+/// The layout is that of the safetensors format: a little-endian u64 length, a JSON header of that
+/// length, the data. The crate's own reader adds hostile offsets without a check.
+fn read_header(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), String> {
+    let cut = || format!("its {} bytes end before its header does", bytes.len());
+    let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length)).ok_or_else(cut)?;
+    let start = usize::try_from(length).ok().and_then(|n| n.checked_add(8)).ok_or_else(cut)?;
+    let header = bytes.get(8..start).ok_or_else(cut)?;
+    let header: BTreeMap<String, Value> =
+        serde_json::from_slice(header).map_err(|error| format!("its header: {error}"))?;
+    let mut tensors = BTreeMap::new();
+    for (name, value) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
+        let info: TensorInfo =
+            serde_json::from_value(value).map_err(|error| format!("tensor {name}: {error}"))?;
+        let (from, to) = info.data_offsets;
+        let data = bytes.len() - start;
+        if to > data {
+            return Err(format!("tensor {name} ends at byte {to} of {data}"));
+        }
+        let count = info.shape.iter().try_fold(1usize, |count, n| count.checked_mul(*n));
+        let bits = count.and_then(|count| count.checked_mul(info.dtype.bitsize()));
+        if to.checked_sub(from).and_then(|length| length.checked_mul(8)) != bits {
+            return Err(format!(
+                "tensor {name} has shape {:?} of {:?} in bytes {from} to {to}",
+                info.shape, info.dtype
+            ));
+        }
+        tensors.insert(name, info);
+    }
+    Ok((start, tensors))
+}
+
+/// Little-endian floats of one of the supported types.
+fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let halves = bytes.as_chunks::<2>().0.iter();
+    match dtype {
+        Dtype::F16 => halves.map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect(),
+        Dtype::BF16 => halves.map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32()).collect(),
+        Dtype::F32 => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        other => unreachable!("{other:?} was refused when the checkpoint was opened"),
+    }
+}
+
+fn read_json(path: &Path) -> Result<Value, CheckpointError> {
+    let bytes = std::fs::read(path)
+        .map_err(|source| CheckpointError::Open { path: path.into(), source })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|source| CheckpointError::Json { path: path.into(), source })
+}
+
+fn listed(problems: &[TensorProblem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,168 @@
+//! Plain top-k routing with all experts in this process: the control of every run, and what
+//! `eval` scores.
+
+use super::checkpoint::{Checkpoint, CheckpointError};
+use super::config::MoeConfig;
+use agents::expert::{BitWidth, Expert};
+use agents::game::Choices;
+use agents::ids::ExpertId;
+use agents::transformer::{add_scaled, softmax};
+use rayon::prelude::*;
+
+/// Every expert of a model, computed here.
+#[derive(Clone, Debug)]
+pub struct LocalExperts {
+    /// By layer and expert; no layers for a dense model.
+    layers: Vec<Vec<Expert>>,
+    moe: Option<MoeConfig>,
+}
+
+/// What a routed layer gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeOutput {
+    /// Gated sum of the experts' outputs, `[tokens, width]`.
+    pub output: Vec<f32>,
+    /// Tokens that each expert computed.
+    pub loads: Vec<u32>,
+}
+
+impl LocalExperts {
+    /// Loads all experts with codes of `bits`, in groups of `group` weights.
+    ///
+    /// # Errors
+    /// A weight that is not finite.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        bits: BitWidth,
+        group: usize,
+    ) -> Result<Self, CheckpointError> {
+        let moe = checkpoint.config.moe;
+        let Some(MoeConfig { experts, .. }) = moe else {
+            return Ok(Self { layers: Vec::new(), moe });
+        };
+        let load = |layer, expert| {
+            let weights = checkpoint.expert(layer, expert)?;
+            let (gate, up, down) = (&weights.gate, &weights.up, &weights.down);
+            Ok(Expert::quantize(weights.shape, gate, up, down, bits, group))
+        };
+        let layers = (0..checkpoint.config.layers)
+            .map(|layer| (0..experts).into_par_iter().map(|expert| load(layer, expert)).collect())
+            .collect::<Result<_, _>>()?;
+        Ok(Self { layers, moe })
+    }
+
+    /// One routed layer: `x` is `[tokens, width]`, `router_logits` is `[tokens, experts]`.
+    ///
+    /// # Panics
+    /// When the model has no such routed layer, or lengths do not match.
+    #[must_use]
+    pub fn forward(&self, layer: usize, x: &[f32], router_logits: &[f32]) -> MoeOutput {
+        let moe = self.moe.expect("a dense model has no routed layer");
+        let mut probabilities = router_logits.to_vec();
+        softmax(&mut probabilities, moe.experts);
+        let choices = top_k(&probabilities, moe.experts, moe.top_k);
+        let gates = gates(&probabilities, &choices, moe);
+        let output = run_experts(&self.layers[layer], x, &choices, &gates);
+        MoeOutput { output, loads: choices.loads(moe.experts) }
+    }
+}
+
+/// The k most probable experts of every row, the lowest id among equals.
+///
+/// # Panics
+/// When `top_k` exceeds `experts`.
+#[must_use]
+pub fn top_k(probabilities: &[f32], experts: usize, top_k: usize) -> Choices {
+    assert!(top_k <= experts, "{top_k} of {experts} experts");
+    let mut chosen = Vec::with_capacity(probabilities.len() / experts * top_k);
+    let mut order: Vec<usize> = Vec::with_capacity(experts);
+    for row in probabilities.chunks_exact(experts) {
+        order.clear();
+        order.extend(0..experts);
+        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+        order.truncate(top_k);
+        order.sort_unstable();
+        chosen.extend(order.iter().map(|expert| ExpertId::from_index(*expert)));
+    }
+    Choices { experts: chosen, top_k }
+}
+
+/// The weights of the chosen experts' outputs, in the order of `choices`: their router
+/// probabilities, divided by their sum where the model says so.
+///
+/// # Panics
+/// When there is not one row of probabilities a token.
+#[must_use]
+pub fn gates(probabilities: &[f32], choices: &Choices, moe: MoeConfig) -> Vec<f32> {
+    assert_eq!(probabilities.len(), choices.tokens() * moe.experts, "one row a token");
+    let mut gates = Vec::with_capacity(choices.experts.len());
+    for (token, row) in probabilities.chunks_exact(moe.experts).enumerate() {
+        let start = gates.len();
+        gates.extend(choices.row(token).iter().map(|expert| row[expert.index()]));
+        if moe.norm_top_k {
+            let sum: f32 = gates[start..].iter().sum();
+            gates[start..].iter_mut().for_each(|gate| *gate /= sum);
+        }
+    }
+    gates
+}
+
+/// Runs every expert on its tokens and adds the gated outputs, in ascending order of expert.
+fn run_experts(experts: &[Expert], x: &[f32], choices: &Choices, gates: &[f32]) -> Vec<f32> {
+    let width = experts[0].shape().width;
+    assert_eq!(x.len(), choices.tokens() * width, "one hidden state a token");
+    let mut inputs = vec![Vec::new(); experts.len()];
+    // Where the output of a token's i-th expert will stand among that expert's rows.
+    let mut slots = Vec::with_capacity(choices.experts.len());
+    for (token, x) in x.chunks_exact(width).enumerate() {
+        for expert in choices.row(token) {
+            let rows = &mut inputs[expert.index()];
+            slots.push(rows.len());
+            rows.extend_from_slice(x);
+        }
+    }
+    let outputs: Vec<Vec<f32>> = experts
+        .par_iter()
+        .zip(inputs)
+        .map(|(expert, rows)| {
+            let mut out = vec![0.0; rows.len()];
+            if !rows.is_empty() {
+                expert.forward(&rows, &mut out);
+            }
+            out
+        })
+        .collect();
+    let mut sum = vec![0.0; x.len()];
+    sum.par_chunks_exact_mut(width).enumerate().for_each(|(token, sum)| {
+        let pairs = token * choices.top_k..(token + 1) * choices.top_k;
+        for pair in pairs {
+            let rows = &outputs[choices.experts[pair].index()];
+            add_scaled(sum, gates[pair], &rows[slots[pair]..][..width]);
+        }
+    });
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{gates, top_k};
+    use crate::model::config::MoeConfig;
+    use agents::ids::ExpertId;
+
+    #[test]
+    fn the_lowest_ids_win_among_equal_probabilities() {
+        let rows = [0.2, 0.3, 0.3, 0.2, 0.25, 0.25, 0.25, 0.25];
+        let choices = top_k(&rows, 4, 2);
+        assert_eq!(choices.experts, [1, 2, 0, 1].map(ExpertId));
+        assert_eq!(top_k(&rows, 4, 3).row(0), [0, 1, 2].map(ExpertId));
+    }
+
+    #[test]
+    fn gates_are_probabilities_and_sum_to_one_only_when_asked() {
+        let rows = [0.1, 0.6, 0.1, 0.2];
+        let choices = top_k(&rows, 4, 2);
+        let moe = |norm_top_k| MoeConfig { experts: 4, top_k: 2, norm_top_k };
+        assert_eq!(gates(&rows, &choices, moe(false)), [0.6, 0.2]);
+        assert_eq!(gates(&rows, &choices, moe(true)), [0.6 / 0.8, 0.2 / 0.8]);
+    }
+}

@@ -1,0 +1,278 @@
+//! The f32 forward pass around the experts, one layer at a time, so that a caller can hand each
+//! Mixture-of-Experts layer to the game and the nodes.
+//!
+//! A layer is `h += attention(norm(h)); h += feed_forward(norm(h))`. Dense feed-forward networks
+//! run here; for a routed layer the caller gets its input and router logits and returns its output.
+
+use super::config::ModelConfig;
+use agents::linear::{self, linear};
+use agents::transformer::{
+    AttentionShape, Rotary, causal_attention, cross_entropy, rms_norm, swiglu,
+};
+use rayon::prelude::*;
+
+/// All weights of a model but its experts. Matrices are row-major `[outputs, inputs]`.
+#[derive(Clone, Debug)]
+pub struct Trunk {
+    /// Sizes and switches.
+    pub config: ModelConfig,
+    /// `[vocab, width]`.
+    pub embedding: Vec<f32>,
+    /// First to last.
+    pub layers: Vec<LayerWeights>,
+    /// `[width]`.
+    pub final_norm: Vec<f32>,
+    /// `[vocab, width]`; none when the embedding serves as the head.
+    pub head: Option<Vec<f32>>,
+}
+
+/// One layer without its experts.
+#[derive(Clone, Debug)]
+pub struct LayerWeights {
+    /// `[width]`.
+    pub attention_norm: Vec<f32>,
+    /// `[heads · head_dim, width]`.
+    pub query: Vec<f32>,
+    /// `[kv_heads · head_dim, width]`.
+    pub key: Vec<f32>,
+    /// `[kv_heads · head_dim, width]`.
+    pub value: Vec<f32>,
+    /// `[width, heads · head_dim]`.
+    pub attention_out: Vec<f32>,
+    /// `[heads · head_dim]`, where the family has one.
+    pub query_norm: Option<Vec<f32>>,
+    /// `[kv_heads · head_dim]`, where the family has one.
+    pub key_norm: Option<Vec<f32>>,
+    /// `[width]`.
+    pub feed_forward_norm: Vec<f32>,
+    /// What follows attention.
+    pub feed_forward: FeedForwardWeights,
+}
+
+/// The feed-forward part of a layer.
+#[derive(Clone, Debug)]
+pub enum FeedForwardWeights {
+    /// One network, run by the trunk.
+    Dense(SwiGlu),
+    /// A router, `[experts, width]`; the experts are run by the caller.
+    Router(Vec<f32>),
+}
+
+/// A dense feed-forward network, `W_down (silu(W_gate x) ⊙ W_up x)`.
+#[derive(Clone, Debug)]
+pub struct SwiGlu {
+    /// `[hidden, width]`.
+    pub gate: Vec<f32>,
+    /// `[hidden, width]`.
+    pub up: Vec<f32>,
+    /// `[width, hidden]`.
+    pub down: Vec<f32>,
+}
+
+/// Why tokens cannot be run through a model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokensError {
+    /// A token id that the embedding does not have.
+    #[error("token id {id} at position {position} is outside the vocabulary of {vocab}: \
+             the tokenizer belongs to another model")]
+    Vocabulary {
+        /// The id.
+        id: u32,
+        /// Where it stands.
+        position: usize,
+        /// Symbols of the model.
+        vocab: usize,
+    },
+    /// A window longer than the model was made for.
+    #[error("a window of {window} tokens exceeds the {max_positions} positions of the model")]
+    Window {
+        /// Tokens of a window.
+        window: usize,
+        /// The model's limit.
+        max_positions: usize,
+    },
+}
+
+/// A batch of windows on its way through the layers. Its calls come in one order: for each layer
+/// [`Pass::up_to_router`], then [`Pass::add_moe`] if that gave something; at last
+/// [`Pass::logits`] or [`Pass::losses`].
+#[derive(Debug)]
+pub struct Pass<'a> {
+    trunk: &'a Trunk,
+    rotary: Rotary,
+    window: usize,
+    /// Residual stream, `[tokens, width]`.
+    hidden: Vec<f32>,
+    moe_input: Vec<f32>,
+    router_logits: Vec<f32>,
+    /// The layer to come, or the one that waits for its experts' output.
+    layer: usize,
+    awaits_experts: bool,
+}
+
+/// What a routed layer starts from.
+#[derive(Clone, Copy, Debug)]
+pub struct MoeInput<'a> {
+    /// Normed hidden states, `[tokens, width]`: what the experts compute on.
+    pub hidden: &'a [f32],
+    /// Router logits, `[tokens, experts]`.
+    pub router_logits: &'a [f32],
+}
+
+impl Trunk {
+    /// Starts a batch of windows of one length, each with a context of its own.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary, and windows longer than the model's positions.
+    ///
+    /// # Panics
+    /// When `ids` is not a whole number of windows.
+    pub fn begin(&self, ids: &[u32], window: usize) -> Result<Pass<'_>, TokensError> {
+        let ModelConfig { width, vocab, max_positions, head_dim, .. } = self.config;
+        assert!(window > 0 && ids.len().is_multiple_of(window), "whole windows");
+        if window > max_positions {
+            return Err(TokensError::Window { window, max_positions });
+        }
+        if let Some(position) = ids.iter().position(|id| *id as usize >= vocab) {
+            return Err(TokensError::Vocabulary { id: ids[position], position, vocab });
+        }
+        let rows = ids.iter().flat_map(|id| &self.embedding[*id as usize * width..][..width]);
+        Ok(Pass {
+            trunk: self,
+            rotary: Rotary::new(window, head_dim, self.config.rope_theta),
+            window,
+            hidden: rows.copied().collect(),
+            moe_input: Vec::new(),
+            router_logits: Vec::new(),
+            layer: 0,
+            awaits_experts: false,
+        })
+    }
+
+    fn head(&self) -> &[f32] {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+impl Pass<'_> {
+    /// Tokens of the batch.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.hidden.len() / self.trunk.config.width
+    }
+
+    /// Runs a layer up to its experts. A dense layer is run to its end and gives `None`.
+    ///
+    /// # Panics
+    /// When `layer` is not the next one, or the one before still awaits its experts.
+    pub fn up_to_router(&mut self, layer: usize) -> Option<MoeInput<'_>> {
+        assert!(!self.awaits_experts, "layer {} awaits its experts", self.layer);
+        assert_eq!(layer, self.layer, "layers run in order");
+        let trunk = self.trunk;
+        let (width, weights) = (trunk.config.width, &trunk.layers[layer]);
+        let attended = self.attention(weights);
+        add(&mut self.hidden, &attended);
+        let mut input = self.hidden.clone();
+        rms_norm(&mut input, &weights.feed_forward_norm, trunk.config.rms_eps);
+        match &weights.feed_forward {
+            FeedForwardWeights::Dense(network) => {
+                let hidden = trunk.config.hidden;
+                let mut gate = product(&input, &network.gate, width);
+                swiglu(&mut gate, &product(&input, &network.up, width));
+                add(&mut self.hidden, &product(&gate, &network.down, hidden));
+                self.layer += 1;
+                None
+            }
+            FeedForwardWeights::Router(router) => {
+                self.router_logits = product(&input, router, width);
+                self.moe_input = input;
+                self.awaits_experts = true;
+                Some(MoeInput { hidden: &self.moe_input, router_logits: &self.router_logits })
+            }
+        }
+    }
+
+    /// Adds the output of a routed layer, `[tokens, width]`, to the residual stream.
+    ///
+    /// # Panics
+    /// When `layer` does not await its experts, or `output` has another length.
+    pub fn add_moe(&mut self, layer: usize, output: &[f32]) {
+        assert!(self.awaits_experts && layer == self.layer, "layer {layer} awaits no experts");
+        add(&mut self.hidden, output);
+        self.awaits_experts = false;
+        self.layer += 1;
+    }
+
+    /// Logits of the next token, `[tokens, vocab]`.
+    ///
+    /// # Panics
+    /// Before the last layer is done.
+    #[must_use]
+    pub fn logits(&self) -> Vec<f32> {
+        product(&self.normed_output(), self.trunk.head(), self.trunk.config.width)
+    }
+
+    /// `−ln p(target)` of every token, in nats, without keeping the logits.
+    ///
+    /// # Panics
+    /// Before the last layer is done, when there is not one target a token, and when a target is
+    /// outside the vocabulary.
+    #[must_use]
+    pub fn losses(&self, targets: &[u32]) -> Vec<f64> {
+        let ModelConfig { width, vocab, .. } = self.trunk.config;
+        assert_eq!(targets.len(), self.tokens(), "one target a token");
+        let output = self.normed_output();
+        let rows = output.par_chunks(linear::ROW_BLOCK * width);
+        rows.zip(targets.par_chunks(linear::ROW_BLOCK))
+            .flat_map_iter(|(rows, targets)| {
+                let mut logits = vec![0.0; targets.len() * vocab];
+                linear::block(rows, self.trunk.head(), &mut logits, width, vocab);
+                let rows = logits.chunks_exact(vocab).zip(targets);
+                rows.map(|(row, target)| cross_entropy(row, *target as usize)).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    fn normed_output(&self) -> Vec<f32> {
+        assert!(self.layer == self.trunk.layers.len(), "layer {} has not run", self.layer);
+        let mut output = self.hidden.clone();
+        rms_norm(&mut output, &self.trunk.final_norm, self.trunk.config.rms_eps);
+        output
+    }
+
+    fn attention(&self, weights: &LayerWeights) -> Vec<f32> {
+        let ModelConfig { width, heads, kv_heads, head_dim, rms_eps, clip_qkv, .. } =
+            self.trunk.config;
+        let mut input = self.hidden.clone();
+        rms_norm(&mut input, &weights.attention_norm, rms_eps);
+        let mut q = product(&input, &weights.query, width);
+        let mut k = product(&input, &weights.key, width);
+        let mut v = product(&input, &weights.value, width);
+        if let (Some(query_norm), Some(key_norm)) = (&weights.query_norm, &weights.key_norm) {
+            rms_norm(&mut q, query_norm, rms_eps);
+            rms_norm(&mut k, key_norm, rms_eps);
+        }
+        if let Some(bound) = clip_qkv {
+            for x in [&mut q, &mut k, &mut v].into_iter().flatten() {
+                *x = x.clamp(-bound, bound);
+            }
+        }
+        self.rotary.rotate(&mut q, heads);
+        self.rotary.rotate(&mut k, kv_heads);
+        let shape = AttentionShape { window: self.window, heads, kv_heads, head_dim };
+        let attended = causal_attention(&q, &k, &v, shape);
+        product(&attended, &weights.attention_out, heads * head_dim)
+    }
+}
+
+/// `x · wᵀ` for rows of `inputs` values.
+fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
+    let outputs = w.len() / inputs;
+    let mut out = vec![0.0; x.len() / inputs * outputs];
+    linear(x, w, &mut out, inputs, outputs);
+    out
+}
+
+fn add(hidden: &mut [f32], x: &[f32]) {
+    agents::transformer::add_scaled(hidden, 1.0, x);
+}
