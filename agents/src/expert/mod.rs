@@ -1,8 +1,24 @@
 //! Expert arithmetic: what a worker node computes. Knows nothing of the ECS world.
 //!
-//! An expert is a SwiGLU feed-forward network, `y = W_down (silu(W_gate x) ⊙ W_up x)`.
+//! An expert is a SwiGLU feed-forward network, `y = W_down (silu(W_gate x) ⊙ W_up x)`. Its weights
+//! are f32, or codes of 2, 4 or 8 bits with an f16 scale and minimum per group of inputs.
+
+mod bits;
+mod codec;
+mod combine;
+mod group;
+mod kernel;
+mod matrix;
+pub mod reference;
+
+pub use bits::{BitWidth, UnknownBitWidth};
+pub use codec::CodecError;
+pub use combine::combine;
+pub use group::{Group, MAX_GROUP};
 
 use crate::linear;
+use kernel::{Activations, product};
+use matrix::{Layout, Matrix};
 
 /// Sizes of an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,46 +29,87 @@ pub struct ExpertShape {
     pub hidden: usize,
 }
 
-/// Bits a weight code has; `Full` keeps f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum BitWidth {
-    /// 2-bit codes.
-    Two,
-    /// 4-bit codes.
-    Four,
-    /// 8-bit codes.
-    Eight,
-    /// f32, not quantized.
-    Full,
-}
+/// Group lengths that [`Expert::quantize`] takes.
+pub const GROUP_LENGTHS: [usize; 2] = [32, 64];
 
 /// One expert, ready to compute.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Expert {
     shape: ExpertShape,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    down: Vec<f32>,
+    weights: Weights,
 }
 
-/// Why bytes are not an expert.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct CodecError(pub String);
+/// Gate and up `[hidden, width]`, down `[width, hidden]`, in this order.
+#[derive(Clone, Debug, PartialEq)]
+enum Weights {
+    Full([Vec<f32>; 3]),
+    Quantized(BitWidth, [Matrix; 3]),
+}
+
+impl ExpertShape {
+    /// Weights of an expert, 3·d·h.
+    #[must_use]
+    pub fn weights(self) -> usize {
+        3 * self.width * self.hidden
+    }
+
+    /// Bytes that an expert of this shape keeps resident: [`Expert::bytes`] without quantizing.
+    #[must_use]
+    pub fn bytes(self, bits: BitWidth, group: usize) -> u64 {
+        if bits == BitWidth::Full {
+            return f32_bytes(self);
+        }
+        self.layouts(bits, group).iter().map(|layout| layout.bytes() as u64).sum()
+    }
+
+    /// Rows and columns of gate, up and down.
+    fn sizes(self) -> [(usize, usize); 3] {
+        let Self { width, hidden } = self;
+        [(hidden, width), (hidden, width), (width, hidden)]
+    }
+
+    fn layouts(self, bits: BitWidth, group: usize) -> [Layout; 3] {
+        let bits = bits.code_bits();
+        self.sizes().map(|(rows, columns)| Layout { rows, columns, bits, group })
+    }
+}
+
+/// Bytes of an expert's weights in f32.
+#[must_use]
+pub fn f32_bytes(shape: ExpertShape) -> u64 {
+    4 * shape.weights() as u64
+}
 
 impl Expert {
     /// Quantizes an expert: `gate` and `up` are row-major `[hidden, width]`, `down` is `[width, hidden]`;
-    /// groups of `group` weights along the input share a scale and a minimum.
+    /// groups of `group` weights along the input share a scale and a minimum. The last group of a row
+    /// may be shorter. [`BitWidth::Full`] keeps the weights and ignores `group`.
+    ///
+    /// # Panics
+    /// When a size is 0, a slice's length does not match `shape`, a weight is not finite, or `group`
+    /// is none of [`GROUP_LENGTHS`].
     #[must_use]
     pub fn quantize(
         shape: ExpertShape,
         gate: &[f32],
         up: &[f32],
         down: &[f32],
-        _bits: BitWidth,
-        _group: usize,
+        bits: BitWidth,
+        group: usize,
     ) -> Self {
-        Self { shape, gate: gate.to_vec(), up: up.to_vec(), down: down.to_vec() }
+        let parts = [gate, up, down];
+        assert!(shape.weights() > 0, "an expert has weights");
+        assert!(parts.iter().all(|part| part.len() * 3 == shape.weights()), "weights match the shape");
+        assert!(parts.iter().all(|part| part.iter().all(|w| w.is_finite())), "weights are finite");
+        let weights = if bits == BitWidth::Full {
+            Weights::Full(parts.map(<[f32]>::to_vec))
+        } else {
+            assert!(GROUP_LENGTHS.contains(&group), "groups have one of {GROUP_LENGTHS:?} weights");
+            let [gate, up, down] = shape.layouts(bits, group);
+            let part = |i: usize, layout| Matrix::quantize(parts[i], layout);
+            Weights::Quantized(bits, [part(0, gate), part(1, up), part(2, down)])
+        };
+        Self { shape, weights }
     }
 
     /// Its sizes.
@@ -64,52 +121,67 @@ impl Expert {
     /// The bits of its codes.
     #[must_use]
     pub fn bits(&self) -> BitWidth {
-        BitWidth::Full
+        match &self.weights {
+            Weights::Full(_) => BitWidth::Full,
+            Weights::Quantized(bits, _) => *bits,
+        }
+    }
+
+    /// Weights that share a scale; `None` for f32.
+    #[must_use]
+    pub fn group(&self) -> Option<usize> {
+        match &self.weights {
+            Weights::Full(_) => None,
+            Weights::Quantized(_, [gate, ..]) => Some(gate.layout.group),
+        }
+    }
+
+    /// Resident bytes of its weights: codes, scales and minima, with the padding to whole row tiles.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.shape.bytes(self.bits(), self.group().unwrap_or(1))
+    }
+
+    /// Bits per weight: 8 · [`Self::bytes`] ÷ weights.
+    #[must_use]
+    pub fn bits_per_weight(&self) -> f64 {
+        8.0 * self.bytes() as f64 / self.shape.weights() as f64
     }
 
     /// `out = expert(x)` for row-major `x` and `out` of `[m, width]`, on the calling thread.
     /// A row's bits never depend on the rows beside it.
+    ///
+    /// A row of `x` with a value that is not finite gives a row of NaN.
+    ///
+    /// # Panics
+    /// When `x` has no whole rows, or `out` has another length.
     pub fn forward(&self, x: &[f32], out: &mut [f32]) {
         let ExpertShape { width, hidden } = self.shape;
         let m = x.len() / width;
+        assert!(x.len() == m * width && out.len() == x.len(), "x and out are [m, width]");
         let (mut gate, mut up) = (vec![0.0; m * hidden], vec![0.0; m * hidden]);
-        linear::linear_serial(x, &self.gate, &mut gate, width, hidden);
-        linear::linear_serial(x, &self.up, &mut up, width, hidden);
-        gate.iter_mut().zip(&up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
-        linear::linear_serial(&gate, &self.down, out, hidden, width);
+        match &self.weights {
+            Weights::Full([w_gate, w_up, w_down]) => {
+                linear::linear_serial(x, w_gate, &mut gate, width, hidden);
+                linear::linear_serial(x, w_up, &mut up, width, hidden);
+                gate_in_place(&mut gate, &up);
+                linear::linear_serial(&gate, w_down, out, hidden, width);
+            }
+            Weights::Quantized(_, [w_gate, w_up, w_down]) => {
+                let group = w_gate.layout.group;
+                let x = Activations::quantize(x, width, group);
+                product(&x, w_gate, &mut gate);
+                product(&x, w_up, &mut up);
+                gate_in_place(&mut gate, &up);
+                product(&Activations::quantize(&gate, hidden, group), w_down, out);
+            }
+        }
     }
+}
 
-    /// The documented, versioned encoding.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for n in [self.shape.width, self.shape.hidden] {
-            bytes.extend_from_slice(&(n as u64).to_le_bytes());
-        }
-        for part in [&self.gate, &self.up, &self.down] {
-            bytes.extend_from_slice(bytemuck::cast_slice(part));
-        }
-        bytes
-    }
-
-    /// Decodes [`Self::to_bytes`].
-    ///
-    /// # Errors
-    /// When the header or the length is wrong.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
-        let short = || CodecError("truncated expert".into());
-        let word = |i: usize| {
-            let bytes = bytes.get(i * 8..i * 8 + 8).ok_or_else(short)?;
-            Ok(u64::from_le_bytes(bytes.try_into().expect("eight bytes")) as usize)
-        };
-        let shape = ExpertShape { width: word(0)?, hidden: word(1)? };
-        let part = shape.width * shape.hidden;
-        let floats: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(&bytes[16..]);
-        if floats.len() != 3 * part {
-            return Err(short());
-        }
-        let (gate, rest) = floats.split_at(part);
-        let (up, down) = rest.split_at(part);
-        Ok(Self { shape, gate: gate.into(), up: up.into(), down: down.into() })
+/// `gate = silu(gate) ⊙ up`.
+fn gate_in_place(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        *g = *g / (1.0 + (-*g).exp()) * u;
     }
 }

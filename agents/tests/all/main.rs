@@ -1,1 +1,3 @@
+//! Properties of the pure core, and comparisons with slow definitions of the same thing.
 
+mod expert;

@@ -1,0 +1,355 @@
+//! Expert arithmetic against its f64 definition, and the encoding against hostile bytes.
+
+use agents::expert::{
+    BitWidth, CodecError, Expert, ExpertShape, Group, combine, f32_bytes, reference,
+};
+use agents::ids::TokenId;
+use agents::rng::stream;
+use half::f16;
+use proptest::prelude::*;
+
+const SHAPE: ExpertShape = ExpertShape { width: 256, hidden: 64 };
+
+fn random(purpose: &str, len: usize, scale: f32) -> Vec<f32> {
+    let mut rng = stream(11, purpose);
+    // A sum of uniforms has tails, as trained weights and activations have.
+    (0..len).map(|_| ((0..6).map(|_| rng.random::<f32>()).sum::<f32>() - 3.0) * scale).collect()
+}
+
+fn expert(shape: ExpertShape, bits: BitWidth, group: usize) -> Expert {
+    let part = |purpose| random(purpose, shape.weights() / 3, 0.1);
+    Expert::quantize(shape, &part("gate"), &part("up"), &part("down"), bits, group)
+}
+
+fn forward(expert: &Expert, x: &[f32]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len()];
+    expert.forward(x, &mut out);
+    out
+}
+
+/// Bounds of |kernel − exact| for one row of a product, given bounds `dx` of the input's error.
+struct ErrorBound {
+    quantized: bool,
+}
+
+impl ErrorBound {
+    fn of_product(&self, w: &[f64], x: &[f64], dx: &[f64], group: usize) -> Vec<f64> {
+        let eps = f64::from(f32::EPSILON);
+        let largest_w = w.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        let mut dx = dx.to_vec();
+        if self.quantized {
+            // Half a step of 1/32767 of the group's largest, and the rounding of the f32 inverse.
+            for (dx, x) in dx.chunks_mut(group).zip(x.chunks(group)) {
+                let largest = x.iter().zip(&*dx).fold(0.0, |a: f64, (x, d)| a.max(x.abs() + d));
+                dx.iter_mut().for_each(|d| *d += 0.51 * largest / 32_767.0);
+            }
+        }
+        let absolute: f64 = x.iter().zip(&dx).map(|(x, d)| x.abs() + d).sum();
+        // A group's two terms are at most (|s·q| + |m|)·Σ|x| and m is within a range of the weights;
+        // f32 sums of n terms lose at most n·eps of the sum of magnitudes.
+        let terms = if self.quantized { 2 * x.len().div_ceil(group) + 8 } else { x.len() };
+        let rounding = terms as f64 * eps * 4.0 * largest_w * absolute;
+        w.chunks(x.len())
+            .map(|w| w.iter().zip(&dx).map(|(w, d)| w.abs() * d).sum::<f64>() + rounding)
+            .collect()
+    }
+
+    fn of_expert(&self, expert: &Expert, x: &[f32], group: usize) -> Vec<f64> {
+        let [gate, up, down] = reference::weights(expert);
+        let x: Vec<f64> = x.iter().copied().map(f64::from).collect();
+        let exact = |w: &[f64]| -> Vec<f64> {
+            w.chunks(x.len()).map(|w| w.iter().zip(&x).map(|(w, x)| w * x).sum()).collect()
+        };
+        let zero = vec![0.0; x.len()];
+        let (dg, du) = (self.of_product(&gate, &x, &zero, group), self.of_product(&up, &x, &zero, group));
+        let mut inner = Vec::new();
+        let mut d_inner = Vec::new();
+        for (((g, u), dg), du) in exact(&gate).into_iter().zip(exact(&up)).zip(dg).zip(du) {
+            let silu = g / (1.0 + (-g).exp());
+            inner.push(silu * u);
+            // |silu'| < 1.1
+            let rounding = 8.0 * f64::from(f32::EPSILON) * (silu * u).abs();
+            d_inner.push(1.1 * dg * (u.abs() + du) + silu.abs() * du + rounding);
+        }
+        self.of_product(&down, &inner, &d_inner, group)
+    }
+}
+
+#[test]
+fn forward_is_within_the_derived_bound_of_the_f64_definition() {
+    for (width, hidden) in [(256, 64), (256, 640), (33, 7), (1, 1), (70, 100)] {
+        let shape = ExpertShape { width, hidden };
+        for bits in BitWidth::ALL {
+            for group in [32, 64] {
+                let expert = expert(shape, bits, group);
+                let x = random("x", 3 * width, 1.0);
+                let (out, exact) = (forward(&expert, &x), reference::forward(&expert, &x));
+                let bound = ErrorBound { quantized: bits != BitWidth::Full };
+                for (t, row) in x.chunks(width).enumerate() {
+                    let bounds = bound.of_expert(&expert, row, group);
+                    for (i, limit) in bounds.iter().enumerate() {
+                        let at = t * width + i;
+                        let error = (f64::from(out[at]) - exact[at]).abs();
+                        assert!(error <= *limit, "{shape:?} {bits} bits: {error} > {limit}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Relative error of the output against the f64 definition of `exact`.
+fn relative_error(out: &[f32], exact: &[f64]) -> f64 {
+    let error: f64 = out.iter().zip(exact).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+    (error / exact.iter().map(|b| b * b).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn more_bits_and_shorter_groups_bring_the_output_closer_to_the_f32_expert() {
+    let x = random("x", 32 * SHAPE.width, 1.0);
+    let exact = reference::forward(&expert(SHAPE, BitWidth::Full, 64), &x);
+    for group in [32, 64] {
+        let errors =
+            BitWidth::ALL.map(|bits| relative_error(&forward(&expert(SHAPE, bits, group), &x), &exact));
+        assert!(errors.windows(2).all(|pair| pair[1] < pair[0] / 3.0), "{errors:?}");
+        // Uniform rounding to 2^b levels over a range of 5 σ errs by 5/(2^b − 1)/√12 per product.
+        for (error, limit) in errors.iter().zip([0.9, 0.18, 0.012, 1e-6]) {
+            assert!(error < &limit, "{errors:?}");
+        }
+    }
+    let at = |group| relative_error(&forward(&expert(SHAPE, BitWidth::Four, group), &x), &exact);
+    assert!(at(32) < at(64));
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_among_others() {
+    for bits in BitWidth::ALL {
+        for hidden in [64, 37] {
+            let shape = ExpertShape { width: 256, hidden };
+            let expert = expert(shape, bits, 64);
+            let x = random("rows", 200 * 256, 1.0);
+            let all = forward(&expert, &x);
+            for (start, rows) in [(0, 1), (7, 1), (199, 1), (0, 5), (3, 5), (150, 50), (1, 199)] {
+                let range = start * 256..(start + rows) * 256;
+                let some = forward(&expert, &x[range.clone()]);
+                let same = some.iter().zip(&all[range]).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{bits} bits, hidden {hidden}, rows {start}..{}", start + rows);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_shows_in_its_row_only() {
+    for bits in BitWidth::ALL {
+        let expert = expert(SHAPE, bits, 64);
+        let mut x = random("faulty", 3 * 256, 1.0);
+        x[256 + 9] = f32::NAN;
+        let out = forward(&expert, &x);
+        assert!(out[256..512].iter().all(|y| y.is_nan()), "{bits}");
+        assert!(out[..256].iter().chain(&out[512..]).all(|y| y.is_finite()), "{bits}");
+    }
+}
+
+#[test]
+fn no_rows_give_no_output() {
+    forward(&expert(SHAPE, BitWidth::Two, 32), &[]);
+    forward(&expert(SHAPE, BitWidth::Full, 32), &[]);
+}
+
+#[test]
+fn sizes_count_codes_scales_and_padding() {
+    for (bits, group, expected) in [
+        (BitWidth::Two, 64, 2.5),
+        (BitWidth::Two, 32, 3.0),
+        (BitWidth::Four, 64, 4.5),
+        (BitWidth::Four, 32, 5.0),
+        (BitWidth::Eight, 64, 8.5),
+        (BitWidth::Eight, 32, 9.0),
+        (BitWidth::Full, 32, 32.0),
+    ] {
+        let expert = expert(SHAPE, bits, group);
+        assert_eq!(expert.bits_per_weight(), expected);
+        assert_eq!(expert.bits(), bits);
+        assert_eq!(expert.bytes() as f64, SHAPE.weights() as f64 * expected / 8.0);
+    }
+    assert_eq!(f32_bytes(SHAPE), 3 * 256 * 64 * 4);
+    // 5 × 3 in one group: a tile of 16 rows, gate and up with 2 pairs of columns, down with 3.
+    let odd = ExpertShape { width: 3, hidden: 5 };
+    assert_eq!(odd.bytes(BitWidth::Eight, 32), 2 * (16 * 4 + 16 * 4) + (16 * 6 + 16 * 4));
+    assert_eq!(expert(odd, BitWidth::Eight, 32).to_bytes().len() as u64, 20 + odd.bytes(BitWidth::Eight, 32));
+}
+
+/// Plain rounding between the smallest and the largest weight, with f16 factors.
+fn min_max_error(weights: &[f32], max_code: u8) -> f64 {
+    let low = weights.iter().copied().fold(f32::INFINITY, f32::min);
+    let high = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let scale = f16::from_f64((f64::from(high) - f64::from(low)) / f64::from(max_code)).to_f64();
+    let minimum = f16::from_f32(low).to_f64();
+    let error = |w: &f32| {
+        let code = if scale > 0.0 { ((f64::from(*w) - minimum) / scale).round() } else { 0.0 };
+        (scale * code.clamp(0.0, f64::from(max_code)) + minimum - f64::from(*w)).powi(2)
+    };
+    weights.iter().map(error).sum()
+}
+
+fn measured_error(weights: &[f32], group: &Group) -> f64 {
+    let value = |i| group.scale.to_f64() * f64::from(group.code(i)) + group.minimum.to_f64();
+    weights.iter().enumerate().map(|(i, w)| (value(i) - f64::from(*w)).powi(2)).sum()
+}
+
+proptest! {
+    #[test]
+    fn the_search_is_never_worse_than_plain_rounding_and_reports_its_error(
+        weights in prop::collection::vec(-1.0_f32..1.0, 1..=64),
+        exponent in -20_i32..15,
+        offset in -3.0_f32..3.0,
+    ) {
+        let weights: Vec<f32> = weights.iter().map(|w| (w + offset) * 2.0_f32.powi(exponent)).collect();
+        let mut last = f64::INFINITY;
+        for max_code in [3, 15, 255] {
+            let group = Group::fit(&weights, max_code);
+            prop_assert!((0..weights.len()).all(|i| group.code(i) <= max_code));
+            prop_assert!(group.squared_error <= min_max_error(&weights, max_code) * (1.0 + 1e-9));
+            let measured = measured_error(&weights, &group);
+            prop_assert!((measured - group.squared_error).abs() <= 1e-9 * measured);
+            // More codes can only lose by the rounding of f16: of the minimum, and of the scale times
+            // the code, relative and below the normal numbers absolute.
+            let (low, high) = weights.iter().fold((f32::MAX, f32::MIN), |(l, h), w| (l.min(*w), h.max(*w)));
+            let limit = f64::from(low.abs() + (high - low)) / 2048.0 + 256.0 / f64::from(1 << 25);
+            let floor = weights.len() as f64 * limit * limit;
+            prop_assert!(group.squared_error <= last.max(floor));
+            last = group.squared_error;
+        }
+    }
+
+    #[test]
+    fn decoding_arbitrary_bytes_never_panics(
+        header in prop::collection::vec(any::<u8>(), 0..64), bits in 0_usize..5,
+    ) {
+        let mut bytes = b"NFXP\x01\x00".to_vec();
+        bytes.push([2, 4, 8, 32, 7][bits]);
+        bytes.extend(header);
+        let _ = Expert::from_bytes(&bytes);
+    }
+}
+
+#[test]
+fn the_search_beats_plain_rounding_clearly_at_two_bits() {
+    let weights = random("bell", 64 * 200, 1.0);
+    let total = |error: &dyn Fn(&[f32]) -> f64| weights.chunks(64).map(error).sum::<f64>();
+    let plain = total(&|w| min_max_error(w, 3));
+    let search = total(&|w| Group::fit(w, 3).squared_error);
+    assert!(search < 0.75 * plain, "{search} against {plain}");
+}
+
+#[test]
+fn groups_at_the_edges_of_f16_are_represented_or_saturate() {
+    let error = |weights: &[f32], max_code| Group::fit(weights, max_code).squared_error.sqrt();
+    assert_eq!(error(&[0.0; 64], 3), 0.0);
+    assert_eq!(error(&[-2.5; 33], 15), 0.0);
+    // A constant that f16 lacks: the scale carries the rest.
+    assert!(error(&[0.1234567; 64], 3) < 1e-6);
+    assert!(error(&[1000.3; 5], 3) < 1e-3);
+    // A narrow group far from zero: the range begins at the f16 below it.
+    let far: Vec<f32> = (0..64_u8).map(|i| 1000.1 + f32::from(i) * 1e-3).collect();
+    assert!(error(&far, 255) / 8.0 < 0.5 / 255.0);
+    // Beyond f16: clipped towards the largest, never infinite.
+    for huge in [[1e30, -1e30], [f32::MAX, f32::MIN], [f32::MAX, f32::MAX], [f32::MIN, f32::MIN], [7e4, 0.0]] {
+        let group = Group::fit(&huge, 255);
+        assert!(group.scale.is_finite() && group.minimum.is_finite() && group.squared_error.is_finite());
+    }
+    let clipped = Group::fit(&[f32::MAX; 4], 3);
+    let value = clipped.scale.to_f32() * f32::from(clipped.code(0)) + clipped.minimum.to_f32();
+    assert!(value >= 65_504.0);
+    // Below the smallest f16, 2^-24: rounded to it or to zero.
+    assert!(error(&[1e-9, -1e-9, 3e-38], 3) <= 2e-9);
+    assert!(error(&[1e-7, -1e-7], 3) / 2.0_f64.sqrt() <= 0.5 / f64::from(1 << 24));
+}
+
+#[test]
+fn an_encoding_decodes_to_the_same_expert() {
+    for shape in [SHAPE, ExpertShape { width: 33, hidden: 7 }, ExpertShape { width: 1, hidden: 1 }] {
+        for bits in BitWidth::ALL {
+            for group in [32, 64] {
+                let expert = expert(shape, bits, group);
+                let bytes = expert.to_bytes();
+                assert_eq!(bytes.len() as u64, 20 + expert.bytes());
+                let decoded = Expert::from_bytes(&bytes).expect("its own encoding decodes");
+                assert_eq!(decoded, expert);
+                assert_eq!(decoded.to_bytes(), bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_header_or_length_is_an_error_and_never_a_panic() {
+    for bits in BitWidth::ALL {
+        let bytes = expert(ExpertShape { width: 5, hidden: 3 }, bits, 32).to_bytes();
+        for length in 0..bytes.len() {
+            assert!(Expert::from_bytes(&bytes[..length]).is_err(), "{length} bytes");
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert!(matches!(Expert::from_bytes(&longer), Err(CodecError::Length { .. })));
+        for at in 0..20 {
+            for flip in 1..=255_u8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= flip;
+                // Some other sizes have the same length. Such an expert is whole, if not the one meant.
+                if let Ok(other) = Expert::from_bytes(&damaged) {
+                    assert!(at >= 8, "byte {at} with {flip} flipped");
+                    assert_eq!(other.to_bytes(), damaged);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_header_is_judged_field_by_field() {
+    let bytes = expert(SHAPE, BitWidth::Four, 64).to_bytes();
+    let with = |at: usize, field: &[u8]| {
+        let mut bytes = bytes.clone();
+        bytes[at..at + field.len()].copy_from_slice(field);
+        Expert::from_bytes(&bytes).expect_err("the field is wrong").to_string()
+    };
+    for (at, field, message) in [
+        (0, b"GGUF".as_slice(), "these bytes are no encoded expert: they do not begin with `NFXP`"),
+        (4, &[2, 0], "the encoding has version 2, this release reads version 1"),
+        (6, &[3], "the header's bits is 3, which no expert has"),
+        (7, &[1], "the header's reserved byte is 1, which no expert has"),
+        (8, &[0, 0, 0, 0], "the header's width is 0, which no expert has"),
+        (12, &[0, 0, 0, 0], "the header's hidden is 0, which no expert has"),
+        (16, &[48, 0, 0, 0], "the header's group is 48, which no expert has"),
+        (20 + 8192, &[0, 0x7c], "the payload holds a weight, scale or minimum that is not finite"),
+    ] {
+        assert_eq!(with(at, field), message);
+    }
+    let whole = with(8, &[0xff; 8]);
+    assert!(whole.contains("18446744073709551615 bytes"), "{whole}");
+}
+
+#[test]
+fn combine_adds_outputs_in_the_order_of_its_pairs() {
+    let (a, b, c) = ([1.0, 2.0], [1e8, 4.0], [-1e8, 8.0]);
+    let (first, second) = (TokenId(0), TokenId(2));
+    let pairs = [(first, 0.5, a.as_slice()), (first, 1.0, &b), (first, 1.0, &c), (second, 2.0, &a)];
+    let mut out = [f32::NAN; 6];
+    combine(&pairs, 2, &mut out);
+    // 0.5 is lost beside 1e8 in this order and would survive in another.
+    assert_eq!(out, [0.0, 13.0, 0.0, 0.0, 2.0, 4.0]);
+}
+
+#[test]
+fn bit_widths_have_names() {
+    for bits in BitWidth::ALL {
+        assert_eq!(BitWidth::parse(bits.name()), Ok(bits));
+        assert_eq!(BitWidth::from_code_bits(bits.code_bits()), Some(bits));
+    }
+    assert_eq!(BitWidth::QUANTIZED.map(BitWidth::codes_per_byte), [Some(4), Some(2), Some(1)]);
+    assert_eq!(BitWidth::Full.codes_per_byte(), None);
+    let error = BitWidth::parse("3").expect_err("no such width");
+    assert_eq!(error.to_string(), "`3` is no bit width: write 2, 4, 8 or f32");
+}
