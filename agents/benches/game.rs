@@ -1,7 +1,9 @@
 //! Routers and the certificate on skewed synthetic scores: `sigmoid(N(0,1) + 0.5·N_e)`, quota at
 //! the fair share. Run with `cargo bench -p agents --bench game`.
 
-use agents::game::{CongestionCost, CostSettings, Equilibrium, Game, Router, Scores, TopK, certify};
+use agents::game::{
+    CongestionCost, CostSettings, Equilibrium, Game, Router, Scores, TopK, certify,
+};
 use agents::rng::stream;
 use divan::Bencher;
 use rand::RngExt as _;

@@ -7,11 +7,16 @@
 //!
 //! Equations and symbols are those of `MODEL.md`.
 
+pub mod arrival;
+pub mod components;
 pub mod expert;
+pub mod flock;
 pub mod game;
 pub mod ids;
 pub mod linear;
 pub mod orders;
 pub mod precision;
 pub mod rng;
+pub mod round;
 pub mod transformer;
+pub mod world;

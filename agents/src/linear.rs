@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 /// Rows that one kernel call multiplies, always exactly: `gemm` picks its summation order by the
 /// shape of a call, so only one shape gives a row the same bits beside any other rows.
-const ROW_BLOCK: usize = 32;
+pub const ROW_BLOCK: usize = 32;
 
 /// `out = x · wᵀ` for row-major `x` of shape `[m, k]`, `w` of `[n, k]` and `out` of `[m, n]`.
 ///

@@ -40,9 +40,8 @@ impl Rotary {
     pub fn new(window: usize, head_dim: usize, theta: f64) -> Self {
         assert!(window > 0 && head_dim > 0 && head_dim.is_multiple_of(2), "pairs of components");
         let angles = (0..window).flat_map(|position| {
-            (0..head_dim / 2).map(move |pair| {
-                position as f64 * theta.powf(-2.0 * pair as f64 / head_dim as f64)
-            })
+            (0..head_dim / 2)
+                .map(move |pair| position as f64 * theta.powf(-2.0 * pair as f64 / head_dim as f64))
         });
         #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
         let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
@@ -208,7 +207,7 @@ fn attend(mut queries: Vec<f32>, keys: &[f32], values: &[f32], out: &mut [f32], 
         let rows = queries.len() / head_dim;
         let seen = first + rows;
         let mut scores = vec![0.0; rows * seen];
-        linear::block(queries, &keys[..seen * head_dim], &mut scores, head_dim, seen);
+        linear::linear_serial(queries, &keys[..seen * head_dim], &mut scores, head_dim, seen);
         let mut sums = [0.0; linear::ROW_BLOCK];
         for (row, (scores, sum)) in scores.chunks_exact_mut(seen).zip(&mut sums).enumerate() {
             let (visible, masked) = scores.split_at_mut(first + row + 1);
@@ -220,7 +219,7 @@ fn attend(mut queries: Vec<f32>, keys: &[f32], values: &[f32], out: &mut [f32], 
             let values = values.iter().skip(component).step_by(head_dim);
             column.iter_mut().zip(values).for_each(|(to, from)| *to = *from);
         }
-        linear::block(&scores, &by_component, out, seen, head_dim);
+        linear::linear_serial(&scores, &by_component, out, seen, head_dim);
         for (out, sum) in out.chunks_exact_mut(head_dim).zip(&sums) {
             out.iter_mut().for_each(|x| *x /= sum);
         }
@@ -230,7 +229,10 @@ fn attend(mut queries: Vec<f32>, keys: &[f32], values: &[f32], out: &mut [f32], 
 /// The `[window, head_dim]` part of one head.
 fn columns(rows: &[f32], heads: usize, head: usize, head_dim: usize) -> Vec<f32> {
     let from = head * head_dim;
-    rows.chunks_exact(heads * head_dim).flat_map(|row| &row[from..from + head_dim]).copied().collect()
+    rows.chunks_exact(heads * head_dim)
+        .flat_map(|row| &row[from..from + head_dim])
+        .copied()
+        .collect()
 }
 
 /// Replaces a row by `exp(x − max)` and returns the sum.

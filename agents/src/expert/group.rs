@@ -131,9 +131,8 @@ fn refit(weights: &[f32], codes: &[f64; MAX_GROUP]) -> Option<(f64, f64)> {
     }
     let n = weights.len() as f64;
     let determinant = n * qq - q * q;
-    (determinant > 0.0).then(|| {
-        ((n * qx - q * x) / determinant, (qq * x - q * qx) / determinant + offset)
-    })
+    (determinant > 0.0)
+        .then(|| ((n * qx - q * x) / determinant, (qq * x - q * qx) / determinant + offset))
 }
 
 fn saturate(x: f64) -> f16 {

@@ -110,8 +110,8 @@ fn tile_product(
         let sums = group_sums(weights, token);
         for v in 0..out.len() {
             for lane in 0..4 {
-                out[v][lane] += sums[v][lane] as f32 * (scales[v][lane] * scale)
-                    + minima[v][lane] * scaled_sum;
+                out[v][lane] +=
+                    sums[v][lane] as f32 * (scales[v][lane] * scale) + minima[v][lane] * scaled_sum;
             }
         }
     }
@@ -171,7 +171,9 @@ mod tests {
     fn the_vectorised_product_has_the_bits_of_the_scalar_one() {
         for bits in [2, 4, 8] {
             for group in [32, 64] {
-                for (m, rows, columns) in [(1, 16, 64), (3, 64, 256), (5, 7, 33), (2, 17, 1), (9, 1, 130)] {
+                for (m, rows, columns) in
+                    [(1, 16, 64), (3, 64, 256), (5, 7, 33), (2, 17, 1), (9, 1, 130)]
+                {
                     let layout = Layout { rows, columns, bits, group };
                     let w = Matrix::quantize(&random("weights", rows * columns), layout);
                     let x = Activations::quantize(&random("x", m * columns), columns, group);
@@ -201,7 +203,10 @@ mod tests {
                 },
                 &x.codes,
             );
-            assert_eq!(f64::from(sums[0][0]), f64::from(sign) * 64.0 * 255.0 * f64::from(ACTIVATION_MAX));
+            assert_eq!(
+                f64::from(sums[0][0]),
+                f64::from(sign) * 64.0 * 255.0 * f64::from(ACTIVATION_MAX)
+            );
         }
     }
 

@@ -137,7 +137,8 @@ impl Matrix {
 
     /// Scales and minima of one row tile and all its groups.
     pub(super) fn tile_factors(&self, tile: usize) -> impl Iterator<Item = (Factors, Factors)> {
-        let range = tile * self.layout.groups() * TILE_ROWS..(tile + 1) * self.layout.groups() * TILE_ROWS;
+        let range =
+            tile * self.layout.groups() * TILE_ROWS..(tile + 1) * self.layout.groups() * TILE_ROWS;
         let lanes = |factors: &[f16]| -> Factors {
             std::array::from_fn(|v| std::array::from_fn(|lane| factors[4 * v + lane].to_f32()))
         };

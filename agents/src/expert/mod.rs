@@ -99,7 +99,10 @@ impl Expert {
     ) -> Self {
         let parts = [gate, up, down];
         assert!(shape.weights() > 0, "an expert has weights");
-        assert!(parts.iter().all(|part| part.len() * 3 == shape.weights()), "weights match the shape");
+        assert!(
+            parts.iter().all(|part| part.len() * 3 == shape.weights()),
+            "weights match the shape"
+        );
         assert!(parts.iter().all(|part| part.iter().all(|w| w.is_finite())), "weights are finite");
         let weights = if bits == BitWidth::Full {
             Weights::Full(parts.map(<[f32]>::to_vec))

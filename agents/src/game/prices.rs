@@ -112,7 +112,9 @@ pub(super) fn balance(
         latest.demand = ask(game, &latest.prices);
         latest.sweeps += 1;
         let now = imbalance(supply, &latest.prices, &latest.demand);
-        if std::env::var("DBG").is_ok() { eprintln!("sweep {} imbalance {now}", latest.sweeps); }
+        if std::env::var("DBG").is_ok() {
+            eprintln!("sweep {} imbalance {now}", latest.sweeps);
+        }
         stalled = if now * 10 <= least * 9 { 0 } else { stalled + 1 };
         if now < least {
             least = now;
@@ -133,8 +135,7 @@ fn ask(game: &Game<'_>, prices: &[f64]) -> Demand {
     let (tokens, experts, k) = (game.scores.tokens(), prices.len(), game.top_k);
     let mut chosen = vec![0; tokens * k];
     let mut runner_up = vec![0.0; tokens];
-    let blocks =
-        chosen.par_chunks_mut(TOKEN_BLOCK * k).zip(runner_up.par_chunks_mut(TOKEN_BLOCK));
+    let blocks = chosen.par_chunks_mut(TOKEN_BLOCK * k).zip(runner_up.par_chunks_mut(TOKEN_BLOCK));
     blocks.enumerate().for_each(|(block, (chosen, runner_up))| {
         let mut best = vec![(0.0, 0); k + 1];
         let mut priced = Vec::with_capacity(experts);
@@ -178,12 +179,7 @@ fn imbalance(supply: Supply<'_>, prices: &[f64], demand: &Demand) -> u64 {
 const EXPERT_GROUP: usize = 16;
 
 /// Every expert's best price given the tokens' runner-ups.
-fn sweep_prices(
-    game: &Game<'_>,
-    supply: Supply<'_>,
-    demand: &Demand,
-    prices: &[f64],
-) -> Vec<f64> {
+fn sweep_prices(game: &Game<'_>, supply: Supply<'_>, demand: &Demand, prices: &[f64]) -> Vec<f64> {
     let (tokens, experts) = (game.scores.tokens(), prices.len());
     let mut next = prices.to_vec();
     next.par_chunks_mut(EXPERT_GROUP).enumerate().for_each(|(group, next)| {

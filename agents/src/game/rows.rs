@@ -94,9 +94,10 @@ impl<'g> Rows<'g> {
         }
         let loss = row.losses[to];
         self.visits += self.members[from].len() as u64;
-        let able = self.members[from].iter().copied().filter(|token| {
-            !self.is_on(*token, to) && self.loss(*token, from, to) == loss
-        });
+        let able = self.members[from]
+            .iter()
+            .copied()
+            .filter(|token| !self.is_on(*token, to) && self.loss(*token, from, to) == loss);
         able.take(most as usize).collect()
     }
 
@@ -226,7 +227,10 @@ impl Row {
 
     /// `token` can now make the move to `column`.
     fn offer(&mut self, column: usize, loss: f64, token: u32) {
-        if self.tokens.get(column).is_some_and(|known| *known != STALE && loss < self.losses[column])
+        if self
+            .tokens
+            .get(column)
+            .is_some_and(|known| *known != STALE && loss < self.losses[column])
         {
             (self.losses[column], self.tokens[column]) = (loss, token);
         }

@@ -61,7 +61,8 @@ impl ErrorBound {
             w.chunks(x.len()).map(|w| w.iter().zip(&x).map(|(w, x)| w * x).sum()).collect()
         };
         let zero = vec![0.0; x.len()];
-        let (dg, du) = (self.of_product(&gate, &x, &zero, group), self.of_product(&up, &x, &zero, group));
+        let (dg, du) =
+            (self.of_product(&gate, &x, &zero, group), self.of_product(&up, &x, &zero, group));
         let mut inner = Vec::new();
         let mut d_inner = Vec::new();
         for (((g, u), dg), du) in exact(&gate).into_iter().zip(exact(&up)).zip(dg).zip(du) {
@@ -109,8 +110,8 @@ fn more_bits_and_shorter_groups_bring_the_output_closer_to_the_f32_expert() {
     let x = random("x", 32 * SHAPE.width, 1.0);
     let exact = reference::forward(&expert(SHAPE, BitWidth::Full, 64), &x);
     for group in [32, 64] {
-        let errors =
-            BitWidth::ALL.map(|bits| relative_error(&forward(&expert(SHAPE, bits, group), &x), &exact));
+        let errors = BitWidth::ALL
+            .map(|bits| relative_error(&forward(&expert(SHAPE, bits, group), &x), &exact));
         assert!(errors.windows(2).all(|pair| pair[1] < pair[0] / 3.0), "{errors:?}");
         // Uniform rounding to 2^b levels over a range of 5 σ errs by 5/(2^b − 1)/√12 per product.
         for (error, limit) in errors.iter().zip([0.9, 0.18, 0.012, 1e-6]) {
@@ -177,7 +178,10 @@ fn sizes_count_codes_scales_and_padding() {
     // 5 × 3 in one group: a tile of 16 rows, gate and up with 2 pairs of columns, down with 3.
     let odd = ExpertShape { width: 3, hidden: 5 };
     assert_eq!(odd.bytes(BitWidth::Eight, 32), 2 * (16 * 4 + 16 * 4) + (16 * 6 + 16 * 4));
-    assert_eq!(expert(odd, BitWidth::Eight, 32).to_bytes().len() as u64, 20 + odd.bytes(BitWidth::Eight, 32));
+    assert_eq!(
+        expert(odd, BitWidth::Eight, 32).to_bytes().len() as u64,
+        20 + odd.bytes(BitWidth::Eight, 32)
+    );
 }
 
 /// Plain rounding between the smallest and the largest weight, with f16 factors.
@@ -255,9 +259,17 @@ fn groups_at_the_edges_of_f16_are_represented_or_saturate() {
     let far: Vec<f32> = (0..64_u8).map(|i| 1000.1 + f32::from(i) * 1e-3).collect();
     assert!(error(&far, 255) / 8.0 < 0.5 / 255.0);
     // Beyond f16: clipped towards the largest, never infinite.
-    for huge in [[1e30, -1e30], [f32::MAX, f32::MIN], [f32::MAX, f32::MAX], [f32::MIN, f32::MIN], [7e4, 0.0]] {
+    for huge in [
+        [1e30, -1e30],
+        [f32::MAX, f32::MIN],
+        [f32::MAX, f32::MAX],
+        [f32::MIN, f32::MIN],
+        [7e4, 0.0],
+    ] {
         let group = Group::fit(&huge, 255);
-        assert!(group.scale.is_finite() && group.minimum.is_finite() && group.squared_error.is_finite());
+        assert!(
+            group.scale.is_finite() && group.minimum.is_finite() && group.squared_error.is_finite()
+        );
     }
     let clipped = Group::fit(&[f32::MAX; 4], 3);
     let value = clipped.scale.to_f32() * f32::from(clipped.code(0)) + clipped.minimum.to_f32();
@@ -269,7 +281,8 @@ fn groups_at_the_edges_of_f16_are_represented_or_saturate() {
 
 #[test]
 fn an_encoding_decodes_to_the_same_expert() {
-    for shape in [SHAPE, ExpertShape { width: 33, hidden: 7 }, ExpertShape { width: 1, hidden: 1 }] {
+    for shape in [SHAPE, ExpertShape { width: 33, hidden: 7 }, ExpertShape { width: 1, hidden: 1 }]
+    {
         for bits in BitWidth::ALL {
             for group in [32, 64] {
                 let expert = expert(shape, bits, group);

@@ -1,0 +1,4 @@
+//! The flock: local rules by which experts balance without seeing the whole (MODEL.md section 4).
+
+pub mod neighbours;
+pub mod price;

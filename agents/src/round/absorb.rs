@@ -1,0 +1,115 @@
+//! Absorb: replies become the layer's output, summed in the order of our ids.
+
+use crate::components::NodeWork;
+use crate::ids::{NodeId, TokenId};
+use crate::orders::{Orders, Replies};
+use crate::world::{Batch, Inbox, Perceived, Response, Roster, Rules};
+use bevy_ecs::prelude::{Query, Res, ResMut};
+use rayon::prelude::*;
+
+/// Tokens that one task combines.
+const TOKEN_BLOCK: usize = 128;
+
+/// Why replies cannot be combined.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AbsorbError {
+    /// Not one reply for each order, in the same order.
+    #[error("replies came from {got:?} but orders went to {asked:?}")]
+    Nodes {
+        /// Senders of the replies.
+        got: Vec<NodeId>,
+        /// Addressees of the orders.
+        asked: Vec<NodeId>,
+    },
+    /// A reply has the wrong number of values.
+    #[error("node {node} answered {got} values where {asked} were asked for")]
+    Length {
+        /// The sender.
+        node: NodeId,
+        /// Values received.
+        got: usize,
+        /// Values asked for: pairs × width.
+        asked: usize,
+    },
+}
+
+/// Checks that every ordered pair has exactly one row in the replies.
+pub(super) fn check(orders: &Orders, replies: &Replies, width: usize) -> Result<(), AbsorbError> {
+    let asked: Vec<NodeId> = orders.nodes.iter().map(|order| order.node).collect();
+    let got: Vec<NodeId> = replies.nodes.iter().map(|reply| reply.node).collect();
+    if asked != got {
+        return Err(AbsorbError::Nodes { got, asked });
+    }
+    for (order, reply) in orders.nodes.iter().zip(&replies.nodes) {
+        let asked = order.pairs() * width;
+        if reply.outputs.len() != asked {
+            return Err(AbsorbError::Length { node: order.node, got: reply.outputs.len(), asked });
+        }
+    }
+    Ok(())
+}
+
+/// `y_t = Σ_{e∈S_t} g_te · f_e(x_t)`, in ascending order of expert.
+pub(super) fn combine_replies(
+    mut inbox: ResMut<'_, Inbox>,
+    batch: Res<'_, Batch>,
+    perceived: Res<'_, Perceived>,
+    response: Res<'_, Response>,
+    rules: Res<'_, Rules>,
+    roster: Res<'_, Roster>,
+    mut nodes: Query<'_, '_, &mut NodeWork>,
+) {
+    let Inbox { orders, replies, width, combined } = &mut *inbox;
+    let (width, top_k) = (*width, rules.top_k);
+    let rows = rows_by_pair(orders, replies, width, &response, top_k);
+    let gates = |token: usize| {
+        let row = &perceived.probabilities[token * batch.experts..][..batch.experts];
+        let chosen = response.choices.row(token).iter().map(|expert| row[expert.index()]);
+        let scale = if rules.normalise_gates { chosen.clone().sum::<f32>() } else { 1.0 };
+        chosen.map(move |gate| gate / scale)
+    };
+    combined.resize(batch.tokens() * width, 0.0);
+    combined.par_chunks_mut(TOKEN_BLOCK * width).enumerate().for_each(|(block, out)| {
+        for (offset, out) in out.chunks_mut(width).enumerate() {
+            let token = block * TOKEN_BLOCK + offset;
+            for (row, gate) in rows[token * top_k..][..top_k].iter().zip(gates(token)) {
+                out.iter_mut().zip(*row).for_each(|(y, value)| *y += gate * value);
+            }
+        }
+    });
+    for reply in &replies.nodes {
+        let mut work =
+            nodes.get_mut(roster.nodes[reply.node.index()]).expect("the roster is complete");
+        work.combined += (reply.outputs.len() / width) as u64;
+        work.compute_ns += reply.compute_ns;
+    }
+}
+
+/// Where each token's k outputs lie, by token and then ascending expert.
+///
+/// # Panics
+/// When a pair is answered twice or not at all: what is dispatched is combined, exactly once.
+fn rows_by_pair<'a>(
+    orders: &Orders,
+    replies: &'a Replies,
+    width: usize,
+    response: &Response,
+    top_k: usize,
+) -> Vec<&'a [f32]> {
+    const MISSING: &[f32] = &[];
+    let mut rows = vec![MISSING; response.choices.experts.len()];
+    for (order, reply) in orders.nodes.iter().zip(&replies.nodes) {
+        let mut outputs = reply.outputs.chunks(width);
+        for group in &order.groups {
+            for TokenId(token) in &group.tokens {
+                let chosen = response.choices.row(*token as usize);
+                let slot = chosen.binary_search(&group.expert).expect("ordered pairs were chosen");
+                let row = &mut rows[*token as usize * top_k + slot];
+                assert!(row.is_empty(), "token {token} expert {} answered twice", group.expert);
+                *row = outputs.next().expect("lengths were checked");
+            }
+        }
+    }
+    assert!(rows.iter().all(|row| row.len() == width), "every dispatched pair is combined once");
+    rows
+}

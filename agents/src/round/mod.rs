@@ -1,0 +1,247 @@
+//! A round: one layer of one batch, from scores to orders and from replies to the layer's output.
+//!
+//! `decide` runs the stages arrive → perceive → respond → flock → precision → order in one
+//! schedule; `absorb` runs after the replies. The world never waits: the shell sends the orders.
+
+mod absorb;
+mod arrive;
+mod flock;
+mod order;
+mod perceive;
+mod precision;
+mod respond;
+
+use crate::game::{Certificate, GameError, Scores};
+use crate::ids::{LayerId, RequestId, StepId};
+use crate::orders::{Orders, Replies};
+use crate::world::{Batch, FlockResponse, Inbox, Outbox, Response, WorldSettings, spawn};
+use bevy_ecs::prelude::{IntoScheduleConfigs, Res, Resource, Schedule, SystemSet, World};
+use bevy_ecs::schedule::{LogLevel, ScheduleBuildSettings, ScheduleLabel, SingleThreadedExecutor};
+use bevy_ecs::system::ScheduleSystem;
+
+pub use absorb::AbsorbError;
+
+/// The stages of a round, in order. Own systems join one of them through [`Arena::add_systems`].
+#[derive(SystemSet, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Tokens of the batch take their seats.
+    Arrive,
+    /// Tokens turn logits into affinities.
+    Perceive,
+    /// Tokens choose experts: the game is played and certified.
+    Respond,
+    /// Experts update their flock prices.
+    Flock,
+    /// Experts account for what their bits are worth.
+    Precision,
+    /// Choices become orders to nodes.
+    Order,
+    /// Replies become the layer's output.
+    Absorb,
+}
+
+impl Stage {
+    /// The stages of [`Arena::decide`], in order.
+    pub const DECIDE: [Self; 6] =
+        [Self::Arrive, Self::Perceive, Self::Respond, Self::Flock, Self::Precision, Self::Order];
+}
+
+/// What one play came to.
+#[derive(Clone, Debug)]
+pub struct PlayReport {
+    /// Both certificates and the score.
+    pub certificate: Certificate,
+    /// Passes over the T × E scores.
+    pub passes: u32,
+    /// Steps of the router's own kind.
+    pub iterations: u32,
+    /// n_e by expert.
+    pub loads: Vec<u32>,
+    /// n_e by expert had every token taken its plain top k: the control.
+    pub loads_top_k: Vec<u32>,
+    /// Smallest share of its top-k affinity that any token kept.
+    pub kept_share_min: f32,
+}
+
+/// What the flock's prices would have led to in the same batch.
+#[derive(Clone, Debug)]
+pub struct FlockReport {
+    /// Both certificates and the score of the play under flock prices.
+    pub certificate: Certificate,
+    /// Largest load over the fair share.
+    pub max_over_mean: f64,
+}
+
+/// The input of a round.
+#[derive(Clone, Copy, Debug)]
+pub struct Perception<'a> {
+    /// Which batch.
+    pub step: StepId,
+    /// Which layer.
+    pub layer: LayerId,
+    /// The request of each token, by row; at most `tokens_max`, at least one.
+    pub requests: &'a [RequestId],
+    /// Router logits `[T, E]`, finite.
+    pub logits: &'a [f32],
+}
+
+/// The output of [`Arena::decide`].
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// What to send.
+    pub orders: Orders,
+    /// What was played.
+    pub play: PlayReport,
+    /// What the flock would have played; absent when it is switched off.
+    pub flock: Option<FlockReport>,
+}
+
+/// Tells the shell that a stage has ended, so that it can read its clock; the core has none.
+type StageObserver = Box<dyn Fn(Stage) + Send + Sync>;
+
+#[derive(Resource, Default)]
+struct Observer(Option<StageObserver>);
+
+#[derive(ScheduleLabel, Clone, Debug, PartialEq, Eq, Hash)]
+struct DecideSchedule;
+
+#[derive(ScheduleLabel, Clone, Debug, PartialEq, Eq, Hash)]
+struct AbsorbSchedule;
+
+/// The world and its two schedules.
+pub struct Arena {
+    world: World,
+    decide: Schedule,
+    absorb: Schedule,
+}
+
+impl Arena {
+    /// Spawns the agents and builds the schedules.
+    #[must_use]
+    pub fn new(settings: WorldSettings) -> Self {
+        let mut world = spawn(settings);
+        world.init_resource::<Observer>();
+        let mut decide = strict(Schedule::new(DecideSchedule));
+        decide.add_systems((
+            arrive::seat_tokens.in_set(Stage::Arrive),
+            perceive::perceive.in_set(Stage::Perceive),
+            respond::respond.in_set(Stage::Respond),
+            flock::fly.in_set(Stage::Flock),
+            precision::weigh.in_set(Stage::Precision),
+            order::write_orders.in_set(Stage::Order),
+        ));
+        for (stage, next) in Stage::DECIDE.into_iter().zip(Stage::DECIDE.into_iter().skip(1)) {
+            decide.configure_sets((stage, next).chain());
+            decide.add_systems(ended(stage).after(stage).before(next));
+        }
+        decide.add_systems(ended(Stage::Order).after(Stage::Order));
+        let mut absorb = strict(Schedule::new(AbsorbSchedule));
+        absorb.add_systems(absorb::combine_replies.in_set(Stage::Absorb));
+        Self { world, decide, absorb }
+    }
+
+    /// Adds own systems to a stage. They must order themselves against the stage's other systems
+    /// where both touch the same data: an ambiguity stops the first round.
+    pub fn add_systems<M>(
+        &mut self,
+        stage: Stage,
+        systems: impl IntoScheduleConfigs<ScheduleSystem, M>,
+    ) -> &mut Self {
+        let schedule = if stage == Stage::Absorb { &mut self.absorb } else { &mut self.decide };
+        schedule.add_systems(systems.in_set(stage));
+        self
+    }
+
+    /// Calls `observer` at the end of each stage of a decision.
+    pub fn observe_stages(&mut self, observer: impl Fn(Stage) + Send + Sync + 'static) {
+        self.world.insert_resource(Observer(Some(Box::new(observer))));
+    }
+
+    /// The world, for own components and queries.
+    pub fn world_mut(&mut self) -> &mut World {
+        &mut self.world
+    }
+
+    /// Plays one round.
+    ///
+    /// # Errors
+    /// When a logit is not finite or the matrix does not fit the batch.
+    ///
+    /// # Panics
+    /// When the batch is larger than the token pool or names an unknown layer.
+    pub fn decide(&mut self, perception: &Perception<'_>) -> Result<Decision, GameError> {
+        let Perception { step, layer, requests, logits } = *perception;
+        let roster = self.world.resource::<crate::world::Roster>();
+        let experts = roster.experts[layer.index()].len();
+        assert!(requests.len() <= roster.tokens.len(), "the batch fits the token pool");
+        if Scores::new(logits, experts)?.tokens() != requests.len() {
+            return Err(GameError::Shape { values: logits.len(), experts });
+        }
+        let mut batch = self.world.resource_mut::<Batch>();
+        (batch.step, batch.layer, batch.experts) = (step, layer, experts);
+        batch.requests.clear();
+        batch.requests.extend_from_slice(requests);
+        batch.logits.clear();
+        batch.logits.extend_from_slice(logits);
+        self.decide.run(&mut self.world);
+        Ok(Decision {
+            orders: self.world.resource::<Outbox>().0.clone(),
+            play: self.world.resource::<Response>().report.clone(),
+            flock: self.world.resource::<FlockResponse>().0.clone(),
+        })
+    }
+
+    /// Combines the replies to the latest decision into the layer's output `[T, width]`.
+    ///
+    /// # Errors
+    /// When a reply is missing, unasked or of the wrong length: nothing is combined then.
+    pub fn absorb(
+        &mut self,
+        orders: Orders,
+        replies: Replies,
+        width: usize,
+    ) -> Result<Vec<f32>, AbsorbError> {
+        absorb::check(&orders, &replies, width)?;
+        self.world.insert_resource(Inbox { orders, replies, width, combined: Vec::new() });
+        self.absorb.run(&mut self.world);
+        let inbox = self.world.remove_resource::<Inbox>().expect("inserted above");
+        Ok(inbox.combined)
+    }
+
+    /// Feeds the game's state at the latest round to `hash`: choices, prices and flock prices.
+    pub fn fingerprint(&mut self, mut hash: impl FnMut(&[u8])) {
+        let batch = self.world.resource::<Batch>();
+        let layer = batch.layer;
+        hash(&batch.step.0.to_le_bytes());
+        hash(&layer.0.to_le_bytes());
+        for expert in &self.world.resource::<Response>().choices.experts {
+            hash(&expert.0.to_le_bytes());
+        }
+        for entity in &self.world.resource::<crate::world::Roster>().experts[layer.index()] {
+            let entity = self.world.entity(*entity);
+            let price = entity.get::<crate::components::Price>().expect("experts have a price");
+            let flock = entity.get::<crate::components::FlockPrice>().expect("and a flock price");
+            hash(&price.0.to_le_bytes());
+            hash(&flock.price.to_le_bytes());
+        }
+    }
+}
+
+/// One thread and no ambiguity: parallelism lives inside systems, over fixed blocks.
+fn strict(mut schedule: Schedule) -> Schedule {
+    schedule.set_executor(SingleThreadedExecutor::new());
+    schedule.set_build_settings(ScheduleBuildSettings {
+        ambiguity_detection: LogLevel::Error,
+        ..ScheduleBuildSettings::default()
+    });
+    schedule
+}
+
+/// A system that tells the observer that a stage has ended.
+fn ended(stage: Stage) -> impl Fn(Res<'_, Observer>) {
+    move |observer| {
+        if let Some(observe) = &observer.0 {
+            observe(stage);
+        }
+    }
+}

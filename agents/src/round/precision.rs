@@ -1,0 +1,25 @@
+//! Precision: experts keep count of how much their bits matter.
+
+use crate::components::Precision;
+use crate::world::{Batch, Perceived, Response, Roster};
+use bevy_ecs::prelude::{Query, Res};
+
+/// Adds the gate weight that the batch routed to each expert of the layer: the observed importance
+/// that a budget's allocation is judged by.
+pub(super) fn weigh(
+    batch: Res<'_, Batch>,
+    perceived: Res<'_, Perceived>,
+    response: Res<'_, Response>,
+    roster: Res<'_, Roster>,
+    mut experts: Query<'_, '_, &mut Precision>,
+) {
+    let mut gate_sums = vec![0.0_f64; batch.experts];
+    for (token, row) in perceived.probabilities.chunks(batch.experts).enumerate() {
+        for expert in response.choices.row(token) {
+            gate_sums[expert.index()] += f64::from(row[expert.index()]);
+        }
+    }
+    for (entity, sum) in roster.experts[batch.layer.index()].iter().zip(gate_sums) {
+        experts.get_mut(*entity).expect("the roster is complete").routed_gate += sum;
+    }
+}

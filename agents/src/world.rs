@@ -1,0 +1,197 @@
+//! The world: which agents there are, and the dense matrices that their rows live in.
+
+use crate::components::{
+    Expert, FlockPrice, Hosts, KeptShare, Load, Neighbours, Node, NodeWork, Precision, Price, Seat,
+    Token,
+};
+use crate::expert::BitWidth;
+use crate::flock::{neighbours, price::FlockSettings};
+use crate::game::{Choices, CostSettings, Router};
+use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId, TokenId};
+use crate::orders::{Orders, Replies};
+use bevy_ecs::prelude::{Entity, Resource, World};
+
+/// What a token maximises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// Router probability, 0 to 1: the softmax over all experts.
+    Probability,
+    /// The router's logit.
+    Logit,
+}
+
+/// The rules of play, the same for every batch.
+#[derive(Resource)]
+pub struct Rules {
+    /// k: experts a token picks.
+    pub top_k: usize,
+    /// What a token maximises.
+    pub affinity: Affinity,
+    /// Whether the gates of a token's chosen experts are scaled to sum to one.
+    pub normalise_gates: bool,
+    /// The dynamics that plays the game.
+    pub router: Box<dyn Router>,
+    /// What congestion costs.
+    pub cost: CostSettings,
+    /// The flock's rule, played beside the router; `None` switches it off.
+    pub flock: Option<FlockSettings>,
+}
+
+/// One layer's experts.
+#[derive(Clone, Debug)]
+pub struct LayerSettings {
+    /// Router weight, row-major `[experts, width]`: where the experts are on the sphere.
+    pub router: Vec<f32>,
+    /// Bits of each expert.
+    pub bits: Vec<BitWidth>,
+    /// The nodes that hold each expert, ascending and not empty.
+    pub hosts: Vec<Vec<NodeId>>,
+}
+
+/// Everything that [`spawn`] needs.
+pub struct WorldSettings {
+    /// Largest number of tokens in a batch.
+    pub tokens_max: usize,
+    /// Nodes, `0..nodes`.
+    pub nodes: usize,
+    /// The Mixture-of-Experts layers.
+    pub layers: Vec<LayerSettings>,
+    /// The rules.
+    pub rules: Rules,
+}
+
+/// Dense tables from our ids to entities: systems that sum walk these, never a query's own order.
+#[derive(Resource, Debug)]
+pub struct Roster {
+    /// By [`TokenId`].
+    pub tokens: Vec<Entity>,
+    /// By [`LayerId`], then [`ExpertId`].
+    pub experts: Vec<Vec<Entity>>,
+    /// By [`NodeId`].
+    pub nodes: Vec<Entity>,
+}
+
+/// The batch in play at one layer.
+#[derive(Resource, Debug, Default)]
+pub struct Batch {
+    /// Which batch.
+    pub step: StepId,
+    /// Which layer.
+    pub layer: LayerId,
+    /// E.
+    pub experts: usize,
+    /// The request of each token, by row.
+    pub requests: Vec<RequestId>,
+    /// Router logits `[T, E]`.
+    pub logits: Vec<f32>,
+}
+
+impl Batch {
+    /// T.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.requests.len()
+    }
+}
+
+/// What the tokens perceive: written by the perceive stage.
+#[derive(Resource, Debug, Default)]
+pub struct Perceived {
+    /// Router probabilities `[T, E]`, the gates before selection.
+    pub probabilities: Vec<f32>,
+}
+
+/// What the tokens chose: written by the respond stage.
+#[derive(Resource, Debug)]
+pub struct Response {
+    /// The assignment in force.
+    pub choices: Choices,
+    /// What there is to report of the play.
+    pub report: crate::round::PlayReport,
+}
+
+/// What the flock alone would have done: written by the flock stage.
+#[derive(Resource, Debug, Default)]
+pub struct FlockResponse(pub Option<crate::round::FlockReport>);
+
+/// Orders to send: written by the order stage.
+#[derive(Resource, Debug)]
+pub struct Outbox(pub Orders);
+
+/// Replies that came back, and what they combine to: read and written by the absorb stage.
+#[derive(Resource, Debug)]
+pub struct Inbox {
+    /// The orders they answer.
+    pub orders: Orders,
+    /// The replies, checked against the orders.
+    pub replies: Replies,
+    /// Columns of a hidden row.
+    pub width: usize,
+    /// The layer's output `[T, width]`.
+    pub combined: Vec<f32>,
+}
+
+/// Spawns all agents, in the order of their ids.
+///
+/// # Panics
+/// When a layer's tables differ in length or an expert has no host: the shell checks scenarios.
+#[must_use]
+pub fn spawn(settings: WorldSettings) -> World {
+    let WorldSettings { tokens_max, nodes, layers, rules } = settings;
+    let mut world = World::new();
+    let tokens = (0..tokens_max)
+        .map(|row| {
+            let token = Token { row: TokenId::from_index(row) };
+            world.spawn((token, Seat::default(), KeptShare::default())).id()
+        })
+        .collect();
+    let nodes = (0..nodes)
+        .map(|node| {
+            world.spawn((Node { node: NodeId::from_index(node) }, NodeWork::default())).id()
+        })
+        .collect();
+    let neighbour_count = rules.flock.map_or(0, |flock| flock.neighbours);
+    let experts = layers
+        .into_iter()
+        .enumerate()
+        .map(|(layer, settings)| {
+            spawn_layer(&mut world, LayerId::from_index(layer), settings, neighbour_count)
+        })
+        .collect();
+    world.insert_resource(Roster { tokens, experts, nodes });
+    world.insert_resource(rules);
+    world.init_resource::<Batch>();
+    world.init_resource::<Perceived>();
+    world.init_resource::<FlockResponse>();
+    world
+}
+
+fn spawn_layer(
+    world: &mut World,
+    layer: LayerId,
+    settings: LayerSettings,
+    neighbour_count: usize,
+) -> Vec<Entity> {
+    let LayerSettings { router, bits, hosts } = settings;
+    assert_eq!(bits.len(), hosts.len(), "one host list an expert");
+    let near = neighbours::nearest(&router, bits.len(), neighbour_count);
+    bits.into_iter()
+        .zip(hosts)
+        .zip(near)
+        .enumerate()
+        .map(|(expert, ((bits, hosts), near))| {
+            assert!(!hosts.is_empty(), "every expert has a host");
+            world
+                .spawn((
+                    Expert { layer, expert: ExpertId::from_index(expert) },
+                    Load::default(),
+                    Price::default(),
+                    FlockPrice::default(),
+                    Neighbours(near),
+                    Precision { bits, routed_gate: 0.0 },
+                    Hosts(hosts),
+                ))
+                .id()
+        })
+        .collect()
+}

@@ -1,0 +1,224 @@
+//! A round of the world, from logits to the combined output.
+
+use agents::components::{FlockPrice, KeptShare, NodeWork, Seat};
+use agents::expert::BitWidth;
+use agents::flock::price::FlockSettings;
+use agents::game::{CostSettings, RouterRegistry};
+use agents::ids::{LayerId, NodeId, RequestId, StepId};
+use agents::orders::{NodeReply, Orders, Replies};
+use agents::rng::stream;
+use agents::round::{AbsorbError, Arena, Perception, Stage};
+use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
+use bevy_ecs::prelude::{Query, ResMut, Resource};
+use rand::RngExt as _;
+
+const TOKENS: usize = 60;
+const EXPERTS: usize = 6;
+const TOP_K: usize = 2;
+const WIDTH: usize = 3;
+
+fn arena(router: &str, nodes: u32, replicas: u32) -> Arena {
+    let hosts = |e: u32| {
+        let mut hosts: Vec<NodeId> = (0..replicas).map(|r| NodeId((e + r) % nodes)).collect();
+        hosts.sort_unstable();
+        hosts
+    };
+    Arena::new(WorldSettings {
+        tokens_max: 100,
+        nodes: nodes as usize,
+        layers: vec![LayerSettings {
+            router: random(5, EXPERTS * WIDTH),
+            bits: vec![BitWidth::Four; EXPERTS],
+            hosts: (0..6).map(hosts).collect(),
+        }],
+        rules: Rules {
+            top_k: TOP_K,
+            affinity: Affinity::Probability,
+            normalise_gates: false,
+            router: RouterRegistry::standard().get(router).expect("a standard router"),
+            cost: CostSettings::Quota { capacity_factor: 1.0 },
+            flock: Some(FlockSettings { neighbours: 7, price_step: 0.02, alignment: 0.3 }),
+        },
+    })
+}
+
+fn random(seed: u64, len: usize) -> Vec<f32> {
+    let mut rng = stream(seed, "round test");
+    (0..len).map(|_| rng.random::<f32>() * 4.0 - 2.0).collect()
+}
+
+/// Stands in for an expert: its output names the expert and depends on the token.
+fn answer(expert: u32, token: u32) -> [f32; WIDTH] {
+    [expert as f32 + 1.0, token as f32 * 0.125, (expert * 100 + token) as f32]
+}
+
+fn reply(orders: &Orders) -> Replies {
+    let nodes = orders.nodes.iter().map(|order| NodeReply {
+        node: order.node,
+        outputs: order
+            .groups
+            .iter()
+            .flat_map(|group| group.tokens.iter().flat_map(|t| answer(group.expert.0, t.0)))
+            .collect(),
+        compute_ns: 5,
+    });
+    Replies { nodes: nodes.collect() }
+}
+
+fn play(arena: &mut Arena, step: u32) -> (Orders, Vec<f32>) {
+    let requests: Vec<RequestId> = (0..TOKENS as u32).map(|t| RequestId(t / 10)).collect();
+    let logits = random(u64::from(step), TOKENS * EXPERTS);
+    let perception =
+        Perception { step: StepId(step), layer: LayerId(0), requests: &requests, logits: &logits };
+    let decision = arena.decide(&perception).expect("finite logits");
+    let replies = reply(&decision.orders);
+    let combined = arena.absorb(decision.orders.clone(), replies, WIDTH).expect("whole replies");
+    (decision.orders, combined)
+}
+
+#[test]
+fn the_output_is_the_gate_weighted_sum_of_the_chosen_experts() {
+    let mut arena = arena("top_k", 2, 1);
+    let (_, combined) = play(&mut arena, 1);
+    let logits = random(1, TOKENS * EXPERTS);
+    for (t, row) in logits.chunks(EXPERTS).enumerate() {
+        let total: f64 = row.iter().map(|z| f64::from(*z).exp()).sum();
+        let mut order: Vec<usize> = (0..EXPERTS).collect();
+        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+        for column in 0..WIDTH {
+            let exact: f64 = order[..TOP_K]
+                .iter()
+                .map(|e| {
+                    let gate = f64::from(row[*e]).exp() / total;
+                    gate * f64::from(answer(*e as u32, t as u32)[column])
+                })
+                .sum();
+            let got = f64::from(combined[t * WIDTH + column]);
+            assert!((got - exact).abs() <= 1e-5 * exact.abs().max(1.0), "token {t}");
+        }
+    }
+}
+
+#[test]
+fn placement_and_replication_do_not_change_a_bit_of_the_output() {
+    let bits = |nodes, replicas| -> Vec<u32> {
+        let mut arena = arena("equilibrium", nodes, replicas);
+        (0..3).flat_map(|step| play(&mut arena, step).1).map(f32::to_bits).collect()
+    };
+    let alone = bits(1, 1);
+    assert_eq!(alone, bits(3, 1));
+    assert_eq!(alone, bits(3, 2));
+    assert_eq!(alone, bits(6, 6));
+}
+
+#[test]
+fn every_chosen_pair_is_ordered_once_from_a_node_that_hosts_the_expert() {
+    let mut arena = arena("equilibrium", 3, 2);
+    let (orders, _) = play(&mut arena, 0);
+    let mut pairs: Vec<(u32, u32)> = Vec::new();
+    for order in &orders.nodes {
+        for group in &order.groups {
+            let first = group.expert.0 % 3;
+            assert!([first, (first + 1) % 3].contains(&order.node.0), "hosted where it is sent");
+            assert!(group.tokens.is_sorted());
+            pairs.extend(group.tokens.iter().map(|t| (t.0, group.expert.0)));
+        }
+    }
+    assert_eq!(pairs.len(), TOKENS * TOP_K);
+    pairs.sort_unstable();
+    pairs.dedup();
+    assert_eq!(pairs.len(), TOKENS * TOP_K);
+}
+
+#[test]
+fn dispatched_pairs_equal_combined_pairs_on_every_node() {
+    let mut arena = arena("equilibrium", 3, 1);
+    play(&mut arena, 0);
+    let world = arena.world_mut();
+    let work: Vec<NodeWork> = world.query::<&NodeWork>().iter(world).copied().collect();
+    assert!(work.iter().all(|work| work.pairs == work.combined && work.compute_ns == 5));
+    assert_eq!(work.iter().map(|work| work.pairs).sum::<u64>(), (TOKENS * TOP_K) as u64);
+}
+
+#[test]
+fn a_reply_that_is_short_or_from_another_node_is_refused() {
+    let mut arena = arena("top_k", 2, 1);
+    let (orders, _) = play(&mut arena, 0);
+    let mut short = reply(&orders);
+    short.nodes[1].outputs.pop();
+    let refused = arena.absorb(orders.clone(), short, WIDTH);
+    assert!(matches!(refused, Err(AbsorbError::Length { node: NodeId(1), .. })));
+    let mut swapped = reply(&orders);
+    swapped.nodes.reverse();
+    assert!(matches!(arena.absorb(orders, swapped, WIDTH), Err(AbsorbError::Nodes { .. })));
+}
+
+#[test]
+fn tokens_are_pooled_and_seats_beyond_the_batch_stay_empty() {
+    let mut arena = arena("equilibrium", 1, 1);
+    for step in 0..3 {
+        play(&mut arena, step);
+    }
+    let world = arena.world_mut();
+    let seats: Vec<Seat> = world.query::<&Seat>().iter(world).copied().collect();
+    assert_eq!(seats.len(), 100, "no token is spawned in the loop");
+    assert_eq!(seats.iter().filter(|seat| seat.0.is_some()).count(), TOKENS);
+    let kept: Vec<f32> = world.query::<&KeptShare>().iter(world).map(|kept| kept.0).collect();
+    assert!(kept[..TOKENS].iter().all(|kept| *kept > 0.0 && *kept <= 1.0 + 1e-6));
+}
+
+#[test]
+fn the_flock_raises_the_price_of_its_most_crowded_expert() {
+    let mut arena = arena("top_k", 1, 1);
+    play(&mut arena, 0);
+    let world = arena.world_mut();
+    let birds: Vec<FlockPrice> = world.query::<&FlockPrice>().iter(world).copied().collect();
+    let crowded = birds.iter().max_by_key(|bird| bird.load).expect("six experts");
+    assert!(crowded.price > 0.0);
+    assert_eq!(birds.iter().map(|bird| bird.load as usize).sum::<usize>(), TOKENS * TOP_K);
+}
+
+#[derive(Resource, Default)]
+struct Counted(usize);
+
+#[test]
+fn an_own_system_joins_a_named_stage_and_the_observer_hears_every_stage_in_order() {
+    let mut arena = arena("top_k", 1, 1);
+    arena.world_mut().init_resource::<Counted>();
+    arena.add_systems(
+        Stage::Flock,
+        |seats: Query<'_, '_, &Seat>, mut counted: ResMut<'_, Counted>| {
+            counted.0 += seats.iter().filter(|seat| seat.0.is_some()).count();
+        },
+    );
+    let (sender, heard) = std::sync::mpsc::channel();
+    arena.observe_stages(move |stage| sender.send(stage).expect("the test listens"));
+    play(&mut arena, 0);
+    assert_eq!(arena.world_mut().resource::<Counted>().0, TOKENS);
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), Stage::DECIDE);
+}
+
+#[test]
+#[should_panic(expected = "conflict")]
+fn two_own_systems_that_race_stop_the_first_round() {
+    let mut arena = arena("top_k", 1, 1);
+    arena.world_mut().init_resource::<Counted>();
+    arena.add_systems(Stage::Flock, |mut counted: ResMut<'_, Counted>| counted.0 += 1);
+    arena.add_systems(Stage::Flock, |mut counted: ResMut<'_, Counted>| counted.0 *= 2);
+    play(&mut arena, 0);
+}
+
+#[test]
+fn a_logit_that_is_not_finite_is_refused_with_its_place() {
+    let mut arena = arena("top_k", 1, 1);
+    let mut logits = random(0, 2 * EXPERTS);
+    logits[7] = f32::NAN;
+    let perception = Perception {
+        step: StepId(0),
+        layer: LayerId(0),
+        requests: &[RequestId(0), RequestId(0)],
+        logits: &logits,
+    };
+    let refused = arena.decide(&perception).expect_err("not a number").to_string();
+    assert!(refused.contains("row 1, column 1"), "{refused}");
+}

@@ -1,0 +1,196 @@
+//! What a scenario names, loaded: checkpoint and texts, or the settings of a synthetic source.
+
+use crate::model::{
+    Checkpoint, CheckpointError, TextError, Tokenizer, Trunk, read_text,
+};
+use crate::scenario::Scenario;
+use crate::scenario::file::Source;
+use crate::source::{
+    CheckpointSource, ScoreSource, SourceError, SourceShape, SyntheticSettings, SyntheticSource,
+};
+use std::path::PathBuf;
+
+/// Loaded inputs; sources borrow from it.
+pub enum Materials {
+    /// A trained model and its texts.
+    Checkpoint(Box<ModelAndTexts>),
+    /// Seeded draws.
+    Synthetic(SyntheticSettings),
+}
+
+/// A trained model and its texts as token ids.
+pub struct ModelAndTexts {
+    checkpoint: Checkpoint,
+    trunk: Trunk,
+    /// All texts, joined.
+    ids: Vec<u32>,
+    /// The first `calibration_tokens` of the calibration text and the one after; none without it.
+    calibration_ids: Option<Vec<u32>>,
+    tokens_per_request: usize,
+}
+
+/// Why a scenario's inputs cannot be used. All of these are found before anything starts.
+#[derive(Debug, thiserror::Error)]
+pub enum MaterialsError {
+    /// The checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A text.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Checkpoint and text together.
+    #[error("{what}: {source}")]
+    Source {
+        /// The scenario key.
+        what: &'static str,
+        /// What does not fit.
+        source: SourceError,
+    },
+    /// k exceeds the model's experts.
+    #[error("game.top_k is {top_k} but the checkpoint has {experts} experts a layer: lower it")]
+    TopK {
+        /// k.
+        top_k: usize,
+        /// E.
+        experts: usize,
+    },
+}
+
+impl Materials {
+    /// Loads what the scenario names and checks that it fits together.
+    ///
+    /// # Errors
+    /// The first input that cannot be used.
+    pub fn load(scenario: &Scenario) -> Result<Self, MaterialsError> {
+        let tokens_per_request = scenario.load.tokens_per_request as usize;
+        let materials = match &scenario.source {
+            Source::Checkpoint { checkpoint, text } => {
+                let folder = checkpoint;
+                let checkpoint = Checkpoint::open(folder)?;
+                let tokenizer = Tokenizer::open(folder)?;
+                let calibration_ids = match &scenario.precision.calibration_text {
+                    None => None,
+                    Some(path) => {
+                        let mut ids = encode(&tokenizer, std::slice::from_ref(path))?;
+                        ids.truncate(scenario.precision.calibration_tokens as usize + 1);
+                        Some(ids)
+                    }
+                };
+                Self::Checkpoint(Box::new(ModelAndTexts {
+                    trunk: checkpoint.trunk()?,
+                    ids: encode(&tokenizer, text)?,
+                    calibration_ids,
+                    checkpoint,
+                    tokens_per_request,
+                }))
+            }
+            Source::Synthetic { experts, layers, skew, width, expert_hidden } => {
+                Self::Synthetic(SyntheticSettings {
+                    shape: SourceShape {
+                        layers: *layers as usize,
+                        experts: *experts as usize,
+                        width: *width as usize,
+                        // The scenario's checks demand top_k of a synthetic source.
+                        top_k: scenario.game.top_k.unwrap_or(1) as usize,
+                        normalise_gates: false,
+                        tokens_per_request,
+                    },
+                    expert_hidden: *expert_hidden as usize,
+                    skew: *skew,
+                    seed: scenario.seed,
+                })
+            }
+        };
+        materials.check(scenario)?;
+        Ok(materials)
+    }
+
+    fn check(&self, scenario: &Scenario) -> Result<(), MaterialsError> {
+        let shape = self.try_source()?.shape();
+        self.try_calibration_source()?;
+        let top_k = scenario.game.top_k.map_or(shape.top_k, |top_k| top_k as usize);
+        if top_k > shape.experts {
+            return Err(MaterialsError::TopK { top_k, experts: shape.experts });
+        }
+        Ok(())
+    }
+
+    /// A source of the scenario's requests.
+    #[must_use]
+    pub fn source(&self) -> Box<dyn ScoreSource + '_> {
+        self.try_source().expect("checked when loaded")
+    }
+
+    /// A source of calibration requests, and how many there are; a model without calibration text
+    /// has none.
+    #[must_use]
+    pub fn calibration_source(&self) -> Option<(Box<dyn ScoreSource + '_>, usize)> {
+        self.try_calibration_source().expect("checked when loaded")
+    }
+
+    /// Different requests that there are: windows of the text; none where each request is new.
+    #[must_use]
+    pub fn windows(&self) -> Option<usize> {
+        match self {
+            Self::Checkpoint(model) => {
+                let ids = model.ids.len();
+                Some(ids.saturating_sub(1) / model.tokens_per_request)
+            }
+            Self::Synthetic(_) => None,
+        }
+    }
+
+    /// Symbols of the vocabulary, where text is scored.
+    #[must_use]
+    pub fn vocabulary(&self) -> Option<usize> {
+        match self {
+            Self::Checkpoint(model) => Some(model.checkpoint.config.vocab),
+            Self::Synthetic(_) => None,
+        }
+    }
+
+    fn try_source(&self) -> Result<Box<dyn ScoreSource + '_>, MaterialsError> {
+        match self {
+            Self::Checkpoint(model) => model.source("source.text", &model.ids),
+            Self::Synthetic(settings) => Ok(Box::new(SyntheticSource::new(*settings))),
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "named in the public function above")]
+    fn try_calibration_source(
+        &self,
+    ) -> Result<Option<(Box<dyn ScoreSource + '_>, usize)>, MaterialsError> {
+        /// Requests that a synthetic source is calibrated on.
+        const SYNTHETIC_REQUESTS: usize = 16;
+        match self {
+            Self::Checkpoint(model) => {
+                let Some(ids) = &model.calibration_ids else { return Ok(None) };
+                let source = model.source("precision.calibration_text", ids)?;
+                Ok(Some((source, (ids.len() - 1) / model.tokens_per_request)))
+            }
+            Self::Synthetic(settings) => {
+                Ok(Some((Box::new(SyntheticSource::calibration(*settings)), SYNTHETIC_REQUESTS)))
+            }
+        }
+    }
+}
+
+impl ModelAndTexts {
+    fn source<'a>(
+        &'a self,
+        what: &'static str,
+        ids: &'a [u32],
+    ) -> Result<Box<dyn ScoreSource + 'a>, MaterialsError> {
+        CheckpointSource::new(&self.checkpoint, &self.trunk, ids, self.tokens_per_request)
+            .map(|source| Box::new(source) as Box<dyn ScoreSource>)
+            .map_err(|source| MaterialsError::Source { what, source })
+    }
+}
+
+fn encode(tokenizer: &Tokenizer, texts: &[PathBuf]) -> Result<Vec<u32>, MaterialsError> {
+    let mut ids = Vec::new();
+    for path in texts {
+        ids.extend(tokenizer.encode_document(&read_text(path)?)?.ids);
+    }
+    Ok(ids)
+}

@@ -1,0 +1,106 @@
+//! The rounds of one batch: decide → send → absorb, layer by layer.
+
+use crate::dispatch::{Dispatch, DispatchError};
+use crate::measure::Clock;
+use crate::source::{LayerInput, ScoreSource};
+use agents::game::GameError;
+use agents::ids::{LayerId, RequestId, StepId};
+use agents::orders::Orders;
+use agents::round::{AbsorbError, Arena, Decision, Perception};
+
+/// One round as it is recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct Round<'a> {
+    /// The batch.
+    pub step: StepId,
+    /// The layer.
+    pub layer: LayerId,
+    /// What the experts computed on, and the router logits.
+    pub input: &'a LayerInput,
+    /// What was played.
+    pub decision: &'a Decision,
+    /// The layer's output `[T, width]`.
+    pub output: &'a [f32],
+    /// Time from the orders to the combined output, ns.
+    pub dispatch_ns: u64,
+}
+
+/// Why a round ended the run.
+#[derive(Debug, thiserror::Error)]
+pub enum RoundError {
+    /// The scores cannot be played.
+    #[error("step {step}, layer {layer}: {source}")]
+    Game {
+        /// The batch.
+        step: StepId,
+        /// The layer.
+        layer: LayerId,
+        /// What is wrong with them.
+        source: GameError,
+    },
+    /// A node failed.
+    #[error("step {step}, layer {layer}: {source}")]
+    Dispatch {
+        /// The batch.
+        step: StepId,
+        /// The layer.
+        layer: LayerId,
+        /// Which, and how.
+        source: DispatchError,
+    },
+    /// A node's reply does not answer its order.
+    #[error("step {step}, layer {layer}: {source}")]
+    Absorb {
+        /// The batch.
+        step: StepId,
+        /// The layer.
+        layer: LayerId,
+        /// What is wrong with it.
+        source: AbsorbError,
+    },
+}
+
+/// Plays one batch through all layers and gives the summed loss of each of its requests, where text
+/// is scored. `watch` sees every round and the arena right after it.
+///
+/// # Errors
+/// The first round that fails.
+pub async fn play_batch(
+    source: &mut dyn ScoreSource,
+    arena: &mut Arena,
+    dispatch: &mut impl Dispatch,
+    clock: &Clock,
+    (step, requests): (StepId, &[RequestId]),
+    mut watch: impl FnMut(&Round<'_>, &mut Arena),
+) -> Result<Option<Vec<f64>>, RoundError> {
+    let shape = source.shape();
+    let seats: Vec<RequestId> = requests
+        .iter()
+        .flat_map(|request| std::iter::repeat_n(*request, shape.tokens_per_request))
+        .collect();
+    source.begin(requests);
+    for layer in (0..shape.layers).map(LayerId::from_index) {
+        let input = source.perceive(layer);
+        let perception = Perception { step, layer, requests: &seats, logits: &input.logits };
+        let decision = arena
+            .decide(&perception)
+            .map_err(|source| RoundError::Game { step, layer, source })?;
+
+        let sent_ns = clock.now_ns();
+        let orders: Orders = decision.orders.clone();
+        let replies = dispatch
+            .send(&orders, &input.hidden, shape.width)
+            .await
+            .map_err(|source| RoundError::Dispatch { step, layer, source })?;
+        let output = arena
+            .absorb(orders, replies, shape.width)
+            .map_err(|source| RoundError::Absorb { step, layer, source })?;
+        let dispatch_ns = clock.now_ns() - sent_ns;
+
+        let round =
+            Round { step, layer, input: &input, decision: &decision, output: &output, dispatch_ns };
+        watch(&round, arena);
+        source.absorb(layer, &output);
+    }
+    Ok(source.finish())
+}

@@ -1,0 +1,157 @@
+//! A trained checkpoint that reads text: each request is one window of the text.
+
+use super::{LayerInput, ScoreSource, SourceShape};
+use crate::model::{Checkpoint, CheckpointError, ExpertWeights, FeedForwardWeights, Pass, Trunk};
+use agents::ids::{ExpertId, LayerId, RequestId};
+
+/// A [`ScoreSource`] over a checkpoint and a tokenized text. Requests take the text's windows in
+/// turn, from the start again when there are more requests than windows.
+pub struct CheckpointSource<'a> {
+    checkpoint: &'a Checkpoint,
+    trunk: &'a Trunk,
+    shape: SourceShape,
+    /// `[windows, tokens_per_request]`.
+    inputs: &'a [u32],
+    /// The inputs one further.
+    targets: &'a [u32],
+    batch: Option<Batch<'a>>,
+}
+
+struct Batch<'a> {
+    pass: Pass<'a>,
+    targets: Vec<u32>,
+}
+
+/// Why a checkpoint and a text cannot make a source.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The model has no experts.
+    #[error("the checkpoint is dense: a game needs a Mixture-of-Experts model")]
+    Dense,
+    /// The text has no whole window.
+    #[error(
+        "the text has {tokens} tokens but a request takes {tokens_per_request} and the one after: \
+         give more text or lower load.tokens_per_request"
+    )]
+    ShortText {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a request.
+        tokens_per_request: usize,
+    },
+    /// Requests are longer than the model's positions.
+    #[error(
+        "a request of {tokens_per_request} tokens exceeds the {max_positions} positions of the \
+         model: lower load.tokens_per_request"
+    )]
+    LongRequest {
+        /// Tokens of a request.
+        tokens_per_request: usize,
+        /// Positions of the model.
+        max_positions: usize,
+    },
+    /// An id of the text is not in the model's vocabulary.
+    #[error("token id {id} of the text is outside the model's vocabulary of {vocab}")]
+    Vocabulary {
+        /// The id.
+        id: u32,
+        /// Symbols of the model.
+        vocab: usize,
+    },
+}
+
+impl<'a> CheckpointSource<'a> {
+    /// Cuts `ids` into windows of `tokens_per_request`.
+    ///
+    /// # Errors
+    /// When the model has no experts, or the text does not fit the model or has no whole window.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        trunk: &'a Trunk,
+        ids: &'a [u32],
+        tokens_per_request: usize,
+    ) -> Result<Self, SourceError> {
+        let config = &checkpoint.config;
+        let moe = config.moe.ok_or(SourceError::Dense)?;
+        if tokens_per_request > config.max_positions {
+            let max_positions = config.max_positions;
+            return Err(SourceError::LongRequest { tokens_per_request, max_positions });
+        }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= config.vocab) {
+            return Err(SourceError::Vocabulary { id: *id, vocab: config.vocab });
+        }
+        let windows = crate::model::windows(ids, tokens_per_request);
+        if windows.inputs.is_empty() {
+            return Err(SourceError::ShortText { tokens: ids.len(), tokens_per_request });
+        }
+        let shape = SourceShape {
+            layers: config.layers,
+            experts: moe.experts,
+            width: config.width,
+            top_k: moe.top_k,
+            normalise_gates: moe.norm_top_k,
+            tokens_per_request,
+        };
+        let (inputs, targets) = (windows.inputs, windows.targets);
+        Ok(Self { checkpoint, trunk, shape, inputs, targets, batch: None })
+    }
+
+    /// Windows of the text: requests beyond them start from the first again.
+    #[must_use]
+    pub fn windows(&self) -> usize {
+        self.inputs.len() / self.shape.tokens_per_request
+    }
+
+    fn gather(&self, ids: &[u32], requests: &[RequestId]) -> Vec<u32> {
+        let length = self.shape.tokens_per_request;
+        let window = |request: &RequestId| request.index() % self.windows() * length;
+        requests.iter().flat_map(|request| &ids[window(request)..][..length]).copied().collect()
+    }
+
+    fn pass(&mut self) -> &mut Pass<'a> {
+        &mut self.batch.as_mut().expect("begin comes first").pass
+    }
+}
+
+impl ScoreSource for CheckpointSource<'_> {
+    fn shape(&self) -> SourceShape {
+        self.shape
+    }
+
+    fn router_rows(&self, layer: LayerId) -> &[f32] {
+        match &self.trunk.layers[layer.index()].feed_forward {
+            FeedForwardWeights::Router(rows) => rows,
+            FeedForwardWeights::Dense(_) => unreachable!("every layer of the model is routed"),
+        }
+    }
+
+    fn expert(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights, CheckpointError> {
+        self.checkpoint.expert(layer.index(), expert.index())
+    }
+
+    fn begin(&mut self, requests: &[RequestId]) {
+        let inputs = self.gather(self.inputs, requests);
+        let targets = self.gather(self.targets, requests);
+        let pass = self
+            .trunk
+            .begin(&inputs, self.shape.tokens_per_request)
+            .expect("ids and window were checked when the source was made");
+        self.batch = Some(Batch { pass, targets });
+    }
+
+    fn perceive(&mut self, layer: LayerId) -> LayerInput {
+        let input =
+            self.pass().up_to_router(layer.index()).expect("every layer of the model is routed");
+        LayerInput { hidden: input.hidden.to_vec(), logits: input.router_logits.to_vec() }
+    }
+
+    fn absorb(&mut self, layer: LayerId, output: &[f32]) {
+        self.pass().add_moe(layer.index(), output);
+    }
+
+    fn finish(&mut self) -> Option<Vec<f64>> {
+        let Batch { pass, targets } = self.batch.take().expect("begin comes first");
+        let losses = pass.losses(&targets);
+        Some(losses.chunks(self.shape.tokens_per_request).map(|l| l.iter().sum()).collect())
+    }
+}

@@ -1,0 +1,69 @@
+//! Score sources: where hidden states, router logits and experts come from.
+//!
+//! A source runs everything around the experts. It stops at each Mixture-of-Experts layer to hand
+//! out the layer's input, and goes on when it gets the layer's output.
+
+mod checkpoint;
+mod synthetic;
+
+pub use checkpoint::CheckpointSource;
+pub use synthetic::{SyntheticSettings, SyntheticSource};
+
+use crate::model::{CheckpointError, ExpertWeights};
+use agents::ids::{ExpertId, LayerId, RequestId};
+
+/// Sizes that a game on a source has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceShape {
+    /// Mixture-of-Experts layers.
+    pub layers: usize,
+    /// Experts of a layer, E.
+    pub experts: usize,
+    /// Columns of a hidden row.
+    pub width: usize,
+    /// k, as the source was made for.
+    pub top_k: usize,
+    /// Whether the gates of a token's chosen experts are scaled to sum to one.
+    pub normalise_gates: bool,
+    /// Tokens of each request.
+    pub tokens_per_request: usize,
+}
+
+/// The input of a Mixture-of-Experts layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerInput {
+    /// f32 `[T, width]`: what the experts compute on.
+    pub hidden: Vec<f32>,
+    /// f32 `[T, E]`: router logits.
+    pub logits: Vec<f32>,
+}
+
+/// Where hidden states, router logits and experts come from.
+///
+/// For each batch the calls are `begin`, then for each layer in order `perceive` and `absorb`, then
+/// `finish`. A token's values depend on its own request alone, never on the batch it shares.
+pub trait ScoreSource {
+    /// Its sizes.
+    fn shape(&self) -> SourceShape;
+
+    /// Router weight of a layer, row-major `[experts, width]`.
+    fn router_rows(&self, layer: LayerId) -> &[f32];
+
+    /// The f32 weights of one expert.
+    ///
+    /// # Errors
+    /// When the checkpoint lacks it.
+    fn expert(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights, CheckpointError>;
+
+    /// Takes up a batch.
+    fn begin(&mut self, requests: &[RequestId]);
+
+    /// The layer's input for the batch.
+    fn perceive(&mut self, layer: LayerId) -> LayerInput;
+
+    /// Takes the layer's output, `[T, width]`.
+    fn absorb(&mut self, layer: LayerId, output: &[f32]);
+
+    /// Ends the batch: the summed next-token loss of each request in nats, where text is scored.
+    fn finish(&mut self) -> Option<Vec<f64>>;
+}
