@@ -226,7 +226,7 @@ impl Pass<'_> {
         rows.zip(targets.par_chunks(linear::ROW_BLOCK))
             .flat_map_iter(|(rows, targets)| {
                 let mut logits = vec![0.0; targets.len() * vocab];
-                linear::block(rows, self.trunk.head(), &mut logits, width, vocab);
+                linear::linear_serial(rows, self.trunk.head(), &mut logits, width, vocab);
                 let rows = logits.chunks_exact(vocab).zip(targets);
                 rows.map(|(row, target)| cross_entropy(row, *target as usize)).collect::<Vec<_>>()
             })
