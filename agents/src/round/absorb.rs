@@ -64,7 +64,7 @@ pub(super) fn combine_replies(
     let rows = rows_by_pair(orders, replies, width, &response, top_k);
     let gates = |token: usize| {
         let row = &perceived.probabilities[token * batch.experts..][..batch.experts];
-        let chosen = response.choices.row(token).iter().map(|expert| row[expert.index()]);
+        let chosen = response.0.choices.row(token).iter().map(|expert| row[expert.index()]);
         let scale = if rules.normalise_gates { chosen.clone().sum::<f32>() } else { 1.0 };
         chosen.map(move |gate| gate / scale)
     };
@@ -97,12 +97,12 @@ fn rows_by_pair<'a>(
     top_k: usize,
 ) -> Vec<&'a [f32]> {
     const MISSING: &[f32] = &[];
-    let mut rows = vec![MISSING; response.choices.experts.len()];
+    let mut rows = vec![MISSING; response.0.choices.experts.len()];
     for (order, reply) in orders.nodes.iter().zip(&replies.nodes) {
         let mut outputs = reply.outputs.chunks(width);
         for group in &order.groups {
             for TokenId(token) in &group.tokens {
-                let chosen = response.choices.row(*token as usize);
+                let chosen = response.0.choices.row(*token as usize);
                 let slot = chosen.binary_search(&group.expert).expect("ordered pairs were chosen");
                 let row = &mut rows[*token as usize * top_k + slot];
                 assert!(row.is_empty(), "token {token} expert {} answered twice", group.expert);
