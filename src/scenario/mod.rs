@@ -1,1 +1,17 @@
 //! Scenario files: shape, checks and what they resolve to.
+//!
+//! [`load`] turns TOML text and `--set` overrides into a [`Scenario`], or into all problems at once,
+//! each with its line, column and remedy. It reads files and runs nothing.
+
+mod conflicts;
+pub mod file;
+mod problem;
+mod read;
+mod set;
+mod shape;
+
+pub use file::{Budget, BudgetError, Scenario};
+pub use problem::{Problem, Problems};
+pub use read::{Known, load, resolved};
+pub use set::{NodesSpecError, sets_of_nodes};
+pub use shape::schema;
