@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::file::{Budget, Engine, SCHEMA_VERSION, Scenario, Source};
+use super::file::{Budget, Engine, Scenario, Source};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};
@@ -17,14 +17,6 @@ pub(super) fn find(
     bad: &[String],
 ) -> Vec<Problem> {
     let mut found = Found { origins, bad, problems: Vec::new() };
-    let version = scenario.schema_version;
-    found.unless(version == SCHEMA_VERSION, &["schema_version"], || {
-        let message = format!("this version reads schema_version {SCHEMA_VERSION}, not {version}");
-        (
-            message,
-            format!("write schema_version = {SCHEMA_VERSION}, or use the version it was made for"),
-        )
-    });
     game(scenario, known, &mut found);
     precision(scenario, &mut found);
     nodes(scenario, &mut found);

@@ -15,7 +15,8 @@ pub const SCHEMA_VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
-    /// Version of this file format: 1.
+    /// Version of this file format: 1, the only one so far.
+    #[schemars(extend("enum" = [SCHEMA_VERSION]))]
     pub schema_version: u32,
     /// Name of the scenario in results: letters, digits, `-`, `_` and `.`, 1 to 64 of them.
     #[schemars(extend("format" = "name"))]

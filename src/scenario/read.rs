@@ -23,7 +23,8 @@ pub struct Known {
 /// outcome. Paths in it, those of `--set` included, are relative to the file and come back absolute.
 ///
 /// # Errors
-/// Every problem at once. Broken TOML syntax hides the rest: then all syntax errors.
+/// Every problem at once. Broken TOML syntax hides the rest: then the syntax errors that the parser
+/// can tell apart.
 pub fn load(path: &Path, sets: &[String], known: &Known) -> Result<Scenario, Problems> {
     let name = path.display().to_string();
     let text = text_of(path).map_err(|(message, help)| {

@@ -64,7 +64,8 @@ pub(super) fn split(set: &str) -> Result<(String, Value), Refused> {
         return Err((format!("`{set}` has no `=`"), help()));
     };
     let parts: Vec<&str> = key.split('.').map(str::trim).collect();
-    if parts.iter().any(|part| part.is_empty()) {
+    const DEPTH_MAX: usize = 8;
+    if parts.len() > DEPTH_MAX || parts.iter().any(|part| part.is_empty()) {
         return Err((format!("`{key}` is not a dotted key"), help()));
     }
     let value = value.trim();

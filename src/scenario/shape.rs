@@ -278,7 +278,7 @@ fn has_format(schema: &Json, text: &str) -> bool {
 fn expected(schema: &Json) -> String {
     if let Some(list) = schema["enum"].as_array() {
         let list: Vec<String> = list.iter().map(Json::to_string).collect();
-        return format!("one of {}", list.join(", "));
+        return if list.len() == 1 { list.concat() } else { format!("one of {}", list.join(", ")) };
     }
     let range = match (&schema["minimum"], &schema["maximum"]) {
         (Json::Null, Json::Null) => String::new(),

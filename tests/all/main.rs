@@ -1,1 +1,3 @@
+//! The integration tests of the shell, one module a subject.
+
 mod scenario;
