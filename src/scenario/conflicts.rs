@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use super::file::{Budget, Engine, Scenario, Source};
+use super::budget::Budget;
+use super::file::{Engine, Scenario, Source};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};

@@ -3,6 +3,7 @@
 //! [`load`] turns TOML text and `--set` overrides into a [`Scenario`], or into all problems at once,
 //! each with its line, column and remedy. It reads files and runs nothing.
 
+mod budget;
 mod conflicts;
 pub mod file;
 mod problem;
@@ -10,7 +11,8 @@ mod read;
 mod set;
 mod shape;
 
-pub use file::{Budget, BudgetError, Scenario};
+pub use budget::{Budget, BudgetError};
+pub use file::Scenario;
 pub use problem::{Problem, Problems};
 pub use read::{Known, load, resolved};
 pub use set::{NodesSpecError, sets_of_nodes};

@@ -50,7 +50,8 @@ impl Problems {
     pub fn draw(&self, theme: GraphicalTheme) -> String {
         let handler = GraphicalReportHandler::new_themed(theme);
         let mut text = String::new();
-        for problem in &self.0 {
+        for (index, problem) in self.0.iter().enumerate() {
+            text.push_str(if index == 0 { "" } else { "\n" });
             handler.render_report(&mut text, problem).expect("writing to a string cannot fail");
         }
         text

@@ -5,7 +5,8 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value as Json;
 use toml::{Table, Value};
 
-use super::file::{Budget, Scenario};
+use super::budget::Budget;
+use super::file::Scenario;
 use super::problem::{At, Origins, Problem};
 use super::set::is_host_port;
 
@@ -145,9 +146,7 @@ impl Walk<'_> {
             let keys = if keys.is_empty() { "`kind`".to_owned() } else { keys };
             (format!("section [{path}] is missing"), format!("add [{path}] with {keys}"))
         } else {
-            let what = expected(schema);
-            let help = format!("add `{key} = …`, {what}: {}", description(schema));
-            (format!("`{path}` is missing"), help)
+            (format!("`{path}` is missing"), format!("add `{key} = …`: {}", description(schema)))
         };
         self.absent(section, &path, message, help);
     }

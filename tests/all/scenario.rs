@@ -268,7 +268,7 @@ proptest::proptest! {
         text.replace_range(at..(at + cut).min(GOOD.len()), &put);
         if let Err(problems) = read(&text, &[]) {
             proptest::prop_assert!(!problems.0.is_empty());
-            problems.draw(miette::GraphicalTheme::unicode());
+            proptest::prop_assert!(!problems.draw(miette::GraphicalTheme::unicode()).is_empty());
             proptest::prop_assert!(problems.to_string().contains("help: "));
         }
     }
