@@ -45,6 +45,17 @@ pub(super) fn bytes(value: u64) -> String {
     scaled(value, &[(1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")], "B")
 }
 
+/// Bytes a second.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast saturates, and the rate is not negative"
+)]
+pub(super) fn bytes_per_s(rate: Option<f64>) -> String {
+    rate.filter(|rate| rate.is_finite())
+        .map_or_else(|| ABSENT.to_owned(), |rate| format!("{}/s", bytes(rate.round() as u64)))
+}
+
 /// A duration given in ns.
 pub(super) fn duration(ns: Option<u64>) -> String {
     ns.map_or_else(

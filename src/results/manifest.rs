@@ -252,7 +252,7 @@ mod tests {
                 .output();
             match echoed {
                 Ok(output) => assert_eq!(output.stdout, word.as_bytes()),
-                Err(error) => println!("skipped: no shell: {error}"),
+                Err(error) => eprintln!("skipped: no shell: {error}"),
             }
         }
     }

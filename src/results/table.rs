@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::format::{bytes, count, duration, nats, number, percent};
+use super::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
 use super::summary::{Quality, Status, Summary};
 
 /// At most 25 lines of plain text: what was measured, the figure, and what to hold it against.
@@ -50,9 +50,9 @@ pub fn summary_table(summary: &Summary) -> String {
         "throughput",
         format!("{} tokens/s", number(rate.tokens_per_s)),
         format!(
-            "{} token-experts/s, {} B/s",
+            "{} token-experts/s, {} of payload",
             number(rate.token_experts_per_s),
-            number(rate.bytes_per_s)
+            bytes_per_s(rate.bytes_per_s)
         ),
     );
     let latency = &summary.latency_ns;

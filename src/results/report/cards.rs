@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use crate::results::Summary;
-use crate::results::format::{bytes, count, duration, nats, number, percent};
+use crate::results::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
 
 /// All cards of a run.
 pub(super) fn cards(summary: &Summary) -> Markup {
@@ -31,7 +31,7 @@ pub(super) fn cards(summary: &Summary) -> Markup {
             (latency(summary))
             (card("Tokens a second", number(rate.tokens_per_s), &[
                 ("token-experts a second", number(rate.token_experts_per_s)),
-                ("bytes a second", number(rate.bytes_per_s)),
+                ("payload", bytes_per_s(rate.bytes_per_s)),
                 ("over", duration(Some(rate.elapsed_ns))),
             ]))
         }

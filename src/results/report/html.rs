@@ -90,7 +90,7 @@ fn header(manifest: &Manifest, summary: &Summary) -> Markup {
 
 fn goals(summary: &Summary) -> Markup {
     if summary.goals.is_empty() {
-        return nothing("The scenario states no goals.");
+        return section("goals", "Goals", nothing("The scenario states no goals."));
     }
     let rows = summary.goals.iter().map(|goal| {
         let verdict = if goal.met {
@@ -113,7 +113,10 @@ fn certificate(summary: &Summary) -> Markup {
     let flock = summary.flock.clone().unwrap_or_default();
     let text = |text: String| html! { (text) };
     let name = |name: &str| html! { (name) };
-    let none = || html! { span.soft { (ABSENT) } };
+    let none = || html! { span.soft { "–" } };
+    // Φ and D differ in digits that a rounded figure would hide.
+    let exact =
+        |value: Option<f64>| value.map_or_else(|| ABSENT.to_owned(), |value| format!("{value:.4}"));
     let rows = vec![
         [
             name("ε-Nash: largest regret of a token"),
@@ -127,8 +130,8 @@ fn certificate(summary: &Summary) -> Markup {
             text(percent(flock.relative_gap)),
             none(),
         ],
-        [name("potential Φ"), text(number(play.potential)), none(), none()],
-        [name("upper bound D"), text(number(play.dual_bound)), none(), none()],
+        [name("potential Φ"), text(exact(play.potential)), none(), none()],
+        [name("upper bound D"), text(exact(play.dual_bound)), none(), none()],
         [
             name("load, max over mean"),
             text(number(play.max_over_mean)),

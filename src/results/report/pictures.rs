@@ -43,7 +43,7 @@ pub(super) fn flock(record: &RunRecord) -> Markup {
     figure(
         &plots::lines(&lines, 1.0, "load, max over mean"),
         "load, max over mean, by step",
-        html! { (keys) " Worst layer of each step; 1 is even. " (without) (thinned) },
+        html! { (keys) p { "Worst layer of each step; 1 is even. " (without) (thinned) } },
     )
 }
 
@@ -52,9 +52,10 @@ pub(super) fn load(record: &RunRecord) -> Markup {
     let mut layers: Vec<&LayerFigures> = measured(record, |layer| !layer.loads.is_empty());
     let skew = |layer: &LayerFigures| {
         let loads = if layer.loads_top_k.is_empty() { &layer.loads } else { &layer.loads_top_k };
-        let total = loads.iter().sum::<u64>().max(1);
+        let total = loads.iter().map(|load| u128::from(*load)).sum::<u128>().max(1);
         // Largest load times experts over the total, in thousandths: no floats to compare.
-        loads.iter().max().copied().unwrap_or(0) * 1_000 * loads.len() as u64 / total
+        let largest = loads.iter().max().copied().unwrap_or(0);
+        u128::from(largest) * 1_000 * loads.len() as u128 / total
     };
     let all = layers.len();
     if all == 0 {
@@ -70,7 +71,7 @@ pub(super) fn load(record: &RunRecord) -> Markup {
             (figure(
                 &plots::sorted_loads(&layer.loads_top_k, &layer.loads),
                 &format!("sorted expert loads of layer {}", layer.layer),
-                html! { (key(GREY, "before: plain top-k")) (key(BLUE, "after: router")) " Layer " (layer.layer) ". Each is sorted on its own; the line is the fair share." },
+                html! { (key(GREY, "before: plain top-k")) (key(BLUE, "after: router")) p { "Layer " (layer.layer) ". Each is sorted on its own; the line is the fair share." } },
             ))
         }
     }
@@ -88,9 +89,9 @@ pub(super) fn latency(record: &RunRecord) -> Markup {
         &svg,
         "request latency by percentile",
         html! {
-            (key(BLUE, "request latency")) " " (count(latency.count())) " requests, counted from their intended start. The curve ends where one request is left."
+            (key(BLUE, "request latency")) p { (count(latency.count())) " requests, counted from their intended start. The curve ends at the maximum, drawn where one request is left."
             @if latency.count() < 1_000 { " With fewer than 1 000 requests p99.9 is the maximum." }
-            @if overflow > 0 { " " strong { (count(overflow)) " took more than an hour" } " and are drawn at one hour." }
+            @if overflow > 0 { " " strong { (count(overflow)) " took more than an hour" } " and are drawn at one hour." } }
         },
     )
 }
@@ -111,7 +112,7 @@ pub(super) fn precision(record: &RunRecord) -> Markup {
             @for (bits, experts) in widths {
                 (key(plots::bit_colour(*bits), &format!("{bits} bits: {}", count(*experts))))
             }
-            " One cell an expert, in the order of their ids. With scales " (number(record.summary.memory.bits_per_weight)) " bits a weight."
+            p { "One cell an expert, in the order of their ids. With scales " (number(record.summary.memory.bits_per_weight)) " bits a weight." }
         },
     )
 }
@@ -124,25 +125,28 @@ fn measured(record: &RunRecord, has: impl Fn(&LayerFigures) -> bool) -> Vec<&Lay
 type Named = (&'static str, &'static str, Points);
 
 fn log_figure(name: &str, lines: Vec<Named>) -> Markup {
-    let (keys, lines, thinned) = prepared(lines);
-    let (colours, points): (Vec<_>, Vec<_>) =
-        lines.into_iter().map(|line| (line.colour, line.points)).unzip();
-    let shown: usize = points.iter().map(Vec::len).sum();
+    let values: usize = lines.iter().map(|(_, _, points)| points.len()).sum();
+    let (mut names, mut points) = (Vec::new(), Vec::new());
+    for (name, colour, line) in lines {
+        names.push((name, colour));
+        points.push(line);
+    }
     let floored = floored(points);
-    let lines: Vec<Line> = colours
-        .into_iter()
-        .zip(floored.lines)
-        .map(|(colour, points)| Line { colour, points })
-        .collect();
+    let named = names.into_iter().zip(floored.lines);
+    let (keys, lines, thinned) =
+        prepared(named.map(|((name, colour), points)| (name, colour, points)).collect());
     figure(
         &plots::log_lines(&lines, floored.floor, name),
         &format!("{name} by step"),
         html! {
-            (keys) " Worst layer of each step. " (thinned)
-            @if floored.moved > 0 {
-                (count(floored.moved as u64)) " of " (count(shown as u64))
-                " points are zero (below 1e-12), which a log axis cannot show: they lie on the lower edge, at "
-                (number(Some(floored.floor))) "."
+            (keys)
+            p {
+                "Worst layer of each step. " (thinned)
+                @if floored.moved > 0 {
+                    (count(floored.moved as u64)) " of " (count(values as u64))
+                    " values are zero (below 1e-12), which a log axis cannot show: they lie on the lower edge, at "
+                    (number(Some(floored.floor))) "."
+                }
             }
         },
     )

@@ -63,16 +63,16 @@ pub(super) fn lines(lines: &[Line], bottom: f64, y_name: &str) -> String {
     })
 }
 
-/// Latency over the percentile, each further nine as wide as the one before. The curve ends where
-/// one sample is left.
+/// Latency over the percentile, each further nine as wide as the one before. The curve ends at the
+/// maximum, drawn where one sample is left.
 #[expect(clippy::cast_precision_loss, reason = "positions on an axis")]
 pub(super) fn percentile_curve(latency: &Latency) -> Option<String> {
     let nines = (latency.count() as f64).log10();
-    let points: Points = (0..=400)
-        .filter_map(|at| {
-            let x = nines * f64::from(at) / 400.0;
-            Some((x, latency.quantile(1.0 - 10f64.powf(-x))?.max(1) as f64))
-        })
+    let quantiles = (0..400).map(|at| nines * f64::from(at) / 400.0);
+    let points: Points = quantiles
+        .map(|x| (x, 1.0 - 10f64.powf(-x)))
+        .chain([(nines, 1.0)])
+        .filter_map(|(x, q)| Some((x, latency.quantile(q)?.max(1) as f64)))
         .collect();
     let (low, high) = (points.first()?.1, points.last()?.1);
     let decades = low.log10().floor()..(high.log10() + 1e-9).ceil();
@@ -106,7 +106,7 @@ pub(super) fn percentile_curve(latency: &Latency) -> Option<String> {
 #[expect(clippy::cast_precision_loss, reason = "bar heights")]
 pub(super) fn sorted_loads(control: &[u64], loads: &[u64]) -> String {
     let relative = |loads: &[u64]| {
-        let mean = loads.iter().sum::<u64>() as f64 / loads.len().max(1) as f64;
+        let mean = loads.iter().map(|load| *load as f64).sum::<f64>() / loads.len().max(1) as f64;
         let mut heights: Vec<f64> =
             loads.iter().map(|load| if mean > 0.0 { *load as f64 / mean } else { 0.0 }).collect();
         heights.sort_by(|a, b| b.total_cmp(a));
