@@ -62,9 +62,6 @@ pub enum Source {
     },
     /// Random affinities: softmax or logits of N(0, 1) plus a bias for each expert.
     Synthetic {
-        /// Tokens drawn for a batch, 1 to 16777216.
-        #[schemars(range(min = 1, max = 16_777_216))]
-        tokens: u32,
         /// Experts in a layer, 1 to 65536.
         #[schemars(range(min = 1, max = 65_536))]
         experts: u32,
@@ -141,20 +138,20 @@ pub enum Cost {
 pub struct Flock {
     /// Whether prices are carried from batch to batch. Default true.
     pub enabled: bool,
-    /// Nearest experts that an expert looks at, 1 to 65535. Default 7, as starlings keep.
+    /// Nearest experts that an expert minds, 1 to 65535. Default 7, as starlings keep.
     #[schemars(range(min = 1, max = 65_535))]
     pub neighbours: u32,
-    /// Share of the load excess that turns into price, 0 to 1000. Default 0.5.
+    /// Price change, in affinity, per fair share of excess load, 0 to 1000. Default 0.01.
     #[schemars(range(min = 0, max = 1000))]
     pub price_step: f64,
-    /// Weight of the neighbours' prices in an expert's own, 0 to 1. Default 0.3.
+    /// Weight of the neighbours' price changes in an expert's own, 0 to 1. Default 0.3.
     #[schemars(range(min = 0, max = 1))]
     pub alignment: f64,
 }
 
 impl Default for Flock {
     fn default() -> Self {
-        Self { enabled: true, neighbours: 7, price_step: 0.5, alignment: 0.3 }
+        Self { enabled: true, neighbours: 7, price_step: 0.01, alignment: 0.3 }
     }
 }
 

@@ -1,4 +1,5 @@
 //! The integration tests of the shell, one module a subject.
 
 mod parity;
+mod results;
 mod scenario;

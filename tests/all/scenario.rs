@@ -15,7 +15,7 @@ schema_version = 1
 name = "table"
 [source]
 kind = "synthetic"
-tokens = 64
+width = 64
 experts = 16
 [game]
 router = "equilibrium"
@@ -57,11 +57,11 @@ fn every_kind_of_mistake_is_located_and_comes_with_a_remedy() {
         ("count = 2", "qqq = 2", 14, 1, "nodes.qqq", "unknown key `qqq`", "the keys in [nodes] are `count`"),
         ("top_k = 2", "top_k = 2\ndeadline_ms = 5", 11, 1, "game.deadline_ms", "unknown key `deadline_ms`", "did you mean `load.deadline_ms`?"),
         ("experts = 16", "experts = 16\ntext = []", 8, 1, "source.text", "unknown key `text`", "another `source.kind`"),
-        ("tokens = 64", "tokens = 0", 6, 10, "source.tokens", "from 1 to 16777216, not 0", "Tokens drawn for a batch"),
-        ("tokens = 64", "tokens = -1", 6, 10, "source.tokens", "not -1", "Tokens drawn for a batch"),
-        ("tokens = 64", "tokens = 99999999999999999999", 6, 10, "source.tokens", "not 100000000000000000000", "Tokens drawn"),
-        ("tokens = 64", "tokens = \"64\"", 6, 10, "source.tokens", "must be a whole number", "take the quotes away"),
-        ("tokens = 64", "tokens = 64.5", 6, 10, "source.tokens", "must be a whole number", "Tokens drawn"),
+        ("width = 64", "width = 0", 6, 9, "source.width", "from 1 to 65536, not 0", "Length of a token's hidden state"),
+        ("width = 64", "width = -1", 6, 9, "source.width", "not -1", "Length of a token's hidden state"),
+        ("width = 64", "width = 99999999999999999999", 6, 9, "source.width", "not 100000000000000000000", "Length of a token's hidden state"),
+        ("width = 64", "width = \"64\"", 6, 9, "source.width", "must be a whole number", "take the quotes away"),
+        ("width = 64", "width = 64.5", 6, 9, "source.width", "must be a whole number", "Length of a token's hidden state"),
         ("name = \"table\"", "name = 7", 3, 8, "name", "`name` must be 1 to 64 letters", "put it in quotes: \"7\""),
         ("name = \"table\"", "name = \"../up\"", 3, 8, "name", "`name` must be 1 to 64 letters", "letters, digits"),
         ("name = \"table\"\n", "", 1, 1, "name", "`name` is missing", "add `name = …`"),
@@ -120,7 +120,7 @@ fn every_kind_of_mistake_is_located_and_comes_with_a_remedy() {
 #[test]
 fn five_problems_in_one_file_are_reported_together_in_the_order_of_the_file() {
     let text = GOOD
-        .replace("tokens = 64", "tokens = \"many\"")
+        .replace("width = 64", "width = \"many\"")
         .replace("router =", "rooter =")
         .replace("count = 2", "count = 2\nreplicas = 3")
         .replace("top_k = 2", "top_k = 0")
@@ -129,7 +129,7 @@ fn five_problems_in_one_file_are_reported_together_in_the_order_of_the_file() {
     let found: Vec<(Option<usize>, &str)> =
         problems.0.iter().map(|problem| (problem.line, problem.key.as_str())).collect();
     let expected = [
-        (Some(6), "source.tokens"),
+        (Some(6), "source.width"),
         (Some(9), "game.rooter"),
         (Some(10), "game.top_k"),
         (Some(15), "nodes.replicas"),
