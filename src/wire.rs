@@ -268,6 +268,30 @@ pub fn decode_shard_header(header: &ShardHeader) -> Result<(LayerId, ExpertId, u
     Ok((LayerId(header.layer), ExpertId(header.expert), total_bytes))
 }
 
+/// The expert that a complete upload encodes.
+///
+/// # Errors
+/// When the bytes are not an expert.
+pub fn decode_shard(bytes: &[u8]) -> Result<Expert, WireError> {
+    let expert = Expert::from_bytes(bytes)
+        .map_err(|error| WireError::new(ComputeFault::BadShape, error.to_string()))?;
+    check_width(&expert, expert.shape().width.clamp(1, WIDTH_MAX))?;
+    Ok(expert)
+}
+
+/// Checks that an expert takes rows of `width` values.
+///
+/// # Errors
+/// When it has another width.
+pub fn check_width(expert: &Expert, width: usize) -> Result<(), WireError> {
+    let has = expert.shape().width;
+    if has == width {
+        return Ok(());
+    }
+    let detail = format!("the hidden states have {width} values but the expert has width {has}");
+    Err(WireError::new(ComputeFault::BadShape, detail))
+}
+
 /// Checks the groups of one node against a hidden matrix of `values` f32 in rows of `width`, and
 /// the size of the reply. Returns the pairs.
 ///
