@@ -43,9 +43,12 @@ impl WireError {
 /// Why a reply cannot be combined.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplyError {
-    /// The node answered with a fault.
+    /// The node answered with a fault: its sentence.
     #[error("{0}")]
-    Fault(WireError),
+    Refused(String),
+    /// The node got to the request after its deadline.
+    #[error("the request expired")]
+    Expired,
     /// The reply does not answer the request.
     #[error("{0}")]
     Bad(String),
@@ -216,7 +219,8 @@ pub fn decode_reply(
     }
     match ComputeFault::try_from(reply.fault) {
         Ok(ComputeFault::None) => {}
-        Ok(fault) => return Err(ReplyError::Fault(WireError::new(fault, &reply.detail))),
+        Ok(ComputeFault::Expired) => return Err(ReplyError::Expired),
+        Ok(_) => return Err(ReplyError::Refused(reply.detail.clone())),
         Err(unknown) => return Err(ReplyError::Bad(format!("unknown fault: {unknown}"))),
     }
     if reply.outputs.len() != pairs * width * 4 {
