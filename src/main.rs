@@ -67,7 +67,8 @@ fn main() -> ExitCode {
         ..Settings::new(args.listen)
     };
     // Computation has threads of its own, so few are needed for the connections.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -136,7 +136,10 @@ pub fn decode_order(
         .map_err(|_| bad(format!("step {} does not fit 32 bits", request.step)))?;
     let width = request.width as usize;
     if request.hidden.len() % 4 != 0 {
-        return Err(bad(format!("{} bytes of hidden state are not whole f32", request.hidden.len())));
+        return Err(bad(format!(
+            "{} bytes of hidden state are not whole f32",
+            request.hidden.len()
+        )));
     }
     let groups: Vec<ExpertGroup> = request
         .groups
@@ -344,9 +347,8 @@ pub fn check_order(
 /// # Errors
 /// The first that is not, by its row and column.
 pub fn check_finite(what: &str, bytes: &[u8], width: usize) -> Result<(), WireError> {
-    let finite = |value: &[u8]| {
-        f32::from_le_bytes([value[0], value[1], value[2], value[3]]).is_finite()
-    };
+    let finite =
+        |value: &[u8]| f32::from_le_bytes([value[0], value[1], value[2], value[3]]).is_finite();
     // Without an early exit the loop vectorizes; the position is only sought when it is needed.
     if bytes.chunks_exact(4).fold(true, |all, value| all & finite(value)) {
         return Ok(());

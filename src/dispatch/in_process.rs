@@ -42,9 +42,10 @@ impl InProcess {
         let node = self.nodes.get_mut(&order.node).ok_or("it has no shards")?;
         let mut groups = Vec::with_capacity(order.groups.len());
         for group in &order.groups {
-            let expert = node.experts.get(&(layer, group.expert)).ok_or_else(|| {
-                format!("expert {} of layer {layer} is not here", group.expert)
-            })?;
+            let expert = node
+                .experts
+                .get(&(layer, group.expert))
+                .ok_or_else(|| format!("expert {} of layer {layer} is not here", group.expert))?;
             wire::check_width(expert, width).map_err(text)?;
             groups.push((expert.clone(), group.tokens.as_slice()));
         }
@@ -78,7 +79,10 @@ impl Dispatch for InProcess {
         if let Some(first) = orders.nodes.first() {
             // Only referenced rows would matter, but a value that is not finite is a bug upstream.
             wire::check_finite("hidden state", bytemuck::cast_slice(hidden), width.max(1))
-                .map_err(|error| DispatchError::Refused { node: first.node, detail: error.detail })?;
+                .map_err(|error| DispatchError::Refused {
+                    node: first.node,
+                    detail: error.detail,
+                })?;
         }
         for order in &orders.nodes {
             let refused = |detail| DispatchError::Refused { node: order.node, detail };

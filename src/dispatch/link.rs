@@ -101,9 +101,8 @@ impl Link {
         let message_bytes_max = usize::try_from(status.message_bytes_max)
             .map_err(|_| LinkError::Bad("its message limit exceeds the address space".into()))?;
         let (requests, outbox) = mpsc::channel(1);
-        let mut data = ExpertServiceClient::new(data).max_decoding_message_size(
-            message_bytes_max.saturating_add(REPLY_HEADER_BYTES_MAX),
-        );
+        let mut data = ExpertServiceClient::new(data)
+            .max_decoding_message_size(message_bytes_max.saturating_add(REPLY_HEADER_BYTES_MAX));
         let replies = timeout_at(at, data.compute(ReceiverStream::new(outbox)))
             .await
             .map_err(late)??

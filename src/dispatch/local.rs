@@ -1,8 +1,6 @@
 //! Worker processes of this machine, which end with the process that started them.
 
-use super::{
-    Deadlines, Dispatch, DispatchError, NodeStats, Remote, ShardAssignment, remote::Peer,
-};
+use super::{Deadlines, Dispatch, DispatchError, NodeStats, Remote, ShardAssignment, remote::Peer};
 use crate::worker::DRAIN_MS_MAX;
 use agents::{
     ids::NodeId,
@@ -175,11 +173,7 @@ impl Worker {
         Ok(Self { child, lifeline, log, logging })
     }
 
-    async fn connect(
-        &mut self,
-        node: NodeId,
-        deadlines: Deadlines,
-    ) -> Result<Peer, DispatchError> {
+    async fn connect(&mut self, node: NodeId, deadlines: Deadlines) -> Result<Peer, DispatchError> {
         let failed = |detail| DispatchError::Start { node, detail, log: Vec::new() };
         let stdout = self.child.stdout.take().expect("stdout is piped and taken once");
         let announced = timeout(deadlines.start, first_line(stdout)).await;
@@ -187,17 +181,18 @@ impl Worker {
             failed(format!("it announced no address within {} ms", deadlines.start.as_millis()))
         })?;
         let address = listening(&line)
-            .ok_or_else(|| failed(format!("it announced no address but \"{}\"", line.trim())))?;
+            .ok_or_else(|| failed(format!("it announced no address but \"{}\"", line.trim())))?
+            .to_string();
         tokio::select! {
-            peer = Peer::connect(node, &address.to_string(), deadlines) => peer,
+            peer = Peer::connect(node, &address, deadlines) => peer,
             _ = self.child.wait() => Err(failed("it ended while it started".into())),
         }
     }
 
     /// Adds to an error of this worker how it ended and what it said last.
     async fn explain(&mut self, mut error: DispatchError) -> DispatchError {
-        let (DispatchError::Start { detail, log, .. } | DispatchError::NodeLost { detail, log, .. }) =
-            &mut error
+        let (DispatchError::Start { detail, log, .. }
+        | DispatchError::NodeLost { detail, log, .. }) = &mut error
         else {
             return error;
         };

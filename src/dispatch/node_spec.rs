@@ -80,7 +80,8 @@ mod tests {
 
     #[test]
     fn every_form_prints_as_it_was_written() {
-        for text in ["in-process", "local:1", "local:256", "peers:a:1", "peers:[::1]:5001,n-2.x:9"] {
+        for text in ["in-process", "local:1", "local:256", "peers:a:1", "peers:[::1]:5001,n-2.x:9"]
+        {
             let spec: NodeSpec = text.parse().expect(text);
             assert_eq!(spec.to_string(), text);
         }

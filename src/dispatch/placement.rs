@@ -17,7 +17,9 @@ pub struct Placement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
     /// Nothing to place, or nowhere.
-    #[error("a placement needs at least one expert, node and replica: {experts}, {nodes} and {replicas} were given")]
+    #[error(
+        "a placement needs at least one expert, node and replica: {experts}, {nodes} and {replicas} were given"
+    )]
     Empty {
         /// Experts a layer.
         experts: usize,
@@ -27,7 +29,9 @@ pub enum PlacementError {
         replicas: usize,
     },
     /// Two copies of an expert would share a node.
-    #[error("{replicas} replicas need as many nodes, but there are {nodes}: lower nodes.replicas or add nodes")]
+    #[error(
+        "{replicas} replicas need as many nodes, but there are {nodes}: lower nodes.replicas or add nodes"
+    )]
     Replicas {
         /// Copies of each expert.
         replicas: usize,

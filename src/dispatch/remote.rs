@@ -55,7 +55,9 @@ impl Remote {
         let mut peers = Vec::with_capacity(channels.len());
         for (node, (control, data)) in channels.into_iter().enumerate() {
             let link = Link::open(control, data, deadlines.start).await;
-            peers.push(Peer::new(link.map_err(|error| not_started(NodeId::from_index(node), error))?));
+            peers.push(Peer::new(
+                link.map_err(|error| not_started(NodeId::from_index(node), error))?,
+            ));
         }
         Ok(Self::new(peers, deadlines))
     }
@@ -79,14 +81,20 @@ impl Peer {
         address: &str,
         deadlines: Deadlines,
     ) -> Result<Self, DispatchError> {
-        let endpoint = endpoint(address)
-            .map_err(|detail| DispatchError::Start { node, detail, log: Vec::new() })?;
+        let endpoint = endpoint(address).map_err(|detail| DispatchError::Start {
+            node,
+            detail,
+            log: Vec::new(),
+        })?;
         let (control, data) = (endpoint.connect_lazy(), endpoint.connect_lazy());
         Link::open(control, data, deadlines.start).await.map(Self::new).map_err(|error| {
-            not_started(node, match error {
-                LinkError::Lost(detail) => LinkError::Lost(format!("{address}: {detail}")),
-                other => other,
-            })
+            not_started(
+                node,
+                match error {
+                    LinkError::Lost(detail) => LinkError::Lost(format!("{address}: {detail}")),
+                    other => other,
+                },
+            )
         })
     }
 
@@ -116,13 +124,14 @@ impl Peer {
     ) -> Result<NodeReply, LinkError> {
         let reply = self.link.reply(ticket.sequence, until).await?;
         let pairs = order.pairs();
-        let reply = wire::decode_reply(&reply, ticket, order.node, pairs, width).map_err(
-            |error| match error {
-                ReplyError::Bad(detail) => LinkError::Bad(detail),
-                ReplyError::Expired => until.late(),
-                ReplyError::Refused(detail) => LinkError::Refused(detail),
-            },
-        )?;
+        let reply =
+            wire::decode_reply(&reply, ticket, order.node, pairs, width).map_err(|error| {
+                match error {
+                    ReplyError::Bad(detail) => LinkError::Bad(detail),
+                    ReplyError::Expired => until.late(),
+                    ReplyError::Refused(detail) => LinkError::Refused(detail),
+                }
+            })?;
         self.ledger.answered(pairs, &reply);
         Ok(reply)
     }

@@ -191,6 +191,12 @@ impl Prepared {
                 settings.threads
             )));
         }
+        if !(MESSAGE_BYTES_MIN..=MESSAGE_BYTES_MAX).contains(&settings.message_bytes_max) {
+            return Err(WorkerError::Setting(format!(
+                "messages of at most {} bytes: choose {MESSAGE_BYTES_MIN} to {MESSAGE_BYTES_MAX}",
+                settings.message_bytes_max
+            )));
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(settings.threads)
             .thread_name(|index| format!("compute-{index}"))
@@ -261,6 +267,12 @@ impl Prepared {
         Ok(())
     }
 }
+
+/// Room for a chunk of a shard upload with its header.
+const MESSAGE_BYTES_MIN: usize = 2 * crate::wire::CHUNK_BYTES_MAX;
+
+/// The length of a gRPC message has 32 bits.
+const MESSAGE_BYTES_MAX: usize = u32::MAX as usize;
 
 /// More threads than this are a slip of the keyboard.
 const THREADS_MAX: usize = 1024;

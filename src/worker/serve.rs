@@ -180,7 +180,8 @@ impl ExpertService for Node {
             }
             wire::decode_shard(&bytes).map_err(|error| Status::invalid_argument(error.detail))
         });
-        let shard = decoded.await.map_err(|_| Status::internal("decoding the shard panicked"))??;
+        let shard =
+            decoded.await.map_err(|_| Status::internal("decoding the shard panicked"))??;
         Reservation::store(room, shard);
         drop(call);
         tracing::debug!("stored expert {expert} of layer {layer}, {total_bytes} bytes");
