@@ -62,7 +62,11 @@ pub fn summary_table(summary: &Summary) -> String {
         format!("p90 {}, {} requests", duration(latency.p90), count(latency.count)),
     );
     row("latency p99", duration(latency.p99), format!("max {}", duration(latency.max)));
-    let few = if latency.count < 1_000 { "the maximum: fewer than 1 000 requests" } else { "" };
+    let few = if (1..1_000).contains(&latency.count) {
+        "the maximum: fewer than 1 000 requests"
+    } else {
+        ""
+    };
     row("latency p99.9", duration(latency.p999), few.to_owned());
     let ended: Vec<String> = summary
         .outcomes

@@ -265,6 +265,7 @@ fn the_report_shows_every_section_and_loads_nothing() {
     // ε of the last steps is zero, and the caption must say where those points went.
     assert!(html.contains("values are zero"), "zeros on a log axis are admitted");
     assert!(html.len() < 1_000_000, "{} bytes", html.len());
+    // To look at the page: NASHFLOCK_TEST_REPORT=/tmp/report.html cargo test …
     if let Some(keep) = std::env::var_os("NASHFLOCK_TEST_REPORT") {
         fs::write(keep, html).expect("can be written");
     }

@@ -51,7 +51,7 @@ pub(super) fn nothing(why: &str) -> Markup {
 fn table<const N: usize>(head: [&str; N], rows: Vec<[Markup; N]>) -> Markup {
     html! {
         div.scroll { table {
-            thead { tr { @for name in head { th scope="col" { (name) } } } }
+            @if head.iter().any(|name| !name.is_empty()) { thead { tr { @for name in head { th scope="col" { (name) } } } } }
             tbody {
                 @for row in rows { tr { @for cell in row { td { (cell) } } } }
             }
@@ -253,16 +253,16 @@ fn again(manifest: &Manifest, summary: &Summary) -> Markup {
     html! {
         p { "The command of this run:" }
         pre { code { (manifest.command_line()) } }
-        p { "The same from the resolved scenario in this directory, which no default and no environment can change:" }
+        p { "The same from the resolved scenario in this directory:" }
         pre { code { "nashflock run scenario.toml --seed " (manifest.seed) } }
         p.soft { "Same scenario and seed give the same state hash on the same processor type, at any number of threads and nodes." }
-        (table(["", ""], rows))
+        div.text { (table(["", ""], rows)) }
         @if !summary.null_reasons.is_empty() {
             h3 { "Figures that are missing" }
-            (table(
+            div.text { (table(
                 ["figure", "why"],
                 summary.null_reasons.iter().map(|(path, why)| [html! { (path) }, html! { (why) }]).collect(),
-            ))
+            )) }
         }
     }
 }
