@@ -7,7 +7,7 @@
 //! mean square.
 
 use super::{LayerInput, ScoreSource, SourceShape};
-use crate::model::{CheckpointError, ExpertWeights};
+use crate::model::checkpoint::{CheckpointError, ExpertWeights};
 use agents::expert::ExpertShape;
 use agents::ids::{ExpertId, LayerId, RequestId};
 use agents::linear::linear;

@@ -12,11 +12,11 @@ mod perceive;
 mod precision;
 mod respond;
 
-use crate::game::{Certificate, GameError, Scores};
+use crate::game::{Certificate, Choices, GameError, Scores};
 use crate::ids::{LayerId, RequestId, StepId};
 use crate::orders::{Orders, Replies};
 use crate::world::{
-    Batch, Certified, FlockResponse, Inbox, Outbox, Response, WorldSettings, spawn,
+    Batch, Certified, FlockResponse, Inbox, Outbox, Response, Rules, WorldSettings, spawn,
 };
 use bevy_ecs::prelude::{IntoScheduleConfigs, Res, Resource, Schedule, SystemSet, World};
 use bevy_ecs::schedule::{LogLevel, ScheduleBuildSettings, ScheduleLabel, SingleThreadedExecutor};
@@ -221,13 +221,33 @@ impl Arena {
         Ok(inbox.combined)
     }
 
+    /// The assignment of the latest round.
+    ///
+    /// # Panics
+    /// Before the first round.
+    #[must_use]
+    pub fn choices(&self) -> &Choices {
+        &self.world.resource::<Response>().0.choices
+    }
+
+    /// The gates of the latest round's chosen pairs, `[T, k]`, by token and ascending expert.
+    ///
+    /// # Panics
+    /// Before the first round.
+    #[must_use]
+    pub fn gates(&self) -> Vec<f32> {
+        let (batch, perceived) = (self.world.resource(), self.world.resource());
+        let normalise = self.world.resource::<Rules>().normalise_gates;
+        absorb::gates(batch, perceived, self.choices(), normalise)
+    }
+
     /// Feeds the game's state at the latest round to `hash`: choices, prices and flock prices.
-    pub fn fingerprint(&mut self, mut hash: impl FnMut(&[u8])) {
+    pub fn fingerprint(&self, mut hash: impl FnMut(&[u8])) {
         let batch = self.world.resource::<Batch>();
         let layer = batch.layer;
         hash(&batch.step.0.to_le_bytes());
         hash(&layer.0.to_le_bytes());
-        for expert in &self.world.resource::<Response>().0.choices.experts {
+        for expert in &self.choices().experts {
             hash(&expert.0.to_le_bytes());
         }
         for entity in &self.world.resource::<crate::world::Roster>().experts[layer.index()] {

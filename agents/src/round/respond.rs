@@ -1,7 +1,7 @@
 //! Respond: the tokens play the game.
 
 use crate::components::{Load, Price};
-use crate::game::{Game, Router as _, Scores};
+use crate::game::{Game, Scores};
 use crate::world::{Affinity, Batch, Perceived, Response, Roster, Rules};
 use bevy_ecs::prelude::{Commands, Query, Res};
 
