@@ -121,15 +121,17 @@ fn tile_product(
 /// The integer stage: Σ code · activation over one group, for each row of a tile.
 ///
 /// Written so that four lanes become one vector: the compiler turns the pair of products and their
-/// sum into multiply-adds of 16-bit operands.
+/// sum into multiply-adds of 16-bit operands. Nothing can wrap, since 64 · 255 · 32 767 fits; the
+/// wrapping operations keep overflow checks, where they are on, out of the loop.
 #[inline(always)]
 fn group_sums(weights: &[Pair], token: &[[i16; 2]]) -> [[i32; 4]; TILE_ROWS / 4] {
-    let mut sums = [[0; 4]; TILE_ROWS / 4];
+    let mut sums = [[0_i32; 4]; TILE_ROWS / 4];
     for (weights, &[a, b]) in weights.iter().zip(token) {
         let (a, b) = (i32::from(a), i32::from(b));
         for (sums, w) in sums.iter_mut().zip(weights) {
             *sums = std::array::from_fn(|lane| {
-                sums[lane] + (i32::from(w[2 * lane]) * a + i32::from(w[2 * lane + 1]) * b)
+                let products = (i32::from(w[2 * lane]) * a).wrapping_add(i32::from(w[2 * lane + 1]) * b);
+                sums[lane].wrapping_add(products)
             });
         }
     }

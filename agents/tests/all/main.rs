@@ -1,3 +1,4 @@
 //! Properties of the pure core, and comparisons with slow definitions of the same thing.
 
 mod expert;
+mod precision;
