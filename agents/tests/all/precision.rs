@@ -71,17 +71,17 @@ fn the_allocator_agrees_with_brute_force_on_random_instances() {
     let (mut infeasible, mut tight) = (0, 0);
     for instance in 0..600 {
         let count = rng.random_range(1..=6);
+        let unit_bytes = [1, 3, 64][instance % 3];
         let units: Vec<Unit> = (0..count)
             .map(|_| {
                 let options = rng.random_range(1..=4);
                 // Small whole costs: sums are exact, ties and free options are frequent.
                 let costs = (0..options).map(|_| f64::from(rng.random_range(0..6_u8))).collect();
-                let unit_bytes = [1, 3, 64][instance % 3];
                 let bytes = (0..options).map(|_| unit_bytes * rng.random_range(0..9_u64)).collect();
                 Unit { costs, bytes }
             })
             .collect();
-        let budget = rng.random_range(0..=8 * 64 * count);
+        let budget = rng.random_range(0..=5 * unit_bytes * count);
         match (allocate(&units, budget), brute_force(&units, budget)) {
             (Ok(found), Some((cost, bytes))) => {
                 assert!(found.exact);
@@ -152,7 +152,7 @@ fn rounded_tables_stay_within_the_budget_and_near_the_bound() {
     // Sizes without a common divisor and of gigabytes: an exact table would have 10^11 states.
     let mut units = experts(64, "unequal");
     for (unit, salt) in units.iter_mut().zip(1_u64..) {
-        unit.bytes = unit.bytes.iter().map(|bytes| bytes * 100_003 + salt * 7919).collect();
+        unit.bytes = unit.bytes.iter().map(|bytes| bytes * (100_003 + salt)).collect();
     }
     let budget = 64 * 25_000 * 100_003;
     let found = allocate(&units, budget).expect("feasible");
