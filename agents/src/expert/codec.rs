@@ -44,7 +44,9 @@ pub enum CodecError {
         value: u32,
     },
     /// A payload whose length differs from what the header says.
-    #[error("the header describes {expected} bytes, these are {actual}: truncated, or not one expert")]
+    #[error(
+        "the header describes {expected} bytes, these are {actual}: truncated, or not one expert"
+    )]
     Length {
         /// Bytes that the header describes, itself included; saturated.
         expected: u64,
@@ -65,7 +67,8 @@ impl Expert {
     pub fn to_bytes(&self) -> Vec<u8> {
         let word = |n: usize| u32::try_from(n).expect("sizes fit 32 bits").to_le_bytes();
         let bits = u8::try_from(self.bits().code_bits()).expect("at most 32 bits");
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + usize::try_from(self.bytes()).unwrap_or(0));
+        let mut bytes =
+            Vec::with_capacity(HEADER_BYTES + usize::try_from(self.bytes()).unwrap_or(0));
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&[bits, 0]);
@@ -103,7 +106,8 @@ impl Expert {
         } else {
             let mut rest = payload;
             let [gate, up, down] = shape.layouts(bits, group);
-            let parts = [matrix(gate, &mut rest)?, matrix(up, &mut rest)?, matrix(down, &mut rest)?];
+            let parts =
+                [matrix(gate, &mut rest)?, matrix(up, &mut rest)?, matrix(down, &mut rest)?];
             Weights::Quantized(bits, parts)
         };
         Ok(Self { shape, weights })

@@ -123,9 +123,8 @@ fn refit(weights: &[f32], codes: &[f64; MAX_GROUP]) -> Option<(f64, f64)> {
     let [q, qq, x, qx] = sums(weights, codes, |w, q| [q, q * q, w - offset, q * (w - offset)]);
     let n = weights.len() as f64;
     let determinant = n * qq - q * q;
-    (determinant > 0.0).then(|| {
-        ((n * qx - q * x) / determinant, (qq * x - q * qx) / determinant + offset)
-    })
+    (determinant > 0.0)
+        .then(|| ((n * qx - q * x) / determinant, (qq * x - q * qx) / determinant + offset))
 }
 
 /// Sums of terms over a group's weights and codes, in four lanes, so that additions need not wait for

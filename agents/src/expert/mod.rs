@@ -17,7 +17,7 @@ pub use combine::combine;
 pub use group::{Group, MAX_GROUP};
 
 use crate::linear;
-use kernel::{Activations, product};
+use kernel::product;
 use matrix::{Layout, Matrix};
 
 /// Sizes of an expert.
@@ -99,7 +99,10 @@ impl Expert {
     ) -> Self {
         let parts = [gate, up, down];
         assert!(shape.weights() > 0, "an expert has weights");
-        assert!(parts.iter().all(|part| part.len() * 3 == shape.weights()), "weights match the shape");
+        assert!(
+            parts.iter().all(|part| part.len() * 3 == shape.weights()),
+            "weights match the shape"
+        );
         assert!(parts.iter().all(|part| part.iter().all(|w| w.is_finite())), "weights are finite");
         let weights = if bits == BitWidth::Full {
             Weights::Full(parts.map(<[f32]>::to_vec))
@@ -168,12 +171,10 @@ impl Expert {
                 linear::linear_serial(&gate, w_down, out, hidden, width);
             }
             Weights::Quantized(_, [w_gate, w_up, w_down]) => {
-                let group = w_gate.layout.group;
-                let x = Activations::quantize(x, width, group);
-                product(&x, w_gate, &mut gate);
-                product(&x, w_up, &mut up);
+                product(x, w_gate, &mut gate);
+                product(x, w_up, &mut up);
                 gate_in_place(&mut gate, &up);
-                product(&Activations::quantize(&gate, hidden, group), w_down, out);
+                product(&gate, w_down, out);
             }
         }
     }

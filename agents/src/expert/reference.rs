@@ -6,7 +6,9 @@ use super::{Expert, ExpertShape, Weights};
 #[must_use]
 pub fn weights(expert: &Expert) -> [Vec<f64>; 3] {
     match &expert.weights {
-        Weights::Full(parts) => parts.each_ref().map(|part| part.iter().copied().map(f64::from).collect()),
+        Weights::Full(parts) => {
+            parts.each_ref().map(|part| part.iter().copied().map(f64::from).collect())
+        }
         Weights::Quantized(_, parts) => parts.each_ref().map(|matrix| {
             let columns = matrix.layout.columns;
             (0..matrix.layout.rows * columns)

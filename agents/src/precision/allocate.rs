@@ -35,7 +35,9 @@ pub struct Allocation {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AllocationError {
     /// The budget is too small.
-    #[error("a budget of {budget} bytes is too small: the smallest feasible size is {smallest} bytes")]
+    #[error(
+        "a budget of {budget} bytes is too small: the smallest feasible size is {smallest} bytes"
+    )]
     Infeasible {
         /// The budget.
         budget: u64,
@@ -69,7 +71,11 @@ pub fn allocate(units: &[Unit], budget: u64) -> Result<Allocation, AllocationErr
     let scale = Scale::choose(units, slack);
     let sizes: Vec<Vec<usize>> = units.iter().map(|unit| scale.sizes(unit)).collect();
     let options = table(units, &sizes, scale.states);
-    Ok(Allocation { step_bytes: scale.step, exact: scale.exact, ..evaluate(units, options, budget) })
+    Ok(Allocation {
+        step_bytes: scale.step,
+        exact: scale.exact,
+        ..evaluate(units, options, budget)
+    })
 }
 
 /// The best allocation in which every unit has the same option: the control of [`allocate`].

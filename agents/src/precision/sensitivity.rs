@@ -64,9 +64,8 @@ pub fn sensitivity(
 ) -> Vec<f64> {
     let width = weights.shape.width;
     assert_eq!(sample.x.len(), sample.gates.len() * width, "one gate weight per row");
-    let at = |bits| {
-        Expert::quantize(weights.shape, weights.gate, weights.up, weights.down, bits, group)
-    };
+    let at =
+        |bits| Expert::quantize(weights.shape, weights.gate, weights.up, weights.down, bits, group);
     let full = at(BitWidth::Full);
     let seen = !sample.gates.is_empty() && sample.layer_energy > 0.0;
     let exact = forward(&full, sample.x);

@@ -33,7 +33,9 @@ fn budgets_are_read_and_become_bytes() {
 
 #[test]
 fn a_text_that_is_no_budget_is_answered_with_what_is_allowed() {
-    for text in ["", "3", "MB", "%", "-3MB", "1e3MB", "nan%", "inf%", "3mb", "3 TB", "..%", "1.2.3%", "x3MB"] {
+    for text in [
+        "", "3", "MB", "%", "-3MB", "1e3MB", "nan%", "inf%", "3mb", "3 TB", "..%", "1.2.3%", "x3MB",
+    ] {
         let error = Budget::parse(text).expect_err(text).to_string();
         assert!(error.contains("`90.6%`") && error.contains(&format!("`{text}`")), "{error}");
     }
@@ -86,10 +88,15 @@ fn the_allocator_agrees_with_brute_force_on_random_instances() {
             (Ok(found), Some((cost, bytes))) => {
                 assert!(found.exact);
                 assert_eq!((found.cost, found.bytes), (cost, bytes), "{units:?} within {budget}");
-                assert_eq!(found, evaluate(&units, found.options.clone(), budget).with_step(&found));
+                assert_eq!(
+                    found,
+                    evaluate(&units, found.options.clone(), budget).with_step(&found)
+                );
                 assert!(found.dual_bound <= cost && found.bytes <= budget);
-                let least: f64 =
-                    units.iter().map(|unit| unit.costs.iter().copied().fold(f64::MAX, f64::min)).sum();
+                let least: f64 = units
+                    .iter()
+                    .map(|unit| unit.costs.iter().copied().fold(f64::MAX, f64::min))
+                    .sum();
                 assert!(found.dual_bound >= least - 1e-9, "λ = 0 gives at least the free optimum");
                 tight += usize::from(cost > least);
             }
@@ -217,8 +224,8 @@ fn sensitivity_is_the_gated_error_over_the_layers_energy() {
             .enumerate()
             .map(|(i, (a, b))| f64::from(gates[i / 64]).powi(2) * (a - b).powi(2))
             .sum();
-        // The formula in f64 lacks only the rounding of activations, far below that of weights.
-        assert!((cost - error / layer_energy).abs() < 0.05 * cost, "{bits} bits");
+        // f32 sums lose 1e-6 of an output, 1e-4 of the error that 8 bits leave.
+        assert!((cost - error / layer_energy).abs() < 1e-3 * cost, "{bits} bits");
     }
     assert!(costs[0] > costs[1] && costs[1] > costs[2] && costs[3] == 0.0, "{costs:?}");
     // Twice the gate weight is four times the cost; a larger layer makes it smaller.
@@ -238,7 +245,10 @@ fn an_expert_without_tokens_falls_back_to_its_weight_error() {
     let costs = sensitivity(&weights, &sample, &BitWidth::ALL, 32);
     assert!(costs[0] > costs[1] && costs[1] > costs[2] && costs[2] > 0.0 && costs[3] == 0.0);
     // Uniform weights at 2 bits: steps of a third of the range leave 1/9 of the variance, or less.
-    assert!(costs[0] / unseen_share < 3.0 / 9.0 && costs[0] / unseen_share > 3.0 / 36.0, "{costs:?}");
+    assert!(
+        costs[0] / unseen_share < 3.0 / 9.0 && costs[0] / unseen_share > 3.0 / 36.0,
+        "{costs:?}"
+    );
     let zeros = vec![0.0; gate.len()];
     let weights = ExpertWeights { gate: &zeros, up: &zeros, down: &zeros, ..weights };
     assert_eq!(sensitivity(&weights, &sample, &BitWidth::ALL, 32), [0.0; 4]);
