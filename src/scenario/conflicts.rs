@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::budget::Budget;
+use agents::precision::Budget as Limit;
 use super::file::{Engine, Scenario, Source};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
@@ -79,10 +80,10 @@ fn game(scenario: &Scenario, known: &Known, found: &mut Found<'_>) {
 fn precision(scenario: &Scenario, found: &mut Found<'_>) {
     let precision = &scenario.precision;
     let bits = match precision.budget {
-        Budget::BitsPerWeight(bits) => bits,
-        Budget::SavingPercent(percent) => 32.0 * (1.0 - percent / 100.0),
-        // What megabytes mean depends on the model; f32 is always met.
-        Budget::Megabytes(_) | Budget::Full => f64::INFINITY,
+        Budget::Limited(Limit::BitsPerWeight(bits)) => bits,
+        Budget::Limited(Limit::SavedPercent(percent)) => 32.0 * (1.0 - percent / 100.0),
+        // What bytes mean depends on the model; f32 is always met.
+        Budget::Limited(Limit::Bytes(_)) | Budget::Full => f64::INFINITY,
     };
     let width = precision.widths.iter().copied().min().unwrap_or_default();
     found.unless(bits >= f64::from(width), &["precision.budget", "precision.widths"], || {

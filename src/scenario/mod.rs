@@ -11,7 +11,7 @@ mod read;
 mod set;
 mod shape;
 
-pub use budget::{Budget, BudgetError};
+pub use budget::Budget;
 pub use file::Scenario;
 pub use problem::{Problem, Problems};
 pub use read::{Known, load, resolved};

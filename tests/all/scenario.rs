@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nashflock::scenario::file::{Engine, Nodes, Source};
+use agents::precision::Budget as Limit;
 use nashflock::scenario::{
     Budget, Known, Problems, Scenario, load, resolved, schema, sets_of_nodes,
 };
@@ -172,7 +173,7 @@ fn sets_override_the_file_and_the_last_one_wins() {
     )
     .expect("the overridden scenario reads");
     assert_eq!(scenario.game.router, "top_k");
-    assert_eq!(scenario.precision.budget, Budget::BitsPerWeight(2.5));
+    assert_eq!(scenario.precision.budget, Budget::Limited(Limit::BitsPerWeight(2.5)));
     assert_eq!(scenario.precision.widths, [2, 8]);
     assert_eq!((scenario.load.rate_per_s, scenario.seed), (80.0, 2));
     assert_eq!((scenario.flock.enabled, scenario.goals.p99_ms_max), (false, Some(500.0)));
@@ -399,9 +400,9 @@ proptest::proptest! {
     #[test]
     fn budgets_read_back_as_printed(value in 1e-9..99.9_f64, unit in 0..3) {
         let budget = match unit {
-            0 => Budget::SavingPercent(value),
-            1 => Budget::BitsPerWeight(value / 4.0),
-            _ => Budget::Megabytes(value * 1e5),
+            0 => Budget::Limited(Limit::SavedPercent(value)),
+            1 => Budget::Limited(Limit::BitsPerWeight(value / 4.0)),
+            _ => Budget::Full,
         };
         proptest::prop_assert_eq!(budget.to_string().parse(), Ok(budget));
     }

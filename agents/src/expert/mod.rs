@@ -17,7 +17,7 @@ pub use combine::combine;
 pub use group::{Group, MAX_GROUP};
 
 use crate::linear;
-use kernel::{Activations, product};
+use kernel::product;
 use matrix::{Layout, Matrix};
 
 /// Sizes of an expert.
@@ -171,12 +171,10 @@ impl Expert {
                 linear::linear_serial(&gate, w_down, out, hidden, width);
             }
             Weights::Quantized(_, [w_gate, w_up, w_down]) => {
-                let group = w_gate.layout.group;
-                let x = Activations::quantize(x, width, group);
-                product(&x, w_gate, &mut gate);
-                product(&x, w_up, &mut up);
+                product(x, w_gate, &mut gate);
+                product(x, w_up, &mut up);
                 gate_in_place(&mut gate, &up);
-                product(&Activations::quantize(&gate, hidden, group), w_down, out);
+                product(&gate, w_down, out);
             }
         }
     }
