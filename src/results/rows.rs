@@ -37,7 +37,7 @@ row! {
         flock_epsilon_nash: Option<f64>,
         /// Relative gap under the flock rules alone.
         flock_relative_gap: Option<f64>,
-        /// Time of the router, ns.
+        /// Time of the router alone, without certificate and control, ns.
         route_ns: u64,
         /// Time from the first order sent to the last reply combined, ns.
         dispatch_ns: u64,

@@ -42,6 +42,9 @@ pub struct Summary {
     pub pairs: Option<Pairs>,
     /// Size of the experts.
     pub memory: Memory,
+    /// What the bytes were spent on; absent where experts stay in f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<PrecisionFigures>,
     /// Loss, where text was scored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<Quality>,
@@ -67,7 +70,8 @@ pub enum Status {
     Failed,
 }
 
-/// The certificate at the end of play: the worst layer of the last step, and sums over the run.
+/// The play over all rounds. Certificates are the worst round's; balance and score loss are means
+/// weighted by tokens, for the router and its control alike.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Convergence {
     /// Name of the router.
@@ -94,11 +98,17 @@ pub struct Convergence {
     pub dual_bound: Option<f64>,
     /// Largest load over the fair share.
     pub max_over_mean: Option<f64>,
-    /// The same under plain top-k: the control.
+    /// The same in the worst round.
+    #[serde(default)]
+    pub max_over_mean_worst: Option<f64>,
+    /// `max_over_mean` under plain top-k on the same scores: the control.
     pub max_over_mean_top_k: Option<f64>,
     /// Share of the affinity of plain top-k that balance cost.
     pub score_loss: Option<f64>,
-    /// Whether every game ended within its ε before its limit of iterations.
+    /// Smallest share of its top-k affinity that any token kept.
+    #[serde(default)]
+    pub kept_share_min: Option<f64>,
+    /// Whether every round's relative gap is within the scenario's goal, or 1e-4 without one.
     pub converged: bool,
 }
 
@@ -120,6 +130,9 @@ pub struct FlockComparison {
 pub struct Throughput {
     /// Tokens that left the last layer.
     pub tokens_per_s: Option<f64>,
+    /// Tokens that the load offered: an open loop serves no more than that.
+    #[serde(default)]
+    pub offered_tokens_per_s: Option<f64>,
     /// Token–expert pairs combined.
     pub token_experts_per_s: Option<f64>,
     /// Payload sent and received.
@@ -216,6 +229,21 @@ impl Memory {
     }
 }
 
+/// How well the precision budget was used: relative squared error of the layers' outputs on
+/// calibration text, summed over experts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PrecisionFigures {
+    /// Bytes that the budget allows.
+    pub budget_bytes: u64,
+    /// Cost of the allocation in use.
+    pub cost: f64,
+    /// No allocation within the budget costs less.
+    pub dual_bound: f64,
+    /// The best uniform width within the budget: the control; absent where none fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uniform_cost: Option<f64>,
+}
+
 /// Cross-entropy in nats a token, with its controls.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Quality {
@@ -306,6 +334,7 @@ impl Summary {
             outcomes: Outcomes::default(),
             pairs: None,
             memory,
+            precision: None,
             quality: None,
             nodes: Vec::new(),
             goals: Vec::new(),

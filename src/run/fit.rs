@@ -27,6 +27,8 @@ pub struct FittedExperts {
 
 /// How well the budget was used.
 pub struct Fit {
+    /// Bytes that the budget allows.
+    pub budget_bytes: u64,
     /// The chosen widths, their cost and the bound below it.
     pub allocation: Allocation,
     /// Cost of the best uniform width within the same budget, the control; none when none fits.
@@ -78,18 +80,25 @@ pub async fn fit(
         return Ok(FittedExperts { served: full.clone(), full, fit: None });
     };
 
-    let widths: Vec<BitWidth> =
-        scenario.precision.widths.iter().filter_map(|bits| BitWidth::from_code_bits(*bits)).collect();
+    let widths: Vec<BitWidth> = scenario
+        .precision
+        .widths
+        .iter()
+        .filter_map(|bits| BitWidth::from_code_bits(*bits))
+        .collect();
     let samples = calibrate(materials, scenario, &full, clock).await?;
     let units = units(&weights, &samples, &widths, group, shape);
     let total_weights = weights.iter().flatten().map(|w| w.shape.weights() as u64).sum();
     let bytes = budget.bytes(total_weights);
-    let refused =
-        |source| FitError::Budget { budget: scenario.precision.budget, source };
+    let refused = |source| FitError::Budget { budget: scenario.precision.budget, source };
     let allocation = precision::allocate(&units, bytes).map_err(refused)?;
     let uniform_cost = precision::uniform(&units, bytes).ok().map(|uniform| uniform.cost);
     let served = table(&|l, e| widths[allocation.options[l * shape.experts + e]]);
-    Ok(FittedExperts { served, full, fit: Some(Fit { allocation, uniform_cost }) })
+    Ok(FittedExperts {
+        served,
+        full,
+        fit: Some(Fit { budget_bytes: bytes, allocation, uniform_cost }),
+    })
 }
 
 fn load(source: &dyn ScoreSource) -> Result<Vec<Vec<ExpertWeights>>, CheckpointError> {

@@ -26,7 +26,8 @@ pub fn arena(
     nodes: usize,
     hosts: impl Fn(LayerId, ExpertId) -> Vec<NodeId>,
 ) -> Arena {
-    let router = routers().get(&scenario.game.router).expect("the scenario's checks know all names");
+    let router =
+        routers().get(&scenario.game.router).expect("the scenario's checks know all names");
     let flock = scenario.flock.enabled.then_some(FlockSettings {
         neighbours: scenario.flock.neighbours as usize,
         price_step: scenario.flock.price_step,

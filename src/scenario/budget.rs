@@ -21,7 +21,11 @@ impl FromStr for Budget {
     type Err = precision::BudgetError;
 
     fn from_str(text: &str) -> Result<Self, precision::BudgetError> {
-        if text == "f32" { Ok(Self::Full) } else { precision::Budget::parse(text).map(Self::Limited) }
+        if text == "f32" {
+            Ok(Self::Full)
+        } else {
+            precision::Budget::parse(text).map(Self::Limited)
+        }
     }
 }
 

@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use super::budget::Budget;
-use agents::precision::Budget as Limit;
 use super::file::{Engine, Scenario, Source};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};
+use agents::precision::Budget as Limit;
 
 /// Every conflict. A check that reads a key in `bad` is left out: that key is reported already and
 /// its value here is a placeholder.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nashflock::scenario::file::{Engine, Nodes, Source};
 use agents::precision::Budget as Limit;
+use nashflock::scenario::file::{Engine, Nodes, Source};
 use nashflock::scenario::{
     Budget, Known, Problems, Scenario, load, resolved, schema, sets_of_nodes,
 };
