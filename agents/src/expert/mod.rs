@@ -4,7 +4,7 @@
 //! are f32, or codes of 2, 4 or 8 bits with an f16 scale and minimum per group of inputs.
 
 mod bits;
-mod codec;
+pub mod codec;
 mod combine;
 mod group;
 mod kernel;
