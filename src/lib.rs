@@ -16,3 +16,4 @@ pub mod results;
 pub mod scenario;
 
 pub mod run;
+pub mod cli;

@@ -10,6 +10,7 @@ mod remote;
 pub use in_process::InProcess;
 pub use link::{Deadlines, endpoint};
 pub use local::{Local, LocalSettings};
+pub(crate) use node_spec::is_host_and_port;
 pub use node_spec::{NodeSpec, NodeSpecError};
 pub use remote::Remote;
 

@@ -61,7 +61,8 @@ impl fmt::Display for NodeSpec {
     }
 }
 
-fn is_host_and_port(peer: &str) -> bool {
+/// Whether a text is `HOST:PORT`, with a port from 1 to 65535 and IPv6 hosts in brackets.
+pub(crate) fn is_host_and_port(peer: &str) -> bool {
     peer.rsplit_once(':').is_some_and(|(host, port)| {
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let host_is_plain =

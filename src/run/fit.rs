@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// The experts of a run.
-pub struct FittedExperts {
+pub(super) struct FittedExperts {
     /// As they are served, by layer and id.
     pub served: Vec<Vec<Arc<Expert>>>,
     /// In f32: the control.
@@ -26,7 +26,7 @@ pub struct FittedExperts {
 }
 
 /// How well the budget was used.
-pub struct Fit {
+pub(super) struct Fit {
     /// Bytes that the budget allows.
     pub budget_bytes: u64,
     /// The chosen widths, their cost and the bound below it.
@@ -58,7 +58,7 @@ pub enum FitError {
 ///
 /// # Errors
 /// When an expert cannot be read, the budget is too small, or calibration fails.
-pub async fn fit(
+pub(super) async fn fit(
     materials: &Materials,
     scenario: &Scenario,
     clock: &Clock,

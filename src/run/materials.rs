@@ -11,7 +11,7 @@ use crate::source::{
 use std::path::PathBuf;
 
 /// Loaded inputs; sources borrow from it.
-pub enum Materials {
+pub(super) enum Materials {
     /// A trained model and its texts.
     Checkpoint(Box<ModelAndTexts>),
     /// Seeded draws.
@@ -19,7 +19,7 @@ pub enum Materials {
 }
 
 /// A trained model and its texts as token ids.
-pub struct ModelAndTexts {
+pub(super) struct ModelAndTexts {
     checkpoint: Checkpoint,
     trunk: Trunk,
     /// All texts, joined.
@@ -61,7 +61,7 @@ impl Materials {
     ///
     /// # Errors
     /// The first input that cannot be used.
-    pub fn load(scenario: &Scenario) -> Result<Self, MaterialsError> {
+    pub(super) fn load(scenario: &Scenario) -> Result<Self, MaterialsError> {
         let tokens_per_request = scenario.load.tokens_per_request as usize;
         let materials = match &scenario.source {
             Source::Checkpoint { checkpoint, text } => {
@@ -117,20 +117,20 @@ impl Materials {
 
     /// A source of the scenario's requests.
     #[must_use]
-    pub fn source(&self) -> Box<dyn ScoreSource + '_> {
+    pub(super) fn source(&self) -> Box<dyn ScoreSource + '_> {
         self.try_source().expect("checked when loaded")
     }
 
     /// A source of calibration requests, and how many there are; a model without calibration text
     /// has none.
     #[must_use]
-    pub fn calibration_source(&self) -> Option<(Box<dyn ScoreSource + '_>, usize)> {
+    pub(super) fn calibration_source(&self) -> Option<(Box<dyn ScoreSource + '_>, usize)> {
         self.try_calibration_source().expect("checked when loaded")
     }
 
     /// Different requests that there are: windows of the text; none where each request is new.
     #[must_use]
-    pub fn windows(&self) -> Option<usize> {
+    pub(super) fn windows(&self) -> Option<usize> {
         match self {
             Self::Checkpoint(model) => {
                 let ids = model.ids.len();
@@ -142,7 +142,7 @@ impl Materials {
 
     /// Symbols of the vocabulary, where text is scored.
     #[must_use]
-    pub fn vocabulary(&self) -> Option<usize> {
+    pub(super) fn vocabulary(&self) -> Option<usize> {
         match self {
             Self::Checkpoint(model) => Some(model.checkpoint.config.vocab),
             Self::Synthetic(_) => None,

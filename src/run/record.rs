@@ -19,7 +19,7 @@ use std::time::SystemTime;
 const CONVERGED_GAP: f64 = 1e-4;
 
 /// How a batch ended.
-pub enum BatchEnd {
+pub(super) enum BatchEnd {
     /// Answered, with the summed loss of each request where text is scored.
     Answered(Option<Vec<f64>>),
     /// Given up.
@@ -27,7 +27,7 @@ pub enum BatchEnd {
 }
 
 /// Rows and sums of a run.
-pub struct Recorder {
+pub(super) struct Recorder {
     scenario: Scenario,
     shape: SourceShape,
     top_k: usize,
@@ -104,7 +104,7 @@ impl Recorder {
     ///
     /// # Errors
     /// When they cannot be made.
-    pub fn open(
+    pub(super) fn open(
         dir: &RunDir,
         scenario: &Scenario,
         shape: SourceShape,
@@ -140,25 +140,28 @@ impl Recorder {
     }
 
     /// Notes when serving starts.
-    pub fn serving_from(&mut self, now_ns: u64) {
+    pub(super) fn serving_from(&mut self, now_ns: u64) {
         self.serving_ns = now_ns..now_ns;
     }
 
     /// Time from the start of serving to the end of the last batch, ns.
     #[must_use]
-    pub fn span_ns(&self) -> u64 {
+    pub(super) fn span_ns(&self) -> u64 {
         self.serving_ns.end - self.serving_ns.start
     }
 
     /// Records one round; `route_ns` is the router's time, `sent` and `received` payload bytes.
-    pub fn round(
+    pub(super) fn round(
         &mut self,
         round: &Round<'_>,
         arena: &Arena,
         route_ns: u64,
         (bytes_sent, bytes_received): (u64, u64),
     ) {
-        arena.fingerprint(|bytes| drop(self.state.update(bytes)));
+        let state = &mut self.state;
+        arena.fingerprint(|bytes| {
+            state.update(bytes);
+        });
         self.state.update(bytemuck::cast_slice(round.output));
 
         let (play, flock) = (&round.decision.play, &round.decision.flock);
@@ -211,7 +214,7 @@ impl Recorder {
     }
 
     /// Records how the requests of a batch ended.
-    pub fn batch(
+    pub(super) fn batch(
         &mut self,
         batch: &PlannedBatch,
         intended_ns: &[u64],
@@ -259,13 +262,13 @@ impl Recorder {
     }
 
     /// The first error of a writer, if any.
-    pub fn failure(&mut self) -> Option<ResultsError> {
+    pub(super) fn failure(&mut self) -> Option<ResultsError> {
         self.failure.take()
     }
 
     /// Mean loss in nats a token and the tokens it was taken over; none where no text was scored.
     #[must_use]
-    pub fn loss(&self) -> Option<(f64, u64)> {
+    pub(super) fn loss(&self) -> Option<(f64, u64)> {
         (self.tokens_scored > 0)
             .then(|| (self.loss / self.tokens_scored as f64, self.tokens_scored))
     }
@@ -274,7 +277,7 @@ impl Recorder {
     ///
     /// # Errors
     /// When a file cannot be written; those already written stay.
-    pub fn finish(
+    pub(super) fn finish(
         self,
         dir: &RunDir,
         summary: &mut Summary,

@@ -10,7 +10,7 @@ use agents::round::{AbsorbError, Arena, Decision, Perception};
 
 /// One round as it is recorded.
 #[derive(Clone, Copy, Debug)]
-pub struct Round<'a> {
+pub(super) struct Round<'a> {
     /// The batch.
     pub step: StepId,
     /// The layer.
@@ -65,7 +65,7 @@ pub enum RoundError {
 ///
 /// # Errors
 /// The first round that fails.
-pub async fn play_batch(
+pub(super) async fn play_batch(
     source: &mut dyn ScoreSource,
     arena: &mut Arena,
     dispatch: &mut impl Dispatch,

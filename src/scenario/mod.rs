@@ -15,5 +15,5 @@ pub use budget::Budget;
 pub use file::Scenario;
 pub use problem::{Problem, Problems};
 pub use read::{Known, load, resolved};
-pub use set::{NodesSpecError, sets_of_nodes};
+pub use set::sets_of_nodes;
 pub use shape::schema;

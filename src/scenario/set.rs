@@ -1,57 +1,22 @@
 //! Overrides from the command line: `--set a.b=c`, and what `--nodes` stands for.
 
+use crate::dispatch::NodeSpec;
 use toml::{Table, Value};
 
-/// The `--set` texts that a `--nodes` specification stands for: `in-process`, `local:N` or
-/// `peers:HOST:PORT,…`.
-///
-/// # Errors
-/// When the specification is none of these, N is not 1 to 4096, or an address is not `host:port`.
-pub fn sets_of_nodes(spec: &str) -> Result<Vec<String>, NodesSpecError> {
-    let error = |reason: &str| NodesSpecError { spec: spec.into(), reason: reason.into() };
-    let sets = |engine: &str, count: Option<usize>, peers: Vec<&str>| {
+/// The `--set` texts that a `--nodes` specification stands for.
+#[must_use]
+pub fn sets_of_nodes(spec: &NodeSpec) -> Vec<String> {
+    let sets = |engine: &str, count: Option<usize>, peers: &[String]| {
         let count = count.map(|count| format!("nodes.count={count}"));
         let engine = format!("nodes.engine={engine}");
-        [engine, format!("nodes.peers={}", Value::from(peers))].into_iter().chain(count).collect()
+        let peers = Value::from(peers.to_vec());
+        [engine, format!("nodes.peers={peers}")].into_iter().chain(count).collect()
     };
-    match spec.split_once(':').map_or((spec, None), |(kind, rest)| (kind, Some(rest))) {
-        ("in-process", None) => Ok(sets("in-process", None, Vec::new())),
-        ("local", Some(count)) => match count.parse() {
-            Ok(count @ 1..=4096) => Ok(sets("local", Some(count), Vec::new())),
-            _ => Err(error("N in `local:N` is a whole number from 1 to 4096")),
-        },
-        ("peers", Some(peers)) => {
-            let peers: Vec<&str> = peers.split(',').map(str::trim).collect();
-            match peers.iter().find(|peer| !is_host_port(peer)) {
-                Some(peer) => Err(error(&format!("`{peer}` is not host:port"))),
-                None => Ok(sets("peers", Some(peers.len()), peers)),
-            }
-        }
-        ("slurm", _) | ("virtual", _) => Err(error("not available in this version")),
-        _ => Err(error("write `in-process`, `local:N` or `peers:HOST:PORT,…`")),
+    match spec {
+        NodeSpec::InProcess => sets("in-process", None, &[]),
+        NodeSpec::Local(count) => sets("local", Some(count.get() as usize), &[]),
+        NodeSpec::Peers(peers) => sets("peers", Some(peers.len()), peers),
     }
-}
-
-/// A `--nodes` specification that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("--nodes {spec}: {reason}")]
-pub struct NodesSpecError {
-    spec: String,
-    reason: String,
-}
-
-/// Whether a text is `host:port`, with a port from 1 to 65535 and IPv6 hosts in brackets.
-pub(super) fn is_host_port(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let plain = |host: &str| {
-        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
-    };
-    let bracketed = |host: &str| {
-        host.strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .is_some_and(|host| host.parse::<std::net::Ipv6Addr>().is_ok())
-    };
-    (plain(host) || bracketed(host)) && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 /// Message and help of a `--set` that cannot be applied.

@@ -8,7 +8,7 @@ use toml::{Table, Value};
 use super::budget::Budget;
 use super::file::Scenario;
 use super::problem::{At, Origins, Problem};
-use super::set::is_host_port;
+use crate::dispatch::is_host_and_port;
 
 /// The JSON Schema (draft 7, without references) of scenario files.
 #[must_use]
@@ -263,7 +263,7 @@ fn holds_count(schema: &Json, count: usize) -> bool {
 fn has_format(schema: &Json, text: &str) -> bool {
     match schema["format"].as_str() {
         Some("budget") => text.parse::<Budget>().is_ok(),
-        Some("host-port") => is_host_port(text),
+        Some("host-port") => is_host_and_port(text),
         Some("name") => {
             (1..=64).contains(&text.len())
                 && !text.starts_with('.')

@@ -4,6 +4,7 @@
 //! out the layer's input, and goes on when it gets the layer's output.
 
 mod checkpoint;
+pub mod matrix;
 mod synthetic;
 
 pub use checkpoint::{CheckpointSource, SourceError};

@@ -5,7 +5,6 @@
 
 mod bits;
 pub mod codec;
-mod combine;
 mod group;
 mod kernel;
 mod matrix;
@@ -13,7 +12,6 @@ pub mod reference;
 
 pub use bits::{BitWidth, UnknownBitWidth};
 pub use codec::CodecError;
-pub use combine::combine;
 pub use group::{Group, MAX_GROUP};
 
 use crate::linear;

@@ -1,0 +1,46 @@
+//! `nashflock check` and `nashflock schema`.
+
+use super::{Failure, Outcome, print, print_json};
+use crate::run::rules;
+use crate::scenario::{self, Known, Scenario};
+use clap::Args;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+#[derive(Args)]
+pub(super) struct CheckArgs {
+    /// Scenario file
+    scenario: PathBuf,
+    /// Override a key, as `game.top_k=4`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print one JSON object: `ok` and `problems`
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn check(args: &CheckArgs) -> Outcome {
+    let scenario = load(&args.scenario, &args.sets, args.json)?;
+    if args.json {
+        return print_json(&json!({"ok": true, "problems": []}));
+    }
+    print(&format!("{}: scenario `{}` is good", args.scenario.display(), scenario.name))
+}
+
+pub(super) fn schema() -> Outcome {
+    print_json(&scenario::schema())
+}
+
+/// Loads a scenario; with `json`, problems go to standard output as data too.
+pub(super) fn load(path: &Path, sets: &[String], json: bool) -> Result<Scenario, Failure> {
+    let routers = rules::routers().names().map(str::to_owned).collect();
+    scenario::load(path, sets, &Known { routers }).map_err(|problems| {
+        if json {
+            let printed = print_json(&json!({"ok": false, "problems": problems.to_json()}));
+            if let Err(failure) = printed {
+                return failure;
+            }
+        }
+        Failure::BadInput(problems.render())
+    })
+}

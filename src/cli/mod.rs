@@ -1,0 +1,124 @@
+//! The command line. Every command prints its result to standard output, as text or with `--json`
+//! as one JSON object; logs, progress and errors go to standard error.
+
+mod check;
+mod eval;
+mod progress;
+mod report;
+mod route;
+mod run;
+mod worker;
+
+use clap::{Parser, Subcommand};
+use std::fmt::Display;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use tracing::level_filters::LevelFilter;
+
+/// Mixture-of-Experts routing played as a game, on quantized experts served by gRPC nodes.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a scenario
+    Run(run::RunArgs),
+    /// Serve experts as one node
+    Worker(worker::WorkerArgs),
+    /// Check a scenario and report every problem at once
+    Check(check::CheckArgs),
+    /// Print the JSON Schema of scenario files
+    Schema,
+    /// Play one game on a score matrix and print its certificate
+    Route(route::RouteArgs),
+    /// Score a text with a checkpoint
+    Eval(eval::EvalArgs),
+    /// Rebuild the report of a run directory
+    Report(report::ReportArgs),
+}
+
+/// How a command failed, as its exit code tells.
+enum Failure {
+    /// Nothing was started: exit code 2.
+    BadInput(String),
+    /// The command ended but missed a stated goal: exit code 3.
+    MissedGoal(String),
+    /// A node or dependency failed for good: exit code 4.
+    Dependency(String),
+    /// The user asked to stop: exit code 130.
+    Interrupted(String),
+}
+
+impl Failure {
+    fn bad_input(error: impl Display) -> Self {
+        Self::BadInput(error.to_string())
+    }
+
+    fn dependency(error: impl Display) -> Self {
+        Self::Dependency(error.to_string())
+    }
+}
+
+type Outcome = Result<(), Failure>;
+
+/// Parses the command line and runs it.
+#[must_use]
+pub fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    log_to_stderr(matches!(command, Command::Worker(_)));
+    let outcome = match command {
+        Command::Run(args) => run::run(args),
+        Command::Worker(args) => worker::worker(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Schema => check::schema(),
+        Command::Route(args) => route::route(&args),
+        Command::Eval(args) => eval::eval(&args),
+        Command::Report(args) => report::report(&args),
+    };
+    let (code, text) = match outcome {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::BadInput(text)) => (2, text),
+        Err(Failure::MissedGoal(text)) => (3, text),
+        Err(Failure::Dependency(text)) => (4, text),
+        Err(Failure::Interrupted(text)) => (130, text),
+    };
+    // Standard error may be closed; the exit code still tells.
+    let _ = writeln!(io::stderr(), "{text}");
+    ExitCode::from(code)
+}
+
+/// Writes to standard output. A reader that has gone, such as `head`, is no error.
+fn print(text: &str) -> Outcome {
+    let mut out = io::stdout().lock();
+    let ended = if text.ends_with('\n') { "" } else { "\n" };
+    match write!(out, "{text}{ended}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Dependency(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &serde_json::Value) -> Outcome {
+    print(&format!("{value:#}"))
+}
+
+/// Workers log what they do; the other commands only what goes wrong. `RUST_LOG` overrides both.
+fn log_to_stderr(is_worker: bool) {
+    let level = if is_worker { LevelFilter::INFO } else { LevelFilter::WARN };
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        // A worker outlives the reader of its log by a moment; that must not panic.
+        .log_internal_errors(false)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::builder()
+                .with_default_directive(level.into())
+                .from_env_lossy(),
+        )
+        .init();
+}

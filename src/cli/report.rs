@@ -1,0 +1,29 @@
+//! `nashflock report`: rebuilds `report.html` from the files of a run directory.
+
+use super::{Failure, Outcome, print, print_json};
+use crate::results::RunDir;
+use clap::Args;
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub(super) struct ReportArgs {
+    /// Run directory
+    run: PathBuf,
+    /// Print one JSON object: `report`
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn report(args: &ReportArgs) -> Outcome {
+    let failed = |error: crate::results::ResultsError| {
+        if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }
+    };
+    let dir = RunDir::open(&args.run).map_err(failed)?;
+    dir.write_report().map_err(failed)?;
+    let path = dir.path().join("report.html");
+    if args.json {
+        return print_json(&json!({"report": path}));
+    }
+    print(&path.display().to_string())
+}

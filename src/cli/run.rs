@@ -1,0 +1,92 @@
+//! `nashflock run`: runs a scenario.
+
+use super::progress::Bar;
+use super::{Failure, Outcome, check, print, print_json};
+use crate::dispatch::NodeSpec;
+use crate::measure::Clock;
+use crate::results::summary_table;
+use crate::run::{self, RunEnd, RunSettings, ServeError};
+use crate::scenario::{Scenario, sets_of_nodes};
+use clap::Args;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Args)]
+pub(super) struct RunArgs {
+    /// Scenario file
+    scenario: PathBuf,
+    /// Override a key, as `game.top_k=4`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Nodes: `in-process`, `local:N` or `peers:HOST:PORT,…`
+    #[arg(long, value_name = "SPEC")]
+    nodes: Option<NodeSpec>,
+    /// Directory for the results, new or empty [default: under runs/]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Seed of every random stream
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print the summary as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: RunArgs) -> Outcome {
+    let mut sets = args.sets;
+    sets.extend(args.seed.map(|seed| format!("seed={seed}")));
+    sets.extend(args.nodes.iter().flat_map(sets_of_nodes));
+    let scenario = check::load(&args.scenario, &sets, args.json)?;
+    let end = play(&scenario, args.out)?;
+    let RunEnd { dir, summary, failure } = &end;
+    if args.json {
+        let value: Value = serde_json::from_str(&summary.to_json())
+            .expect("a summary is written as valid JSON");
+        print_json(&value)?;
+    } else {
+        print(&format!("{}\nresults in {}", summary_table(summary), dir.path().display()))?;
+    }
+    match failure {
+        None if summary.goals_met() => Ok(()),
+        None => {
+            let missed: Vec<&str> =
+                summary.goals.iter().filter(|goal| !goal.met).map(|g| g.name.as_str()).collect();
+            Err(Failure::MissedGoal(format!("missed goals: {}", missed.join(", "))))
+        }
+        Some(error @ ServeError::Interrupted(_)) => Err(Failure::Interrupted(error.to_string())),
+        Some(error) => Err(Failure::dependency(error)),
+    }
+}
+
+fn play(scenario: &Scenario, out: Option<PathBuf>) -> Result<RunEnd, Failure> {
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::Dependency(format!("cannot find this program: {error}")))?;
+    // Connections have threads of their own, so that computing never delays a reply's arrival.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Dependency(format!("cannot start the runtime: {error}")))?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(scenario.compute.threads as usize)
+        .build()
+        .map_err(|error| Failure::Dependency(format!("cannot start threads: {error}")))?;
+    let bar = Bar::new();
+    let settings = RunSettings {
+        command: std::env::args().collect(),
+        program: &program,
+        out,
+        progress: &bar,
+    };
+    // The whole run is a task of the pool: what it computes in parallel stays on the pool.
+    let end = pool.install(|| {
+        runtime.block_on(async {
+            let clock = Clock::start();
+            run::run(scenario, settings, &clock).await
+        })
+    });
+    bar.clear();
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    end.map_err(Failure::bad_input)
+}
