@@ -15,5 +15,5 @@ pub mod dispatch;
 pub mod results;
 pub mod scenario;
 
-pub mod run;
 pub mod cli;
+pub mod run;

@@ -4,9 +4,7 @@ use super::{Failure, Outcome, print, print_json};
 use crate::measure::Clock;
 use crate::run::rules;
 use crate::source::matrix::{ScoreMatrix, read_scores, write_assignments};
-use agents::game::{
-    Certificate, CostSettings, Game, GameError, Play, Router, Scores, certify,
-};
+use agents::game::{Certificate, CostSettings, Game, GameError, Play, Router, Scores, certify};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::path::PathBuf;
@@ -82,7 +80,8 @@ pub(super) fn route(args: &RouteArgs) -> Outcome {
     cost.check().map_err(Failure::bad_input)?;
     let ScoreMatrix { values, experts } =
         read_scores(&args.scores, args.tensor.as_deref()).map_err(Failure::bad_input)?;
-    let in_file = |error: GameError| Failure::bad_input(format!("{}: {error}", args.scores.display()));
+    let in_file =
+        |error: GameError| Failure::bad_input(format!("{}: {error}", args.scores.display()));
     let scores = Scores::new(&values, experts).map_err(in_file)?;
     if args.top_k == 0 || args.top_k > experts {
         return Err(in_file(GameError::TopK { top_k: args.top_k, experts }));

@@ -41,8 +41,8 @@ pub(super) fn run(args: RunArgs) -> Outcome {
     let end = play(&scenario, args.out)?;
     let RunEnd { dir, summary, failure } = &end;
     if args.json {
-        let value: Value = serde_json::from_str(&summary.to_json())
-            .expect("a summary is written as valid JSON");
+        let value: Value =
+            serde_json::from_str(&summary.to_json()).expect("a summary is written as valid JSON");
         print_json(&value)?;
     } else {
         print(&format!("{}\nresults in {}", summary_table(summary), dir.path().display()))?;
@@ -73,12 +73,8 @@ fn play(scenario: &Scenario, out: Option<PathBuf>) -> Result<RunEnd, Failure> {
         .build()
         .map_err(|error| Failure::Dependency(format!("cannot start threads: {error}")))?;
     let bar = Bar::new();
-    let settings = RunSettings {
-        command: std::env::args().collect(),
-        program: &program,
-        out,
-        progress: &bar,
-    };
+    let settings =
+        RunSettings { command: std::env::args().collect(), program: &program, out, progress: &bar };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {
         runtime.block_on(async {

@@ -119,11 +119,8 @@ fn check_shape(shape: &[u64], bytes: usize) -> Result<usize, String> {
 pub fn write_assignments(path: &Path, choices: &Choices) -> io::Result<()> {
     let mut out = BufWriter::new(fs::File::create(path)?);
     let shape = [choices.tokens() as u64, choices.top_k as u64];
-    let mut writer = npyz::WriteOptions::new()
-        .default_dtype()
-        .shape(&shape)
-        .writer(&mut out)
-        .begin_nd()?;
+    let mut writer =
+        npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut out).begin_nd()?;
     let id = |expert: &agents::ids::ExpertId| {
         i32::try_from(expert.0).map_err(|_| io::Error::other("an expert id exceeds int32"))
     };

@@ -1,10 +1,12 @@
 //! The price phase: prices at which the tokens' free choices come close to what experts supply.
 //!
-//! Each sweep is one step of block coordinate descent on the dual (quantile balancing, Su 2026;
-//! `MODEL.md` section 1): with `α_t` the (k+1)-th largest `a_t − p`, expert e takes the price at
-//! which the tokens with `a[t,e] − α_t` above it are as many as it supplies. The dual never
-//! rises, no step size is needed, and any nondecreasing cost works. Descent on a non-smooth
-//! function stalls short of the optimum, which is the repair's task to reach.
+//! Each sweep asks every token for its choice, then lets every expert find the price at which,
+//! the other prices staying, the tokens that would have it are as many as it supplies: the price
+//! at which token t joins or leaves expert e is `a[t,e]` minus the priced score it competes with,
+//! the k-th for a token outside, the (k+1)-th for one inside. (Quantile balancing, Su 2026, uses
+//! the (k+1)-th for all, which is safe descent on the dual but several times slower.) No step
+//! size has to be known and any nondecreasing cost works. Sweeps stall a few tokens an expert
+//! short of the optimum, which is the repair's task to reach.
 
 use rayon::prelude::*;
 
@@ -61,6 +63,13 @@ impl<'g> Supply<'g> {
         low
     }
 
+    /// Whether all experts together take no more than `units`, but for a remainder below one an
+    /// expert: then every expert fills up, whatever the price level.
+    fn is_tight(&self, experts: usize, units: u64) -> bool {
+        let full: u64 = (0..experts).map(|e| u64::from(self.most(e, f64::MAX))).sum();
+        full < units + experts as u64
+    }
+
     /// The nearest price at which supply is neither pinned at 0 nor at T.
     fn bounded(&self, expert: usize, price: f64) -> f64 {
         let (first, last) = (self.marginal(expert, 1), self.marginal(expert, self.tokens));
@@ -79,8 +88,8 @@ impl<'g> Supply<'g> {
 pub(super) struct Demand {
     /// Row-major `[T, k]`, descending by priced score within a token.
     pub(super) chosen: Vec<u32>,
-    /// The (k+1)-th largest priced score of each token.
-    runner_up: Vec<f64>,
+    /// The k-th and the (k+1)-th largest priced score of each token.
+    edges: Vec<(f64, f64)>,
     /// n_e.
     pub(super) loads: Vec<u32>,
 }
@@ -106,16 +115,17 @@ pub(super) fn balance(
     let mut least = imbalance(supply, &start, &demand);
     let mut latest = Balanced { prices: start, demand, sweeps: 0 };
     let mut best = latest.clone();
-    let mut stalled = 0;
+    let (mut stalled, mut step) = (0, 1.0);
+    let worthwhile = u64::from(supply.tokens) / TOKENS_PER_PATH;
     while least > 0 && stalled < PATIENCE && latest.sweeps < most_sweeps {
-        latest.prices = sweep_prices(game, supply, &latest.demand, &latest.prices);
+        latest.prices = sweep_prices(game, supply, &latest, step);
         latest.demand = ask(game, &latest.prices);
         latest.sweeps += 1;
         let now = imbalance(supply, &latest.prices, &latest.demand);
-        if std::env::var("DBG").is_ok() {
-            eprintln!("sweep {} imbalance {now}", latest.sweeps);
+        if now * 4 > least * 3 {
+            step = SHORT_STEP;
         }
-        stalled = if now * 10 <= least * 9 { 0 } else { stalled + 1 };
+        stalled = if now + worthwhile < least { 0 } else { stalled + 1 };
         if now < least {
             least = now;
             best = latest.clone();
@@ -124,8 +134,15 @@ pub(super) fn balance(
     Balanced { sweeps: latest.sweeps, ..best }
 }
 
-/// Sweeps without a gain of a tenth after which the phase ends.
+/// Sweeps in a row that are not worth their time, after which the phase ends.
 const PATIENCE: u32 = 2;
+
+/// A sweep costs as much as repairing one unit of imbalance for about this many tokens.
+const TOKENS_PER_PATH: u64 = 128;
+
+/// Steps go all the way to the clearing price until a sweep leaves more than three quarters of
+/// the imbalance, then this part of it: experts that bid for the same tokens overshoot together.
+const SHORT_STEP: f64 = 0.75;
 
 /// Every token's best k and its runner-up at the given prices: one pass over the scores.
 ///
@@ -134,13 +151,14 @@ const PATIENCE: u32 = 2;
 fn ask(game: &Game<'_>, prices: &[f64]) -> Demand {
     let (tokens, experts, k) = (game.scores.tokens(), prices.len(), game.top_k);
     let mut chosen = vec![0; tokens * k];
-    let mut runner_up = vec![0.0; tokens];
-    let blocks = chosen.par_chunks_mut(TOKEN_BLOCK * k).zip(runner_up.par_chunks_mut(TOKEN_BLOCK));
-    blocks.enumerate().for_each(|(block, (chosen, runner_up))| {
+    let mut edges = vec![(0.0, 0.0); tokens];
+    let blocks =
+        chosen.par_chunks_mut(TOKEN_BLOCK * k).zip(edges.par_chunks_mut(TOKEN_BLOCK));
+    blocks.enumerate().for_each(|(block, (chosen, edges))| {
         let mut best = vec![(0.0, 0); k + 1];
         let mut priced = Vec::with_capacity(experts);
-        let rows = chosen.chunks_exact_mut(k).zip(runner_up);
-        for (token, (chosen, runner_up)) in (block * TOKEN_BLOCK..).zip(rows) {
+        let rows = chosen.chunks_exact_mut(k).zip(edges);
+        for (token, (chosen, edge)) in (block * TOKEN_BLOCK..).zip(rows) {
             let first = token * k % experts;
             let row = game.scores.row(token);
             priced.clear();
@@ -153,12 +171,12 @@ fn ask(game: &Game<'_>, prices: &[f64]) -> Demand {
                 let expert = first + *at as usize;
                 *slot = index(if expert < experts { expert } else { expert - experts });
             }
-            *runner_up = best[k].0;
+            *edge = (best[k - 1].0, best[k].0);
         }
     });
     let mut loads = vec![0; experts];
     chosen.iter().for_each(|expert| loads[*expert as usize] += 1);
-    Demand { chosen, runner_up, loads }
+    Demand { chosen, edges, loads }
 }
 
 fn index(expert: usize) -> u32 {
@@ -178,40 +196,101 @@ fn imbalance(supply: Supply<'_>, prices: &[f64], demand: &Demand) -> u64 {
 /// Experts priced together: their scores share a cache line.
 const EXPERT_GROUP: usize = 16;
 
-/// Every expert's best price given the tokens' runner-ups.
-fn sweep_prices(game: &Game<'_>, supply: Supply<'_>, demand: &Demand, prices: &[f64]) -> Vec<f64> {
-    let (tokens, experts) = (game.scores.tokens(), prices.len());
-    let mut next = prices.to_vec();
+/// Moves every expert's price by `step` of the way to where it alone would clear its demand, then
+/// all prices alike to where total supply meets total demand.
+fn sweep_prices(
+    game: &Game<'_>,
+    supply: Supply<'_>,
+    latest: &Balanced,
+    step: f64,
+) -> Vec<f64> {
+    let (tokens, experts) = (game.scores.tokens(), latest.prices.len());
+    let units = (tokens * game.top_k) as u64;
+    let tight = supply.is_tight(experts, units);
+    let mut next = latest.prices.clone();
     next.par_chunks_mut(EXPERT_GROUP).enumerate().for_each(|(group, next)| {
         let first = group * EXPERT_GROUP;
         let mut margins = vec![0.0_f32; tokens * next.len()];
         let rows = game.scores.values().chunks_exact(experts);
-        for (token, (row, runner_up)) in rows.zip(&demand.runner_up).enumerate() {
-            for (column, score) in row[first..first + next.len()].iter().enumerate() {
-                margins[column * tokens + token] = narrow(f64::from(*score) - runner_up);
+        for (token, (row, (last, runner_up))) in rows.zip(&latest.demand.edges).enumerate() {
+            let scores = &row[first..first + next.len()];
+            for (column, (score, price)) in scores.iter().zip(&*next).enumerate() {
+                let score = f64::from(*score);
+                let rival = if score - price >= *last { runner_up } else { last };
+                margins[column * tokens + token] = narrow(score - rival);
             }
         }
-        for (offset, (price, column)) in
-            next.iter_mut().zip(margins.chunks_exact_mut(tokens)).enumerate()
-        {
-            *price = clearing_price(supply, first + offset, column, *price);
+        let columns = margins.chunks_exact_mut(tokens);
+        for (expert, (price, margins)) in (first..).zip(next.iter_mut().zip(columns)) {
+            let clearing = if tight {
+                price_for_load(margins, supply.most(expert, f64::MAX) as usize)
+            } else {
+                clearing_price(supply, expert, margins)
+            };
+            let moved = *price + step * (clearing - *price);
+            *price = if moved.is_finite() { moved } else { *price };
         }
     });
+    let shift = if tight {
+        // Every expert fills up at any price from the cost of its last unit on.
+        let raise = |(e, price): (usize, &f64)| supply.marginal(e, supply.most(e, f64::MAX)) - price;
+        next.iter().enumerate().map(raise).fold(f64::NEG_INFINITY, f64::max)
+    } else {
+        level(supply, &next, units)
+    };
+    if shift.is_finite() {
+        next.iter_mut().for_each(|price| *price += shift);
+    }
     next
 }
+
+/// The shift of all prices alike at which total supply is total demand. It changes no token's
+/// choice, so this is the exact minimum of the dual along that line.
+fn level(supply: Supply<'_>, prices: &[f64], units: u64) -> f64 {
+    let experts = || prices.iter().enumerate();
+    let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+    for (expert, price) in experts() {
+        low = low.min(supply.marginal(expert, 1) - price);
+        high = high.max(supply.marginal(expert, supply.most(expert, f64::MAX)) - price);
+    }
+    let mut shift = 0.0;
+    for _ in 0..LEVEL_STEPS {
+        if experts().map(|(e, p)| u64::from(supply.least(e, p + shift))).sum::<u64>() > units {
+            high = shift;
+        } else if experts().map(|(e, p)| u64::from(supply.most(e, p + shift))).sum::<u64>() < units {
+            low = shift;
+        } else {
+            break;
+        }
+        shift = low + (high - low) / 2.0;
+    }
+    shift
+}
+
+/// Halvings that find the common shift to about 1e-7 of its range.
+const LEVEL_STEPS: u32 = 24;
 
 #[expect(clippy::cast_possible_truncation, reason = "prices of this phase are approximate")]
 fn narrow(value: f64) -> f32 {
     value as f32
 }
 
+/// The price between the margins of the last token within `load` and the first beyond.
+fn price_for_load(margins: &mut [f32], load: usize) -> f64 {
+    let load = load.min(margins.len() - 1);
+    let (above, beyond, _) = margins.select_nth_unstable_by(load, |a, b| b.total_cmp(a));
+    let beyond = f64::from(*beyond);
+    let within = above.iter().copied().min_by(f32::total_cmp).map_or(beyond, f64::from);
+    beyond + (within - beyond) / 2.0
+}
+
 /// The price at which the margins above it are as many as the expert supplies.
 ///
 /// With margins `r_1 ≥ r_2 ≥ …` the load is the largest n with `r_n ≥ c_e(n)`: one side falls,
 /// the other rises, so a partition around the middle halves the search each time.
-fn clearing_price(supply: Supply<'_>, expert: usize, margins: &mut [f32], old: f64) -> f64 {
+fn clearing_price(supply: Supply<'_>, expert: usize, margins: &mut [f32]) -> f64 {
     let (mut low, mut high) = (0, margins.len());
-    let (mut above, mut below) = (f64::INFINITY, f64::NEG_INFINITY);
+    let (mut above, mut beyond) = (f64::INFINITY, f64::NEG_INFINITY);
     while low < high {
         let middle = low + (high - low) / 2;
         let part = &mut margins[low..high];
@@ -219,18 +298,16 @@ fn clearing_price(supply: Supply<'_>, expert: usize, margins: &mut [f32], old: f
         if margin >= supply.marginal(expert, index(middle + 1)) {
             (low, above) = (middle + 1, margin);
         } else {
-            (high, below) = (middle, margin);
+            (high, beyond) = (middle, margin);
         }
     }
     let load = index(low);
-    let least = below.max(supply.marginal(expert, load));
+    let least = beyond.max(supply.marginal(expert, load));
     let most = above.min(supply.marginal(expert, load + 1));
     let price = match (least.is_finite(), most.is_finite()) {
         (true, true) => least + (most - least) / 2.0,
         (true, false) => least,
-        (false, true) => most,
-        (false, false) => old,
+        (false, _) => most,
     };
-    let price = supply.bounded(expert, price);
-    if price.is_finite() { price } else { old }
+    supply.bounded(expert, price)
 }

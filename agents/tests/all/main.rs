@@ -1,5 +1,6 @@
 //! Properties of the pure core, and comparisons with slow definitions of the same thing.
 
 mod expert;
+mod game;
 mod precision;
 mod round;
