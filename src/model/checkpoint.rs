@@ -256,9 +256,13 @@ impl Checkpoint {
             key_norm: if norms { Some(read(names::KEY_NORM)?) } else { None },
             feed_forward_norm: read(names::FEED_FORWARD_NORM)?,
             feed_forward: match self.family.feed_forward {
-                FeedForward::Dense(Projections { gate, up, down }) => FeedForwardWeights::Dense(
-                    SwiGlu { gate: read(gate)?, up: read(up)?, down: read(down)? },
-                ),
+                FeedForward::Dense(Projections { gate, up, down }) => {
+                    FeedForwardWeights::Dense(SwiGlu {
+                        gate: read(gate)?,
+                        up: read(up)?,
+                        down: read(down)?,
+                    })
+                }
                 FeedForward::Experts { router, .. } => FeedForwardWeights::Router(read(router)?),
             },
         })

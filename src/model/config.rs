@@ -133,7 +133,8 @@ impl<'a> Keys<'a> {
             }
         }
         if self.present("quantization_config").is_some() {
-            self.problems.push("`quantization_config` is set; weights must be f32, f16 or bf16".into());
+            self.problems
+                .push("`quantization_config` is set; weights must be f32, f16 or bf16".into());
         }
         if self.present("sliding_window").is_some() && self.flag("use_sliding_window", true) {
             self.problems.push("`sliding_window` is set; only full attention is supported".into());
@@ -143,7 +144,8 @@ impl<'a> Keys<'a> {
             let kind = rope.get("rope_type").or_else(|| rope.get("type"));
             if !kind.is_none_or(|kind| kind == "default") {
                 let kind = kind.map(Value::to_string).unwrap_or_default();
-                self.problems.push(format!("`{key}` asks for {kind}; only \"default\" is supported"));
+                self.problems
+                    .push(format!("`{key}` asks for {kind}; only \"default\" is supported"));
             }
             let partial = rope.get("partial_rotary_factor").and_then(Value::as_f64);
             if partial.is_some_and(|factor| factor != 1.0) {
@@ -159,20 +161,27 @@ impl<'a> Keys<'a> {
             }
         };
         let ModelConfig { width, heads, kv_heads, head_dim, layers, .. } = *config;
-        check(layers <= MAX_LAYERS, format!("`num_hidden_layers` is {layers}; at most {MAX_LAYERS}"));
+        check(
+            layers <= MAX_LAYERS,
+            format!("`num_hidden_layers` is {layers}; at most {MAX_LAYERS}"),
+        );
         if heads > 0 && kv_heads > 0 {
             check(
                 heads.is_multiple_of(kv_heads),
                 format!("`num_key_value_heads` is {kv_heads}, which does not divide {heads} heads"),
             );
             check(
-                self.json.get("head_dim").is_some_and(|d| !d.is_null()) || width.is_multiple_of(heads),
+                self.json.get("head_dim").is_some_and(|d| !d.is_null())
+                    || width.is_multiple_of(heads),
                 format!("`hidden_size` is {width}, which {heads} heads do not divide"),
             );
         }
         check(head_dim.is_multiple_of(2), format!("`head_dim` is {head_dim}; it must be even"));
         if let Some(MoeConfig { experts, top_k, .. }) = config.moe {
-            check(experts <= MAX_EXPERTS, format!("there are {experts} experts; at most {MAX_EXPERTS}"));
+            check(
+                experts <= MAX_EXPERTS,
+                format!("there are {experts} experts; at most {MAX_EXPERTS}"),
+            );
             check(
                 top_k <= experts,
                 format!("`num_experts_per_tok` is {top_k} but there are {experts} experts"),

@@ -1,5 +1,8 @@
 //! Memory-mapped files: the one unsafe call of the loader.
-#![allow(unsafe_code, reason = "a mapped file can be changed by others, which no type can rule out")]
+#![allow(
+    unsafe_code,
+    reason = "a mapped file can be changed by others, which no type can rule out"
+)]
 
 use memmap2::Mmap;
 use std::{fs::File, io, path::Path};

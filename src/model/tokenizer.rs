@@ -148,7 +148,8 @@ mod tests {
     #[test]
     fn a_window_needs_the_id_after_it() {
         let ids: Vec<u32> = (0..9).collect();
-        for (count, length, inputs) in [(0, 4, 0), (1, 4, 0), (4, 4, 0), (5, 4, 4), (8, 4, 4), (9, 4, 8)]
+        for (count, length, inputs) in
+            [(0, 4, 0), (1, 4, 0), (4, 4, 0), (5, 4, 4), (8, 4, 4), (9, 4, 8)]
         {
             let cut = windows(&ids[..count], length);
             assert_eq!(cut.inputs, &ids[..inputs], "{count} ids");

@@ -73,8 +73,10 @@ pub struct SwiGlu {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokensError {
     /// A token id that the embedding does not have.
-    #[error("token id {id} at position {position} is outside the vocabulary of {vocab}: \
-             the tokenizer belongs to another model")]
+    #[error(
+        "token id {id} at position {position} is outside the vocabulary of {vocab}: \
+             the tokenizer belongs to another model"
+    )]
     Vocabulary {
         /// The id.
         id: u32,

@@ -1,3 +1,4 @@
 //! The integration tests of the shell, one module a subject.
 
+mod checkpoints;
 mod parity;
