@@ -1,8 +1,10 @@
 //! Checkpoints that were damaged on purpose: each must be refused with a message that names the
 //! tensor and the file.
 
+use agents::rng::stream;
 use nashflock::model::checkpoint::Checkpoint;
 use nashflock::model::tokenizer::{Tokenizer, read_text};
+use rand::RngExt as _;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -266,6 +268,29 @@ fn damaged_folders_are_refused_by_tensor_and_file() {
         assert_refused(case, copy.path(), parts);
     }
     assert_refused("no folder", Path::new("no/such/folder"), &["failed to open no/such/folder"]);
+}
+
+#[test]
+fn no_flipped_header_byte_makes_the_loader_panic() {
+    let copy = copy_of("books-dense");
+    let path = copy.path().join("model.safetensors");
+    let bytes = fs::read(&path).expect("shipped");
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().expect("length")) as usize;
+    let mut rng = stream(11, "flipped header bytes");
+    let mut refused = 0;
+    for _ in 0..400 {
+        let mut damaged = bytes[..header].to_vec();
+        for _ in 0..rng.random_range(1..4) {
+            let at = rng.random_range(0..header);
+            damaged[at] = rng.random();
+        }
+        fs::write(&path, &damaged).expect("space");
+        // The data is left out: a hole in the file has its length at no cost.
+        let file = fs::OpenOptions::new().write(true).open(&path).expect("just written");
+        file.set_len(bytes.len() as u64).expect("space");
+        refused += usize::from(Checkpoint::open(copy.path()).is_err());
+    }
+    assert!(refused > 300, "{refused} of 400 damaged headers were refused");
 }
 
 #[test]

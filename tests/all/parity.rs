@@ -166,6 +166,40 @@ fn a_window_does_not_depend_on_the_windows_beside_it() {
 }
 
 #[test]
+fn shared_key_heads_are_repeated_ones() {
+    let mut shared = load("books-dense");
+    let mut repeated = load("books-dense");
+    (shared.trunk.config.kv_heads, repeated.trunk.config.kv_heads) = (2, 8);
+    let head = shared.trunk.config.head_dim * shared.trunk.config.width;
+    for (two, eight) in shared.trunk.layers.iter_mut().zip(&mut repeated.trunk.layers) {
+        for (two, eight) in [(&mut two.key, &mut eight.key), (&mut two.value, &mut eight.value)] {
+            two.truncate(2 * head);
+            *eight = [two[..head].repeat(4), two[head..].repeat(4)].concat();
+        }
+    }
+    let (ids, _) = oracle("books-dense");
+    let logits = |model: &Model| model.run(&ids, WINDOW, |_, _, _, _| {}).logits();
+    assert_close("shared key heads", &logits(&shared), &logits(&repeated), 1e-4);
+    assert_ne!(bits(&logits(&shared)), bits(&logits(&load("books-dense"))), "heads differ");
+}
+
+#[test]
+fn tied_heads_and_clipped_projections_are_honoured() {
+    let (ids, _) = oracle("books-dense");
+    let logits = |change: fn(&mut Trunk)| {
+        let mut model = load("books-dense");
+        change(&mut model.trunk);
+        bits(&model.run(&ids, WINDOW, |_, _, _, _| {}).logits())
+    };
+    let plain = logits(|_| {});
+    let tied = logits(|trunk| trunk.head = None);
+    assert!(tied == logits(|trunk| trunk.head = Some(trunk.embedding.clone())));
+    assert!(tied != plain);
+    assert!(plain == logits(|trunk| trunk.config.clip_qkv = Some(1e6)));
+    assert!(plain != logits(|trunk| trunk.config.clip_qkv = Some(0.1)));
+}
+
+#[test]
 fn ids_of_another_vocabulary_and_long_windows_are_refused() {
     let trunk = load("books-dense").trunk;
     let error = trunk.begin(&[1, 2, 1000, 3], 2).expect_err("1000 symbols").to_string();
