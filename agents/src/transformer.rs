@@ -228,11 +228,11 @@ fn attend(mut queries: Vec<f32>, keys: &[f32], values: &[f32], out: &mut [f32], 
 
 /// The `[window, head_dim]` part of one head.
 fn columns(rows: &[f32], heads: usize, head: usize, head_dim: usize) -> Vec<f32> {
-    let from = head * head_dim;
-    rows.chunks_exact(heads * head_dim)
-        .flat_map(|row| &row[from..from + head_dim])
-        .copied()
-        .collect()
+    let mut part = Vec::with_capacity(rows.len() / heads);
+    for row in rows.chunks_exact(heads * head_dim) {
+        part.extend_from_slice(&row[head * head_dim..][..head_dim]);
+    }
+    part
 }
 
 /// Replaces a row by `exp(x − max)` and returns the sum.

@@ -5,6 +5,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::eval::{Evaluation, Scored, evaluate};
 use crate::model::experts::LocalExperts;
 use crate::model::tokenizer::{Tokenizer, read_text};
+use agents::expert::BitWidth;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -25,7 +26,7 @@ pub(super) struct EvalArgs {
 pub(super) fn eval(args: &EvalArgs) -> Outcome {
     let checkpoint = Checkpoint::open(&args.checkpoint).map_err(Failure::bad_input)?;
     let trunk = checkpoint.trunk().map_err(Failure::bad_input)?;
-    let experts = LocalExperts::load(&checkpoint).map_err(Failure::bad_input)?;
+    let experts = LocalExperts::load(&checkpoint, BitWidth::Full, 32).map_err(Failure::bad_input)?;
     let tokenizer = Tokenizer::open(&args.checkpoint).map_err(Failure::bad_input)?;
     let text = read_text(&args.text).map_err(Failure::bad_input)?;
     let document = tokenizer.encode_document(&text).map_err(Failure::bad_input)?;

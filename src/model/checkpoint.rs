@@ -1,18 +1,15 @@
 //! Checkpoints in the Hugging Face layout: `config.json` and one or many `.safetensors` files.
 //!
-//! Opening checks every tensor that the configuration asks for; weights are read on demand from
-//! the mapped files and come out as f32.
+//! Opening checks every tensor that the configuration asks for; weights are read on demand and
+//! come out as f32.
 
 use super::architecture::{self as names, Architecture, FeedForward, Projections};
 use super::config::ModelConfig;
-use super::mapping::map_file;
 use super::trunk::{FeedForwardWeights, LayerWeights, SwiGlu, Trunk};
+use super::weights::{INDEX_FILE, SINGLE_FILE, Weights, read_json};
 use agents::expert::ExpertShape;
-use memmap2::Mmap;
-use safetensors::tensor::{Dtype, TensorInfo};
-use serde_json::Value;
-use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use safetensors::tensor::Dtype;
+use std::path::{Path, PathBuf};
 
 /// A checkpoint whose files are mapped and whose tensors have the right names, shapes and types.
 #[derive(Debug)]
@@ -20,8 +17,7 @@ pub struct Checkpoint {
     /// Sizes and switches.
     pub config: ModelConfig,
     family: &'static Architecture,
-    files: Vec<TensorFile>,
-    tensors: BTreeMap<String, Location>,
+    weights: Weights,
 }
 
 /// The matrices of one expert.
@@ -152,24 +148,6 @@ pub enum TensorProblem {
 /// Problems listed before the search for more of them ends.
 pub const MAX_PROBLEMS: usize = 16;
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
-
-#[derive(Debug)]
-struct TensorFile {
-    path: PathBuf,
-    bytes: Mmap,
-    /// Where tensor offsets count from.
-    start: usize,
-    tensors: BTreeMap<String, TensorInfo>,
-}
-
-#[derive(Debug)]
-struct Location {
-    file: usize,
-    info: TensorInfo,
-}
-
 impl Checkpoint {
     /// Opens a folder and checks every tensor.
     ///
@@ -180,9 +158,8 @@ impl Checkpoint {
         let path = directory.join("config.json");
         let (config, family) = ModelConfig::from_json(&read_json(&path)?)
             .map_err(|problems| CheckpointError::Config { path, problems })?;
-        let (files, tensors) = open_files(directory)?;
-        let checkpoint = Self { config, family, files, tensors };
-        let problems = checkpoint.problems(directory);
+        let checkpoint = Self { config, family, weights: Weights::open(directory)? };
+        let problems = checkpoint.problems();
         if problems.is_empty() {
             Ok(checkpoint)
         } else {
@@ -198,10 +175,10 @@ impl Checkpoint {
         let layers = (0..self.config.layers).map(|layer| self.layer(layer));
         Ok(Trunk {
             config: self.config.clone(),
-            embedding: self.read(names::EMBEDDING)?,
+            embedding: self.weights.read(names::EMBEDDING)?,
             layers: layers.collect::<Result<_, _>>()?,
-            final_norm: self.read(names::FINAL_NORM)?,
-            head: if self.config.tied_head { None } else { Some(self.read(names::HEAD)?) },
+            final_norm: self.weights.read(names::FINAL_NORM)?,
+            head: if self.config.tied_head { None } else { Some(self.weights.read(names::HEAD)?) },
         })
     }
 
@@ -217,7 +194,7 @@ impl Checkpoint {
         match &self.family.feed_forward {
             FeedForward::Dense(_) => Ok(None),
             FeedForward::Experts { router, .. } => {
-                self.read(&names::layer_tensor(router, layer)).map(Some)
+                self.weights.read(&names::layer_tensor(router, layer)).map(Some)
             }
         }
     }
@@ -231,7 +208,8 @@ impl Checkpoint {
             (FeedForward::Experts { expert: parts, .. }, Some(moe))
                 if layer < self.config.layers && expert < moe.experts =>
             {
-                let read = |pattern| self.read(&names::expert_tensor(pattern, layer, expert));
+                let read =
+                    |pattern| self.weights.read(&names::expert_tensor(pattern, layer, expert));
                 Ok(ExpertWeights {
                     shape: ExpertShape { width: self.config.width, hidden: self.config.hidden },
                     gate: read(parts.gate)?,
@@ -244,7 +222,7 @@ impl Checkpoint {
     }
 
     fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {
-        let read = |pattern| self.read(&names::layer_tensor(pattern, layer));
+        let read = |pattern| self.weights.read(&names::layer_tensor(pattern, layer));
         let norms = self.family.query_key_norm;
         Ok(LayerWeights {
             attention_norm: read(names::ATTENTION_NORM)?,
@@ -268,32 +246,15 @@ impl Checkpoint {
         })
     }
 
-    /// The values of a tensor that [`Self::problems`] found in order.
-    fn read(&self, tensor: &str) -> Result<Vec<f32>, CheckpointError> {
-        let Location { file, info } = &self.tensors[tensor];
-        let file = &self.files[*file];
-        let (from, to) = info.data_offsets;
-        let values = to_f32(&file.bytes[file.start + from..file.start + to], info.dtype);
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(position) => Err(CheckpointError::NotFinite {
-                tensor: tensor.into(),
-                path: file.path.clone(),
-                position,
-            }),
-        }
-    }
-
     /// What keeps the tensors from being the model of the configuration.
-    fn problems(&self, directory: &Path) -> Vec<TensorProblem> {
-        let several = self.files.len() != 1 || !self.files[0].path.ends_with(SINGLE_FILE);
-        let catalogue = directory.join(if several { INDEX_FILE } else { SINGLE_FILE });
+    fn problems(&self) -> Vec<TensorProblem> {
         expected_tensors(&self.config, self.family)
             .filter_map(|(tensor, expected)| {
-                let Some(Location { file, info }) = self.tensors.get(&tensor) else {
-                    return Some(TensorProblem::Missing { tensor, path: catalogue.clone() });
+                let Some((path, info)) = self.weights.find(&tensor) else {
+                    let path = self.weights.catalogue().into();
+                    return Some(TensorProblem::Missing { tensor, path });
                 };
-                let path = self.files[*file].path.clone();
+                let path = path.into();
                 if info.shape != expected {
                     let found = info.shape.clone();
                     Some(TensorProblem::Shape { tensor, path, expected, found })
@@ -357,126 +318,6 @@ fn expected_tensors(
                 .map(|(name, shape)| (names::expert_tensor(name, layer, expert), shape))
         }))
     }))
-}
-
-/// Maps the weight files and says which file holds which tensor.
-fn open_files(
-    directory: &Path,
-) -> Result<(Vec<TensorFile>, BTreeMap<String, Location>), CheckpointError> {
-    let (single, index) = (directory.join(SINGLE_FILE), directory.join(INDEX_FILE));
-    if !index.exists() {
-        if !single.exists() {
-            return Err(CheckpointError::NoWeights { directory: directory.into() });
-        }
-        let file = TensorFile::open(single)?;
-        let location = |(name, info): (&String, &TensorInfo)| {
-            (name.clone(), Location { file: 0, info: info.clone() })
-        };
-        let tensors = file.tensors.iter().map(location).collect();
-        return Ok((vec![file], tensors));
-    }
-    let (mut files, mut opened, mut tensors) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-    for (tensor, name) in read_index(&index)? {
-        let file = match opened.get(&name) {
-            Some(file) => *file,
-            None => {
-                files.push(TensorFile::open(directory.join(&name))?);
-                opened.insert(name, files.len() - 1);
-                files.len() - 1
-            }
-        };
-        let Some(info) = files[file].tensors.get(&tensor).cloned() else {
-            let path = files[file].path.clone();
-            let problems = vec![TensorProblem::Missing { tensor, path }];
-            return Err(CheckpointError::Tensors { directory: directory.into(), problems });
-        };
-        tensors.insert(tensor, Location { file, info });
-    }
-    Ok((files, tensors))
-}
-
-/// Tensor name → file name, each a plain name in the index's own folder.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
-    let wrong = |problem: String| CheckpointError::Index { path: path.into(), problem };
-    let json = read_json(path)?;
-    let map = json.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| wrong("`weight_map` is not an object".into()))?;
-    map.iter()
-        .map(|(tensor, file)| {
-            let name = file.as_str().unwrap_or_default();
-            let mut parts = Path::new(name).components();
-            match (parts.next(), parts.next()) {
-                (Some(Component::Normal(_)), None) => Ok((tensor.clone(), name.to_owned())),
-                _ => Err(wrong(format!(
-                    "tensor {tensor} is said to be in {file}, which is not a file name in this folder"
-                ))),
-            }
-        })
-        .collect()
-}
-
-impl TensorFile {
-    fn open(path: PathBuf) -> Result<Self, CheckpointError> {
-        let bytes = match map_file(&path) {
-            Ok(bytes) => bytes,
-            Err(source) => return Err(CheckpointError::Open { path, source }),
-        };
-        match read_header(&bytes) {
-            Ok((start, tensors)) => Ok(Self { path, bytes, start, tensors }),
-            Err(problem) => Err(CheckpointError::Damaged { path, problem }),
-        }
-    }
-}
-
-/// Where the data starts, and the tensors, each wholly inside the file.
-///
-/// The layout is that of the safetensors format: a little-endian u64 length, a JSON header of that
-/// length, the data. The crate's own reader adds hostile offsets without a check.
-fn read_header(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), String> {
-    let cut = || format!("its {} bytes end before its header does", bytes.len());
-    let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length)).ok_or_else(cut)?;
-    let start = usize::try_from(length).ok().and_then(|n| n.checked_add(8)).ok_or_else(cut)?;
-    let header = bytes.get(8..start).ok_or_else(cut)?;
-    let header: BTreeMap<String, Value> =
-        serde_json::from_slice(header).map_err(|error| format!("its header: {error}"))?;
-    let mut tensors = BTreeMap::new();
-    for (name, value) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
-        let info: TensorInfo =
-            serde_json::from_value(value).map_err(|error| format!("tensor {name}: {error}"))?;
-        let (from, to) = info.data_offsets;
-        let data = bytes.len() - start;
-        if to > data {
-            return Err(format!("tensor {name} ends at byte {to} of {data}"));
-        }
-        let count = info.shape.iter().try_fold(1usize, |count, n| count.checked_mul(*n));
-        let bits = count.and_then(|count| count.checked_mul(info.dtype.bitsize()));
-        if to.checked_sub(from).and_then(|length| length.checked_mul(8)) != bits {
-            return Err(format!(
-                "tensor {name} has shape {:?} of {:?} in bytes {from} to {to}",
-                info.shape, info.dtype
-            ));
-        }
-        tensors.insert(name, info);
-    }
-    Ok((start, tensors))
-}
-
-/// Little-endian floats of one of the supported types.
-fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
-    let halves = bytes.as_chunks::<2>().0.iter();
-    match dtype {
-        Dtype::F16 => halves.map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect(),
-        Dtype::BF16 => halves.map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32()).collect(),
-        Dtype::F32 => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-        other => unreachable!("{other:?} was refused when the checkpoint was opened"),
-    }
-}
-
-fn read_json(path: &Path) -> Result<Value, CheckpointError> {
-    let bytes = std::fs::read(path)
-        .map_err(|source| CheckpointError::Open { path: path.into(), source })?;
-    serde_json::from_slice(&bytes)
-        .map_err(|source| CheckpointError::Json { path: path.into(), source })
 }
 
 fn listed(problems: &[TensorProblem]) -> String {

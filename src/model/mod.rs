@@ -8,3 +8,4 @@ pub mod experts;
 mod mapping;
 pub mod tokenizer;
 pub mod trunk;
+mod weights;

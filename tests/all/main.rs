@@ -1,5 +1,6 @@
 //! The integration tests of the shell, one module a subject.
 
+mod checkpoints;
 mod nodes;
 mod parity;
 mod results;

@@ -178,7 +178,7 @@ fn sets_override_the_file_and_the_last_one_wins() {
     assert_eq!((scenario.load.rate_per_s, scenario.seed), (80.0, 2));
     assert_eq!((scenario.flock.enabled, scenario.goals.p99_ms_max), (false, Some(500.0)));
 
-    let sets = sets_of_nodes("peers:a:1,b:2,c:3").expect("three peers");
+    let sets = sets_of_nodes(&"peers:a:1,b:2,c:3".parse().expect("three peers"));
     let scenario = read(GOOD, &sets.iter().map(String::as_str).collect::<Vec<_>>());
     let peers = vec!["a:1".to_owned(), "b:2".to_owned(), "c:3".to_owned()];
     let nodes = Nodes { count: 3, engine: Engine::Peers, peers, ..Nodes::default() };

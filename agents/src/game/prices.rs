@@ -152,8 +152,7 @@ fn ask(game: &Game<'_>, prices: &[f64]) -> Demand {
     let (tokens, experts, k) = (game.scores.tokens(), prices.len(), game.top_k);
     let mut chosen = vec![0; tokens * k];
     let mut edges = vec![(0.0, 0.0); tokens];
-    let blocks =
-        chosen.par_chunks_mut(TOKEN_BLOCK * k).zip(edges.par_chunks_mut(TOKEN_BLOCK));
+    let blocks = chosen.par_chunks_mut(TOKEN_BLOCK * k).zip(edges.par_chunks_mut(TOKEN_BLOCK));
     blocks.enumerate().for_each(|(block, (chosen, edges))| {
         let mut best = vec![(0.0, 0); k + 1];
         let mut priced = Vec::with_capacity(experts);
@@ -198,12 +197,7 @@ const EXPERT_GROUP: usize = 16;
 
 /// Moves every expert's price by `step` of the way to where it alone would clear its demand, then
 /// all prices alike to where total supply meets total demand.
-fn sweep_prices(
-    game: &Game<'_>,
-    supply: Supply<'_>,
-    latest: &Balanced,
-    step: f64,
-) -> Vec<f64> {
+fn sweep_prices(game: &Game<'_>, supply: Supply<'_>, latest: &Balanced, step: f64) -> Vec<f64> {
     let (tokens, experts) = (game.scores.tokens(), latest.prices.len());
     let units = (tokens * game.top_k) as u64;
     let tight = supply.is_tight(experts, units);
@@ -233,7 +227,8 @@ fn sweep_prices(
     });
     let shift = if tight {
         // Every expert fills up at any price from the cost of its last unit on.
-        let raise = |(e, price): (usize, &f64)| supply.marginal(e, supply.most(e, f64::MAX)) - price;
+        let raise =
+            |(e, price): (usize, &f64)| supply.marginal(e, supply.most(e, f64::MAX)) - price;
         next.iter().enumerate().map(raise).fold(f64::NEG_INFINITY, f64::max)
     } else {
         level(supply, &next, units)
@@ -257,7 +252,8 @@ fn level(supply: Supply<'_>, prices: &[f64], units: u64) -> f64 {
     for _ in 0..LEVEL_STEPS {
         if experts().map(|(e, p)| u64::from(supply.least(e, p + shift))).sum::<u64>() > units {
             high = shift;
-        } else if experts().map(|(e, p)| u64::from(supply.most(e, p + shift))).sum::<u64>() < units {
+        } else if experts().map(|(e, p)| u64::from(supply.most(e, p + shift))).sum::<u64>() < units
+        {
             low = shift;
         } else {
             break;

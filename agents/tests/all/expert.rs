@@ -1,8 +1,6 @@
 //! Expert arithmetic against its f64 definition, and the encoding against hostile bytes.
 
-use agents::expert::{
-    BitWidth, CodecError, Expert, ExpertShape, Group, f32_bytes, reference,
-};
+use agents::expert::{BitWidth, CodecError, Expert, ExpertShape, Group, f32_bytes, reference};
 use agents::rng::stream;
 use half::f16;
 use proptest::prelude::*;

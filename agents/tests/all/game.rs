@@ -128,8 +128,17 @@ fn rows(kind: &str, tokens: usize, experts: usize, seed: u64) -> Vec<f32> {
 }
 
 const KINDS: [&str; 11] = [
-    "normal", "equal", "zero", "grid", "duplicated", "dominated", "huge", "masked", "subnormal",
-    "largest", "normal",
+    "normal",
+    "equal",
+    "zero",
+    "grid",
+    "duplicated",
+    "dominated",
+    "huge",
+    "masked",
+    "subnormal",
+    "largest",
+    "normal",
 ];
 
 /// T, E, k: with E = 1, k = E, one token, and Tk not divisible by E.
@@ -174,7 +183,8 @@ fn equilibrium_finds_the_exact_optimum_of_every_small_game() {
 #[test]
 fn equilibrium_equals_the_hungarian_method_at_k_1() {
     for seed in 0..40 {
-        let (tokens, experts): (usize, usize) = [(12, 4), (17, 5), (30, 7), (24, 3)][seed as usize % 4];
+        let (tokens, experts): (usize, usize) =
+            [(12, 4), (17, 5), (30, 7), (24, 3)][seed as usize % 4];
         let mut rng = stream(seed, "hungarian");
         let whole: Vec<i64> = (0..tokens * experts).map(|_| rng.random_range(0..40)).collect();
         let values: Vec<f32> = whole.iter().map(|value| *value as f32).collect();
@@ -261,8 +271,10 @@ proptest! {
 fn a_constant_added_to_a_row_changes_no_choice() {
     // Multiples of 1/1024 below 8 stay exact in f32 and f64.
     let mut rng = stream(3, "dyadic");
-    let values: Vec<f32> =
-        (0..60 * 6).map(|_| rng.random_range(-1024_i16..1024)).map(|v| f32::from(v) / 1024.0).collect();
+    let values: Vec<f32> = (0..60 * 6)
+        .map(|_| rng.random_range(-1024_i16..1024))
+        .map(|v| f32::from(v) / 1024.0)
+        .collect();
     let shifted: Vec<f32> =
         values.iter().enumerate().map(|(at, v)| v + f32::from((at / 6 % 7) as u8) - 3.0).collect();
     for router in [&TopK as &dyn Router, &Equilibrium::default()] {
@@ -276,12 +288,17 @@ fn permuted_experts_have_permuted_loads() {
     let (tokens, experts) = (300, 7);
     let values = rows("normal", tokens, experts, 5);
     let order = [3, 0, 6, 2, 5, 1, 4];
-    let permuted: Vec<f32> =
-        (0..tokens * experts).map(|at| values[at / experts * experts + order[at % experts]]).collect();
+    let permuted: Vec<f32> = (0..tokens * experts)
+        .map(|at| values[at / experts * experts + order[at % experts]])
+        .collect();
     let linear = CostSettings::Linear { price_per_fair_share: 0.5 };
     for (router, cost) in [(&TopK as &dyn Router, &QUOTA), (&Equilibrium::default(), &linear)] {
         let loads = |values: &[f32]| {
-            Table::new(values.to_vec(), experts, 3, cost).play(router, None).0.choices.loads(experts)
+            Table::new(values.to_vec(), experts, 3, cost)
+                .play(router, None)
+                .0
+                .choices
+                .loads(experts)
         };
         let (plain, moved) = (loads(&values), loads(&permuted));
         assert_eq!(moved, order.map(|expert| plain[expert]));
