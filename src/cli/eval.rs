@@ -26,7 +26,8 @@ pub(super) struct EvalArgs {
 pub(super) fn eval(args: &EvalArgs) -> Outcome {
     let checkpoint = Checkpoint::open(&args.checkpoint).map_err(Failure::bad_input)?;
     let trunk = checkpoint.trunk().map_err(Failure::bad_input)?;
-    let experts = LocalExperts::load(&checkpoint, BitWidth::Full, 32).map_err(Failure::bad_input)?;
+    let experts =
+        LocalExperts::load(&checkpoint, BitWidth::Full, 32).map_err(Failure::bad_input)?;
     let tokenizer = Tokenizer::open(&args.checkpoint).map_err(Failure::bad_input)?;
     let text = read_text(&args.text).map_err(Failure::bad_input)?;
     let document = tokenizer.encode_document(&text).map_err(Failure::bad_input)?;
