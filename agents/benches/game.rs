@@ -1,7 +1,9 @@
 //! Routers and the certificate on skewed synthetic scores: `sigmoid(N(0,1) + 0.5·N_e)`, quota at
 //! the fair share. Run with `cargo bench -p agents --bench game`.
 
-use agents::game::{CongestionCost, CostSettings, Equilibrium, Game, Router, Scores, TopK, certify};
+use agents::game::{
+    CongestionCost, CostSettings, Equilibrium, Game, Router, Scores, TopK, certify,
+};
 use agents::rng::stream;
 use divan::Bencher;
 use rand::RngExt as _;
@@ -29,6 +31,7 @@ impl Case {
         };
         let lean: Vec<f64> = (0..experts).map(|_| 0.5 * normal()).collect();
         let logits = (0..tokens * experts).map(|at| normal() + lean[at % experts]);
+        #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
         let values = logits.map(|logit| (1.0 / (1.0 + (-logit).exp())) as f32).collect();
         let cost = CostSettings::Quota { capacity_factor: 1.0 }.build(tokens, experts, top_k);
         Self { values, experts, top_k, cost }

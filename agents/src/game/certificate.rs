@@ -37,7 +37,9 @@ pub struct Certificate {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChoicesError {
     /// The number of choices or k differs from the game's.
-    #[error("{choices} choices of {chosen_k} a token given for a game of {tokens} tokens and top_k {top_k}")]
+    #[error(
+        "{choices} choices of {chosen_k} a token given for a game of {tokens} tokens and top_k {top_k}"
+    )]
     Shape {
         /// Choices given.
         choices: usize,
@@ -174,9 +176,8 @@ impl Sums {
         let mut sums = Self::default();
         let mut scratch = Vec::with_capacity(prices.len());
         let mut values = Vec::with_capacity(prices.len());
-        let mut best_and_own = |values: &[f64], token| {
-            sum_best_and_chosen(values, choices.row(token), &mut scratch)
-        };
+        let mut best_and_own =
+            |values: &[f64], token| sum_best_and_chosen(values, choices.row(token), &mut scratch);
         for token in tokens {
             let row = game.scores.row(token);
             let scores = || row.iter().map(|score| f64::from(*score));

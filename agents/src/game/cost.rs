@@ -43,7 +43,9 @@ pub enum CostSettings {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CostError {
     /// A parameter is out of its range.
-    #[error("cost '{cost}': {parameter} is {value}, choose a finite number that is at least {least}")]
+    #[error(
+        "cost '{cost}': {parameter} is {value}, choose a finite number that is at least {least}"
+    )]
     Range {
         /// Name of the cost.
         cost: String,
@@ -267,7 +269,10 @@ mod tests {
                     .collect();
                 for (load, total) in (0..).zip(&totals) {
                     let given = cost.total(expert, load);
-                    assert!(given == *total || (given - total).abs() < 1e-12, "{settings:?} {load}");
+                    assert!(
+                        given == *total || (given - total).abs() < 1e-12,
+                        "{settings:?} {load}"
+                    );
                 }
                 for price in [-1.0, 0.0, 0.1, 0.35, 0.7, 1.4, 50.0] {
                     let best = (0..=limit)

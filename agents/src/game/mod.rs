@@ -48,7 +48,9 @@ pub struct Scores<'a> {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum GameError {
     /// The matrix has no rows or no columns, or its length is not a multiple of its columns.
-    #[error("the score matrix has {values} values and {experts} columns: it needs at least one whole row")]
+    #[error(
+        "the score matrix has {values} values and {experts} columns: it needs at least one whole row"
+    )]
     Shape {
         /// Values given.
         values: usize,

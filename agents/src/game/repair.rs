@@ -201,27 +201,29 @@ impl<'g> Repair<'g> {
     fn relieve_overloads(&mut self) {
         let experts = self.delivered.len();
         let most: Vec<u32> = (0..experts).map(|e| self.supply.most(e, f64::MAX)).collect();
-        for expert in 0..experts {
-            while self.rows.load(expert) > most[expert] {
-                let open: Vec<usize> =
-                    (0..experts).filter(|to| self.rows.load(*to) < most[*to]).collect();
-                let mut moved = false;
-                for (_, token, to) in self.rows.offers(expert, &open) {
-                    if self.rows.load(expert) > most[expert] && self.rows.load(to) < most[to] {
-                        self.rows.shift(token, expert, to);
-                        moved = true;
-                    }
-                }
-                if !moved {
+        for (expert, limit) in most.iter().enumerate() {
+            if self.rows.load(expert) <= *limit {
+                continue;
+            }
+            let mut open: Vec<usize> =
+                (0..experts).filter(|to| self.rows.load(*to) < most[*to]).collect();
+            for token in self.rows.by_best_move(expert, &open) {
+                if self.rows.load(expert) <= *limit {
                     break;
+                }
+                if let Some((_, to)) = self.rows.best_move(token, expert, &open) {
+                    self.rows.shift(token, expert, to);
+                    if self.rows.load(to) == most[to] {
+                        open.retain(|other| *other != to);
+                    }
                 }
             }
         }
         let reached = (self.prices.clone(), self.delivered.clone());
-        for expert in 0..experts {
+        for (expert, limit) in most.iter().enumerate() {
             let load = self.rows.load(expert);
-            self.excess[expert] = i64::from(load) - i64::from(most[expert]);
-            self.delivered[expert] = load.min(most[expert]);
+            self.excess[expert] = i64::from(load) - i64::from(*limit);
+            self.delivered[expert] = load.min(*limit);
         }
         self.excess[experts] = 0;
         while self.excess.iter().any(|excess| *excess > 0) {
