@@ -168,10 +168,10 @@ impl<'g> Repair<'g> {
             let (from, to) = (arc[0], arc[1]);
             units = if to == sink {
                 let cost = self.supply.marginal(from, self.delivered[from] + 1);
-                units.min(self.supply.most(from, cost) - self.delivered[from])
+                units.min(self.supply.most(from, cost).saturating_sub(self.delivered[from]))
             } else if from == sink {
                 let cost = self.supply.marginal(to, self.delivered[to]);
-                units.min(self.delivered[to] - self.supply.least(to, cost))
+                units.min(self.delivered[to].saturating_sub(self.supply.least(to, cost)))
             } else {
                 let tokens = self.rows.cheapest(from, to, units);
                 let offered = u32::try_from(tokens.len()).expect("at most the units asked for");
@@ -179,6 +179,7 @@ impl<'g> Repair<'g> {
                 units.min(offered)
             };
         }
+        assert!(units > 0, "a congestion cost falls with the load: it must be nondecreasing");
         for arc in path.windows(2) {
             if arc[1] == sink {
                 self.delivered[arc[0]] += units;
