@@ -31,6 +31,7 @@ impl Case {
         };
         let lean: Vec<f64> = (0..experts).map(|_| 0.5 * normal()).collect();
         let logits = (0..tokens * experts).map(|at| normal() + lean[at % experts]);
+        #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
         let values = logits.map(|logit| (1.0 / (1.0 + (-logit).exp())) as f32).collect();
         let cost = CostSettings::Quota { capacity_factor: 1.0 }.build(tokens, experts, top_k);
         Self { values, experts, top_k, cost }

@@ -15,7 +15,9 @@ use crate::ids::ExpertId;
 /// apart. Where the cost bars every assignment, the choices are valid and Φ is −inf.
 ///
 /// The work is bounded by `most_repair_visits`. A game that would need more ends with valid
-/// choices, without overload where that is possible, and a gap that the certificate shows.
+/// choices, without overload where that is possible, and a gap that the certificate shows. That
+/// takes thousands of identical tokens: with them, prices alone balance nothing, and under a
+/// strictly rising cost every unit of load is a path of its own.
 ///
 /// Iterations are price sweeps plus paths of the repair. Passes are visits of a score divided by
 /// TE, rounded up. Label: tested.

@@ -111,14 +111,21 @@ pub(super) fn balance(
     start: Vec<f64>,
     most_sweeps: u32,
 ) -> Balanced {
-    let demand = ask(game, &start);
-    let mut least = imbalance(supply, &start, &demand);
-    let mut latest = Balanced { prices: start, demand, sweeps: 0 };
+    let units = (game.scores.tokens() * game.top_k) as u64;
+    let tight = supply.is_tight(start.len(), units);
+    let mut prices = start;
+    if !tight {
+        let shift = level(supply, &prices, units);
+        shift_all(&mut prices, shift);
+    }
+    let demand = ask(game, &prices);
+    let mut least = imbalance(supply, &prices, &demand);
+    let mut latest = Balanced { prices, demand, sweeps: 0 };
     let mut best = latest.clone();
     let (mut stalled, mut step) = (0, 1.0);
     let worthwhile = u64::from(supply.tokens) / TOKENS_PER_PATH;
     while least > 0 && stalled < PATIENCE && latest.sweeps < most_sweeps {
-        latest.prices = sweep_prices(game, supply, &latest, step);
+        latest.prices = sweep_prices(game, supply, &latest, step, tight);
         latest.demand = ask(game, &latest.prices);
         latest.sweeps += 1;
         let now = imbalance(supply, &latest.prices, &latest.demand);
@@ -182,14 +189,17 @@ fn index(expert: usize) -> u32 {
     u32::try_from(expert).expect("experts fit 32 bits")
 }
 
-/// Units of demand that supply at these prices does not meet, and the reverse.
+/// Units that the repair has to move: demand that supply at these prices does not meet, the
+/// reverse, and what supply and demand differ by in all.
 fn imbalance(supply: Supply<'_>, prices: &[f64], demand: &Demand) -> u64 {
-    let experts = prices.iter().zip(&demand.loads).enumerate();
-    experts
-        .map(|(expert, (price, load))| {
-            u64::from(load.abs_diff(supply.nearest(expert, *price, *load)))
-        })
-        .sum()
+    let mut between = 0;
+    let mut total = 0_i64;
+    for (expert, (price, load)) in prices.iter().zip(&demand.loads).enumerate() {
+        let delivered = supply.nearest(expert, *price, *load);
+        between += u64::from(load.abs_diff(delivered));
+        total += i64::from(*load) - i64::from(delivered);
+    }
+    between + total.unsigned_abs()
 }
 
 /// Experts priced together: their scores share a cache line.
@@ -197,10 +207,14 @@ const EXPERT_GROUP: usize = 16;
 
 /// Moves every expert's price by `step` of the way to where it alone would clear its demand, then
 /// all prices alike to where total supply meets total demand.
-fn sweep_prices(game: &Game<'_>, supply: Supply<'_>, latest: &Balanced, step: f64) -> Vec<f64> {
+fn sweep_prices(
+    game: &Game<'_>,
+    supply: Supply<'_>,
+    latest: &Balanced,
+    step: f64,
+    tight: bool,
+) -> Vec<f64> {
     let (tokens, experts) = (game.scores.tokens(), latest.prices.len());
-    let units = (tokens * game.top_k) as u64;
-    let tight = supply.is_tight(experts, units);
     let mut next = latest.prices.clone();
     next.par_chunks_mut(EXPERT_GROUP).enumerate().for_each(|(group, next)| {
         let first = group * EXPERT_GROUP;
@@ -231,12 +245,16 @@ fn sweep_prices(game: &Game<'_>, supply: Supply<'_>, latest: &Balanced, step: f6
             |(e, price): (usize, &f64)| supply.marginal(e, supply.most(e, f64::MAX)) - price;
         next.iter().enumerate().map(raise).fold(f64::NEG_INFINITY, f64::max)
     } else {
-        level(supply, &next, units)
+        level(supply, &next, (tokens * game.top_k) as u64)
     };
-    if shift.is_finite() {
-        next.iter_mut().for_each(|price| *price += shift);
-    }
+    shift_all(&mut next, shift);
     next
+}
+
+fn shift_all(prices: &mut [f64], shift: f64) {
+    if shift.is_finite() && prices.iter().all(|price| (price + shift).is_finite()) {
+        prices.iter_mut().for_each(|price| *price += shift);
+    }
 }
 
 /// The shift of all prices alike at which total supply is total demand. It changes no token's

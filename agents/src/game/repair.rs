@@ -168,10 +168,10 @@ impl<'g> Repair<'g> {
             let (from, to) = (arc[0], arc[1]);
             units = if to == sink {
                 let cost = self.supply.marginal(from, self.delivered[from] + 1);
-                units.min(self.supply.most(from, cost) - self.delivered[from])
+                units.min(self.supply.most(from, cost).saturating_sub(self.delivered[from]))
             } else if from == sink {
                 let cost = self.supply.marginal(to, self.delivered[to]);
-                units.min(self.delivered[to] - self.supply.least(to, cost))
+                units.min(self.delivered[to].saturating_sub(self.supply.least(to, cost)))
             } else {
                 let tokens = self.rows.cheapest(from, to, units);
                 let offered = u32::try_from(tokens.len()).expect("at most the units asked for");
@@ -179,6 +179,7 @@ impl<'g> Repair<'g> {
                 units.min(offered)
             };
         }
+        assert!(units > 0, "a congestion cost falls with the load: it must be nondecreasing");
         for arc in path.windows(2) {
             if arc[1] == sink {
                 self.delivered[arc[0]] += units;
@@ -201,27 +202,29 @@ impl<'g> Repair<'g> {
     fn relieve_overloads(&mut self) {
         let experts = self.delivered.len();
         let most: Vec<u32> = (0..experts).map(|e| self.supply.most(e, f64::MAX)).collect();
-        for expert in 0..experts {
-            while self.rows.load(expert) > most[expert] {
-                let open: Vec<usize> =
-                    (0..experts).filter(|to| self.rows.load(*to) < most[*to]).collect();
-                let mut moved = false;
-                for (_, token, to) in self.rows.offers(expert, &open) {
-                    if self.rows.load(expert) > most[expert] && self.rows.load(to) < most[to] {
-                        self.rows.shift(token, expert, to);
-                        moved = true;
-                    }
-                }
-                if !moved {
+        for (expert, limit) in most.iter().enumerate() {
+            if self.rows.load(expert) <= *limit {
+                continue;
+            }
+            let mut open: Vec<usize> =
+                (0..experts).filter(|to| self.rows.load(*to) < most[*to]).collect();
+            for token in self.rows.by_best_move(expert, &open) {
+                if self.rows.load(expert) <= *limit {
                     break;
+                }
+                if let Some((_, to)) = self.rows.best_move(token, expert, &open) {
+                    self.rows.shift(token, expert, to);
+                    if self.rows.load(to) == most[to] {
+                        open.retain(|other| *other != to);
+                    }
                 }
             }
         }
         let reached = (self.prices.clone(), self.delivered.clone());
-        for expert in 0..experts {
+        for (expert, limit) in most.iter().enumerate() {
             let load = self.rows.load(expert);
-            self.excess[expert] = i64::from(load) - i64::from(most[expert]);
-            self.delivered[expert] = load.min(most[expert]);
+            self.excess[expert] = i64::from(load) - i64::from(*limit);
+            self.delivered[expert] = load.min(*limit);
         }
         self.excess[experts] = 0;
         while self.excess.iter().any(|excess| *excess > 0) {

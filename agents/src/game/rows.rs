@@ -129,28 +129,31 @@ impl<'g> Rows<'g> {
             }
         }
         let base = f64::from(scores[to]);
-        for column in 0..self.members.len() {
+        for (column, score) in scores.iter().enumerate() {
             if self.on[at + column / 64] & (1 << (column % 64)) == 0 {
-                self.rows[to].offer(column, base - f64::from(scores[column]), token);
+                self.rows[to].offer(column, base - f64::from(*score), token);
             }
         }
         self.visits += 2 * self.members.len() as u64;
     }
 
-    /// For each token on `expert` its best move to one of `open`: loss, token, expert, cheapest
-    /// first.
-    pub(super) fn offers(&mut self, expert: usize, open: &[usize]) -> Vec<(f64, u32, usize)> {
-        self.visits += (self.members[expert].len() * open.len()) as u64;
-        let mut offers: Vec<(f64, u32, usize)> = Vec::new();
-        for token in &self.members[expert] {
-            let free = open.iter().copied().filter(|to| !self.is_on(*token, *to));
-            let best = free
-                .map(|to| (self.loss(*token, expert, to), *token, to))
-                .min_by(|a, b| a.0.total_cmp(&b.0));
-            offers.extend(best);
-        }
+    /// The tokens on `expert` that can move to one of `open`, least loss first.
+    pub(super) fn by_best_move(&self, expert: usize, open: &[usize]) -> Vec<u32> {
+        let best = |token: &u32| Some((self.best_move(*token, expert, open)?.0, *token));
+        let mut offers: Vec<(f64, u32)> = self.members[expert].iter().filter_map(best).collect();
         offers.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        offers
+        offers.into_iter().map(|(_, token)| token).collect()
+    }
+
+    /// The least loss of moving a token from `from` to one of `open`, and where that is.
+    pub(super) fn best_move(
+        &self,
+        token: u32,
+        from: usize,
+        open: &[usize],
+    ) -> Option<(f64, usize)> {
+        let free = open.iter().copied().filter(|to| !self.is_on(token, *to));
+        free.map(|to| (self.loss(token, from, to), to)).min_by(|a, b| a.0.total_cmp(&b.0))
     }
 
     fn is_on(&self, token: u32, expert: usize) -> bool {
