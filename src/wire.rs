@@ -100,10 +100,9 @@ pub fn encode_order(
     check_bytes("request", ranks.rows() * width * 4, message_bytes_max)?;
     let mut rows = Vec::with_capacity(ranks.rows() * width);
     for row in ranks.ascending() {
-        rows.extend_from_slice(&hidden[row * width..(row + 1) * width]);
+        rows.extend_from_slice(finite_row(hidden, row, width)?);
     }
     let hidden = float_bytes(rows);
-    check_finite("hidden state", &hidden, width)?;
     let group = |group: &ExpertGroup| proto::ExpertGroup {
         expert: group.expert.0,
         rows: group.tokens.iter().map(|token| ranks.rank(*token)).collect(),
@@ -135,7 +134,7 @@ pub fn decode_order(
     let step = u32::try_from(request.step)
         .map_err(|_| bad(format!("step {} does not fit 32 bits", request.step)))?;
     let width = request.width as usize;
-    if request.hidden.len() % 4 != 0 {
+    if !request.hidden.len().is_multiple_of(4) {
         return Err(bad(format!(
             "{} bytes of hidden state are not whole f32",
             request.hidden.len()
@@ -342,6 +341,18 @@ pub fn check_order(
     Ok(pairs)
 }
 
+/// One row of `hidden`, f32 `[T, width]`.
+///
+/// # Errors
+/// The first value of it that is not finite.
+pub fn finite_row(hidden: &[f32], row: usize, width: usize) -> Result<&[f32], WireError> {
+    let values = &hidden[row * width..(row + 1) * width];
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(column) => Err(not_finite("hidden state", row, column)),
+    }
+}
+
 /// Checks that every f32 is finite.
 ///
 /// # Errors
@@ -354,9 +365,12 @@ pub fn check_finite(what: &str, bytes: &[u8], width: usize) -> Result<(), WireEr
         return Ok(());
     }
     let at = bytes.chunks_exact(4).position(|value| !finite(value)).expect("one was found above");
-    let (row, column) = (at / width, at % width);
+    Err(not_finite(what, at / width, at % width))
+}
+
+fn not_finite(what: &str, row: usize, column: usize) -> WireError {
     let detail = format!("{what} at row {row}, column {column} is not finite");
-    Err(WireError::new(ComputeFault::NotFinite, detail))
+    WireError::new(ComputeFault::NotFinite, detail)
 }
 
 fn check_bytes(what: &str, bytes: usize, bytes_max: usize) -> Result<(), WireError> {

@@ -2,7 +2,7 @@
 //!
 //! A leaf crate: it names no type of `agents`. The translation lives in the root package's `wire`.
 #![allow(missing_docs, unreachable_pub, reason = "generated code")]
-#![allow(clippy::all, clippy::undocumented_unsafe_blocks, reason = "generated code")]
+#![allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
 
 tonic::include_proto!("nashflock.v1");
 

@@ -47,6 +47,9 @@ impl InProcess {
                 .get(&(layer, group.expert))
                 .ok_or_else(|| format!("expert {} of layer {layer} is not here", group.expert))?;
             wire::check_width(expert, width).map_err(text)?;
+            for token in &group.tokens {
+                wire::finite_row(hidden, token.index(), width).map_err(text)?;
+            }
             groups.push((expert.clone(), group.tokens.as_slice()));
         }
         let started = Instant::now();
@@ -76,14 +79,6 @@ impl Dispatch for InProcess {
         width: usize,
     ) -> Result<Replies, DispatchError> {
         let mut nodes = Vec::with_capacity(orders.nodes.len());
-        if let Some(first) = orders.nodes.first() {
-            // Only referenced rows would matter, but a value that is not finite is a bug upstream.
-            wire::check_finite("hidden state", bytemuck::cast_slice(hidden), width.max(1))
-                .map_err(|error| DispatchError::Refused {
-                    node: first.node,
-                    detail: error.detail,
-                })?;
-        }
         for order in &orders.nodes {
             let refused = |detail| DispatchError::Refused { node: order.node, detail };
             nodes.push(self.answer(orders.layer, order, hidden, width).map_err(refused)?);

@@ -1,8 +1,12 @@
 //! The arithmetic of one order, the same in a worker and in process.
 
-use agents::{expert::Expert, ids::TokenId, linear::ROW_BLOCK};
+use agents::{expert::Expert, ids::TokenId};
 use rayon::prelude::*;
 use std::sync::Arc;
+
+/// Rows that one task computes: enough to reuse the weights from cache, few enough to share a hot
+/// expert among threads.
+const ROW_BLOCK: usize = 64;
 
 /// Runs each group's rows of `hidden` through its expert. `hidden` is little-endian f32
 /// `[rows, width]`; the result is f32 `[pairs, width]` in the order of the groups and their tokens.

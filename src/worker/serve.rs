@@ -214,6 +214,7 @@ impl ExpertService for Node {
             requests: shared.requests.load(Relaxed),
             token_experts: shared.token_experts.load(Relaxed),
             compute_ns: shared.compute_ns.load(Relaxed),
+            calls: u32::try_from(*shared.calls.borrow()).unwrap_or(u32::MAX),
         }))
     }
 }
