@@ -5,6 +5,7 @@
 
 pub mod measure;
 pub mod model;
+pub mod source;
 pub mod wire;
 
 pub mod worker;
@@ -13,3 +14,5 @@ pub mod dispatch;
 
 pub mod results;
 pub mod scenario;
+
+pub mod run;

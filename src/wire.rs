@@ -1,1 +1,429 @@
 //! The only file that names both wire types and core types.
+//!
+//! Every length, range and order is checked here, in both directions and before anything is
+//! allocated for it, so that neither side computes on what a faulty peer sent.
+
+use agents::{
+    expert::Expert,
+    ids::{ExpertId, LayerId, NodeId, StepId, TokenId},
+    orders::{ExpertGroup, NodeOrder, NodeReply},
+};
+use bytes::Bytes;
+use proto::{ComputeFault, ComputeReply, ComputeRequest, Message as _, ShardChunk, ShardHeader};
+use std::time::Duration;
+
+/// Widest hidden state that is accepted, in values.
+pub const WIDTH_MAX: usize = 1 << 16;
+
+/// Payload of one chunk of a shard upload, in bytes.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
+
+/// What a reply may have besides its outputs, in bytes.
+pub const REPLY_HEADER_BYTES_MAX: usize = 4096;
+
+const _: () = assert!(cfg!(target_endian = "little"), "tensors travel as little-endian f32");
+
+/// Why a message is not accepted: the fault to answer with, and a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct WireError {
+    /// What a node answers.
+    pub fault: ComputeFault,
+    /// What is wrong, where, and the limit it breaks.
+    pub detail: String,
+}
+
+impl WireError {
+    /// A fault with its sentence.
+    pub fn new(fault: ComputeFault, detail: impl Into<String>) -> Self {
+        Self { fault, detail: detail.into() }
+    }
+}
+
+/// Why a reply cannot be combined.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyError {
+    /// The node answered with a fault: its sentence.
+    #[error("{0}")]
+    Refused(String),
+    /// The node got to the request after its deadline.
+    #[error("the request expired")]
+    Expired,
+    /// The reply does not answer the request.
+    #[error("{0}")]
+    Bad(String),
+}
+
+/// What ties a reply to its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The batch.
+    pub step: StepId,
+    /// The layer.
+    pub layer: LayerId,
+    /// Ascending on a stream.
+    pub sequence: u64,
+}
+
+/// A decoded request: what a node computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeWork {
+    /// Echoed in the reply.
+    pub ticket: Ticket,
+    /// Time left when it was sent.
+    pub deadline: Duration,
+    /// Columns of `hidden`.
+    pub width: usize,
+    /// f32 `[rows, width]`, little-endian, all finite.
+    pub hidden: Bytes,
+    /// Non-empty, in ascending order of expert; tokens are rows of `hidden`, ascending.
+    pub groups: Vec<ExpertGroup>,
+    /// Token–expert pairs: rows of the outputs.
+    pub pairs: usize,
+}
+
+/// The request for one node, with the distinct rows of `hidden` (f32 `[T, width]`) that it needs.
+///
+/// # Errors
+/// When the order breaks its contract, a value is not finite, or the request or its reply would
+/// exceed `message_bytes_max`.
+pub fn encode_order(
+    ticket: Ticket,
+    order: &NodeOrder,
+    hidden: &[f32],
+    width: usize,
+    deadline: Duration,
+    message_bytes_max: usize,
+) -> Result<ComputeRequest, WireError> {
+    check_order(&order.groups, hidden.len(), width, message_bytes_max)?;
+    let ranks = RowRanks::new(&order.groups, hidden.len() / width);
+    check_bytes("request", ranks.rows() * width * 4, message_bytes_max)?;
+    let mut rows = Vec::with_capacity(ranks.rows() * width);
+    for row in ranks.ascending() {
+        rows.extend_from_slice(&hidden[row * width..(row + 1) * width]);
+    }
+    let hidden = float_bytes(rows);
+    check_finite("hidden state", &hidden, width)?;
+    let group = |group: &ExpertGroup| proto::ExpertGroup {
+        expert: group.expert.0,
+        rows: group.tokens.iter().map(|token| ranks.rank(*token)).collect(),
+    };
+    let request = ComputeRequest {
+        step: ticket.step.0.into(),
+        layer: ticket.layer.0,
+        sequence: ticket.sequence,
+        deadline_ms: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX),
+        width: u32::try_from(width).expect("checked against WIDTH_MAX"),
+        hidden_crc32: crc32fast::hash(&hidden),
+        hidden,
+        groups: order.groups.iter().map(group).collect(),
+    };
+    check_bytes("request", request.encoded_len(), message_bytes_max)?;
+    Ok(request)
+}
+
+/// What a node shall compute.
+///
+/// # Errors
+/// The fault to answer with, when the request breaks the contract or its reply would exceed
+/// `message_bytes_max`.
+pub fn decode_order(
+    request: ComputeRequest,
+    message_bytes_max: usize,
+) -> Result<NodeWork, WireError> {
+    let bad = |detail| WireError::new(ComputeFault::BadShape, detail);
+    let step = u32::try_from(request.step)
+        .map_err(|_| bad(format!("step {} does not fit 32 bits", request.step)))?;
+    let width = request.width as usize;
+    if request.hidden.len() % 4 != 0 {
+        return Err(bad(format!(
+            "{} bytes of hidden state are not whole f32",
+            request.hidden.len()
+        )));
+    }
+    let groups: Vec<ExpertGroup> = request
+        .groups
+        .into_iter()
+        .map(|group| ExpertGroup {
+            expert: ExpertId(group.expert),
+            tokens: group.rows.into_iter().map(TokenId).collect(),
+        })
+        .collect();
+    let pairs = check_order(&groups, request.hidden.len() / 4, width, message_bytes_max)?;
+    check_crc32("hidden state", &request.hidden, request.hidden_crc32)?;
+    check_finite("hidden state", &request.hidden, width)?;
+    Ok(NodeWork {
+        ticket: Ticket {
+            step: StepId(step),
+            layer: LayerId(request.layer),
+            sequence: request.sequence,
+        },
+        deadline: Duration::from_millis(request.deadline_ms.into()),
+        width,
+        hidden: request.hidden,
+        groups,
+        pairs,
+    })
+}
+
+/// An empty reply with what ties it to its request, whatever else is wrong with the request.
+#[must_use]
+pub fn reply_to(request: &ComputeRequest) -> ComputeReply {
+    ComputeReply {
+        step: request.step,
+        layer: request.layer,
+        sequence: request.sequence,
+        ..ComputeReply::default()
+    }
+}
+
+/// Fills `reply` with the outputs, f32 `[pairs, width]`.
+///
+/// # Errors
+/// When an output is not finite.
+pub fn encode_outputs(
+    reply: ComputeReply,
+    outputs: Vec<f32>,
+    width: usize,
+    compute_ns: u64,
+) -> Result<ComputeReply, WireError> {
+    let outputs = float_bytes(outputs);
+    check_finite("output", &outputs, width)?;
+    Ok(ComputeReply { outputs_crc32: crc32fast::hash(&outputs), outputs, compute_ns, ..reply })
+}
+
+/// Fills `reply` with a fault.
+#[must_use]
+pub fn encode_fault(reply: ComputeReply, error: WireError) -> ComputeReply {
+    let mut detail = error.detail;
+    detail.truncate(detail.floor_char_boundary(REPLY_HEADER_BYTES_MAX / 2));
+    ComputeReply { fault: error.fault.into(), detail, ..reply }
+}
+
+/// The outputs of `node` for an order of `pairs` rows of `width` values.
+///
+/// # Errors
+/// When the node answered with a fault, or with anything but finite outputs of this shape for this
+/// ticket.
+pub fn decode_reply(
+    reply: &ComputeReply,
+    ticket: Ticket,
+    node: NodeId,
+    pairs: usize,
+    width: usize,
+) -> Result<NodeReply, ReplyError> {
+    let Ticket { step, layer, sequence } = ticket;
+    let named = (reply.step, reply.layer, reply.sequence);
+    if named != (step.0.into(), layer.0, sequence) {
+        return Err(ReplyError::Bad(format!(
+            "it names step {}, layer {}, sequence {}, expected {step}, {layer}, {sequence}",
+            reply.step, reply.layer, reply.sequence
+        )));
+    }
+    match ComputeFault::try_from(reply.fault) {
+        Ok(ComputeFault::None) => {}
+        Ok(ComputeFault::Expired) => return Err(ReplyError::Expired),
+        Ok(_) => return Err(ReplyError::Refused(reply.detail.clone())),
+        Err(unknown) => return Err(ReplyError::Bad(format!("unknown fault: {unknown}"))),
+    }
+    if reply.outputs.len() != pairs * width * 4 {
+        return Err(ReplyError::Bad(format!(
+            "{} bytes of outputs, expected {pairs} rows of {width} f32",
+            reply.outputs.len()
+        )));
+    }
+    check_crc32("outputs", &reply.outputs, reply.outputs_crc32)
+        .and_then(|()| check_finite("output", &reply.outputs, width))
+        .map_err(|error| ReplyError::Bad(error.detail))?;
+    Ok(NodeReply {
+        node,
+        outputs: bytemuck::allocation::pod_collect_to_vec(&reply.outputs),
+        compute_ns: reply.compute_ns,
+    })
+}
+
+/// A shard as the chunks of an upload, and its BLAKE3.
+#[must_use]
+pub fn encode_shard(layer: LayerId, expert: ExpertId, shard: &Expert) -> (Vec<ShardChunk>, Bytes) {
+    let mut payload = Bytes::from(shard.to_bytes());
+    let blake3 = Bytes::copy_from_slice(blake3::hash(&payload).as_bytes());
+    let mut header = Some(ShardHeader {
+        layer: layer.0,
+        expert: expert.0,
+        total_bytes: payload.len() as u64,
+        blake3: blake3.clone(),
+    });
+    let mut chunks = Vec::with_capacity(payload.len() / CHUNK_BYTES_MAX + 1);
+    while header.is_some() || !payload.is_empty() {
+        let piece = payload.split_to(payload.len().min(CHUNK_BYTES_MAX));
+        chunks.push(ShardChunk { header: header.take(), payload: piece });
+    }
+    (chunks, blake3)
+}
+
+/// Where a shard belongs and its length in bytes.
+///
+/// # Errors
+/// When the checksum is not one, or the length does not fit this machine.
+pub fn decode_shard_header(header: &ShardHeader) -> Result<(LayerId, ExpertId, usize), WireError> {
+    let bad = |detail| WireError::new(ComputeFault::BadShape, detail);
+    if header.blake3.len() != 32 {
+        return Err(bad(format!("a BLAKE3 has 32 bytes, not {}", header.blake3.len())));
+    }
+    let total_bytes = usize::try_from(header.total_bytes)
+        .map_err(|_| bad(format!("{} bytes exceed the address space", header.total_bytes)))?;
+    Ok((LayerId(header.layer), ExpertId(header.expert), total_bytes))
+}
+
+/// The expert that a complete upload encodes.
+///
+/// # Errors
+/// When the bytes are not an expert.
+pub fn decode_shard(bytes: &[u8]) -> Result<Expert, WireError> {
+    let expert = Expert::from_bytes(bytes)
+        .map_err(|error| WireError::new(ComputeFault::BadShape, error.to_string()))?;
+    check_width(&expert, expert.shape().width.clamp(1, WIDTH_MAX))?;
+    Ok(expert)
+}
+
+/// Checks that an expert takes rows of `width` values.
+///
+/// # Errors
+/// When it has another width.
+pub fn check_width(expert: &Expert, width: usize) -> Result<(), WireError> {
+    let has = expert.shape().width;
+    if has == width {
+        return Ok(());
+    }
+    let detail = format!("the hidden states have {width} values but the expert has width {has}");
+    Err(WireError::new(ComputeFault::BadShape, detail))
+}
+
+/// Checks the groups of one node against a hidden matrix of `values` f32 in rows of `width`, and
+/// the size of the reply. Returns the pairs.
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn check_order(
+    groups: &[ExpertGroup],
+    values: usize,
+    width: usize,
+    message_bytes_max: usize,
+) -> Result<usize, WireError> {
+    let bad = |detail| Err(WireError::new(ComputeFault::BadShape, detail));
+    if width == 0 || width > WIDTH_MAX {
+        return bad(format!("width {width} is outside 1 to {WIDTH_MAX}"));
+    }
+    if !values.is_multiple_of(width) {
+        return bad(format!("{values} hidden values are not whole rows of width {width}"));
+    }
+    let rows = values / width;
+    if groups.is_empty() {
+        return bad("an order needs at least one group".into());
+    }
+    if let Some(pair) = groups.windows(2).find(|pair| pair[0].expert >= pair[1].expert) {
+        let (a, b) = (pair[0].expert, pair[1].expert);
+        return bad(format!("expert {b} follows expert {a}: groups must ascend"));
+    }
+    let mut pairs = 0;
+    for ExpertGroup { expert, tokens } in groups {
+        let Some(last) = tokens.last() else {
+            return bad(format!("the group of expert {expert} is empty"));
+        };
+        if !tokens.is_sorted_by(|a, b| a < b) {
+            return bad(format!("the rows of expert {expert} do not ascend"));
+        }
+        if last.index() >= rows {
+            return bad(format!("expert {expert} asks for row {last} of {rows}"));
+        }
+        pairs += tokens.len();
+    }
+    check_bytes("reply", pairs.saturating_mul(width * 4), message_bytes_max)?;
+    Ok(pairs)
+}
+
+/// Checks that every f32 is finite.
+///
+/// # Errors
+/// The first that is not, by its row and column.
+pub fn check_finite(what: &str, bytes: &[u8], width: usize) -> Result<(), WireError> {
+    let finite =
+        |value: &[u8]| f32::from_le_bytes([value[0], value[1], value[2], value[3]]).is_finite();
+    // Without an early exit the loop vectorizes; the position is only sought when it is needed.
+    if bytes.chunks_exact(4).fold(true, |all, value| all & finite(value)) {
+        return Ok(());
+    }
+    let at = bytes.chunks_exact(4).position(|value| !finite(value)).expect("one was found above");
+    let (row, column) = (at / width, at % width);
+    let detail = format!("{what} at row {row}, column {column} is not finite");
+    Err(WireError::new(ComputeFault::NotFinite, detail))
+}
+
+fn check_bytes(what: &str, bytes: usize, bytes_max: usize) -> Result<(), WireError> {
+    if bytes <= bytes_max {
+        return Ok(());
+    }
+    let detail = format!(
+        "the {what} would have {bytes} bytes, over the limit of {bytes_max}: \
+         send fewer tokens, use more nodes or raise the limit of the workers"
+    );
+    Err(WireError::new(ComputeFault::OverLimit, detail))
+}
+
+fn check_crc32(what: &str, bytes: &[u8], expected: u32) -> Result<(), WireError> {
+    let found = crc32fast::hash(bytes);
+    if found == expected {
+        return Ok(());
+    }
+    let detail = format!("the {what} arrived damaged: CRC-32 {found:08x}, expected {expected:08x}");
+    Err(WireError::new(ComputeFault::Corrupt, detail))
+}
+
+/// Hands a vector of f32 to the transport without copying it.
+fn float_bytes(values: Vec<f32>) -> Bytes {
+    struct Floats(Vec<f32>);
+    impl AsRef<[u8]> for Floats {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0)
+        }
+    }
+    Bytes::from_owner(Floats(values))
+}
+
+/// The set of rows that some group names, as a bitmap that counts: linear in rows and pairs, where
+/// sorting the pairs of a large batch would not be.
+struct RowRanks {
+    words: Vec<u64>,
+    /// Rows set in the words before each, and in all.
+    before: Vec<u32>,
+}
+
+impl RowRanks {
+    fn new(groups: &[ExpertGroup], rows: usize) -> Self {
+        let mut words = vec![0_u64; rows.div_ceil(64)];
+        for token in groups.iter().flat_map(|group| &group.tokens) {
+            words[token.index() / 64] |= 1 << (token.0 % 64);
+        }
+        let mut before = vec![0];
+        before.extend(words.iter().scan(0, |sum, word| {
+            *sum += word.count_ones();
+            Some(*sum)
+        }));
+        Self { words, before }
+    }
+
+    fn rows(&self) -> usize {
+        self.before[self.words.len()] as usize
+    }
+
+    fn rank(&self, token: TokenId) -> u32 {
+        let (word, bit) = (token.index() / 64, token.0 % 64);
+        self.before[word] + (self.words[word] & ((1 << bit) - 1)).count_ones()
+    }
+
+    fn ascending(&self) -> impl Iterator<Item = usize> + '_ {
+        self.words.iter().enumerate().flat_map(|(at, word)| {
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| at * 64 + bit)
+        })
+    }
+}

@@ -6,7 +6,7 @@ use crate::components::{
 };
 use crate::expert::BitWidth;
 use crate::flock::{neighbours, price::FlockSettings};
-use crate::game::{Choices, CostSettings, Router};
+use crate::game::{CostSettings, Play, Router};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId, TokenId};
 use crate::orders::{Orders, Replies};
 use bevy_ecs::prelude::{Entity, Resource, World};
@@ -101,14 +101,13 @@ pub struct Perceived {
     pub probabilities: Vec<f32>,
 }
 
-/// What the tokens chose: written by the respond stage.
+/// The play in force: written by the respond stage.
 #[derive(Resource, Debug)]
-pub struct Response {
-    /// The assignment in force.
-    pub choices: Choices,
-    /// What there is to report of the play.
-    pub report: crate::round::PlayReport,
-}
+pub struct Response(pub Play);
+
+/// What there is to report of the play: written by the certify stage.
+#[derive(Resource, Debug)]
+pub struct Certified(pub crate::round::PlayReport);
 
 /// What the flock alone would have done: written by the flock stage.
 #[derive(Resource, Debug, Default)]

@@ -6,5 +6,8 @@
 
 tonic::include_proto!("nashflock.v1");
 
+/// Sizes and codec of the messages.
+pub use prost::Message;
+
 /// Encoded file descriptor set, served by the reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

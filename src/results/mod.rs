@@ -1,1 +1,30 @@
 //! Run directories: manifest, summary, Parquet, histograms and the report.
+//!
+//! Nothing here measures: rows and figures arrive as plain structs. The report is a function of the
+//! files in the directory alone, so it can be rebuilt from them at any time.
+
+mod error;
+mod format;
+mod layers;
+mod manifest;
+mod parquet;
+pub mod report;
+mod rows;
+mod run_dir;
+mod summary;
+mod table;
+
+pub use error::ResultsError;
+pub use layers::{LayerFigures, Layers};
+pub use manifest::{Machine, Manifest, ManifestNode, RunStart, Source};
+pub use parquet::{Row, TableWriter, read_table};
+pub use rows::{RequestRow, RoundRow};
+pub use run_dir::RunDir;
+pub use summary::{
+    Convergence, FlockComparison, Goal, Memory, NodeFigures, Outcomes, Pairs, PrecisionFigures,
+    Quality, Status, Summary, Throughput,
+};
+pub use table::summary_table;
+
+/// The version of every file of a run directory; readers refuse newer ones.
+pub const SCHEMA_VERSION: u32 = 1;

@@ -1,8 +1,12 @@
 //! Controls: the same windows under other routers and experts, in process.
 
-use super::rounds::{RoundError, play_batch};
+use super::plan::Plan;
+use super::rounds::{Round, RoundError, play_batch};
+use super::rules;
+use super::serve::ServeError;
 use crate::dispatch::{Dispatch, InProcess, ShardAssignment};
 use crate::measure::Clock;
+use crate::results::Summary;
 use crate::source::ScoreSource;
 use agents::expert::Expert;
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
@@ -10,20 +14,20 @@ use agents::round::Arena;
 use std::sync::Arc;
 
 /// All experts by layer and id.
-pub type ExpertTable = [Vec<Arc<Expert>>];
+pub(super) type ExpertTable = [Vec<Arc<Expert>>];
 
 /// Plays windows `0..windows` once, in batches of `batch_requests`, on experts in this process, and
 /// gives each window's summed loss in nats; empty where no text is scored. `watch` sees every round.
 ///
 /// # Errors
 /// The first round that fails.
-pub async fn play_windows(
+pub(super) async fn play_windows(
     source: &mut dyn ScoreSource,
     mut arena: Arena,
     experts: &ExpertTable,
     (windows, batch_requests): (usize, usize),
     clock: &Clock,
-    mut watch: impl FnMut(&super::rounds::Round<'_>, &mut Arena),
+    mut watch: impl FnMut(&Round<'_>, &mut Arena),
 ) -> Result<Vec<f64>, RoundError> {
     let mut dispatch = InProcess::new();
     let shards = shards_on(experts, |_, _| vec![NodeId(0)]);
@@ -42,7 +46,7 @@ pub async fn play_windows(
 }
 
 /// A shard for each host of each expert.
-pub fn shards_on(
+pub(super) fn shards_on(
     experts: &ExpertTable,
     hosts: impl Fn(LayerId, ExpertId) -> Vec<NodeId>,
 ) -> Vec<ShardAssignment> {
@@ -57,4 +61,43 @@ pub fn shards_on(
         }
     }
     shards
+}
+
+impl Plan<'_> {
+    /// Plays the windows that were served under the controls: f32 and quantized experts, plain
+    /// top-k and the scenario's router.
+    pub(super) async fn controls(
+        &self,
+        summary: &mut Summary,
+        clock: &Clock,
+    ) -> Result<(), ServeError> {
+        let (Some(windows), Some(quality)) = (self.materials.windows(), &mut summary.quality)
+        else {
+            return Ok(());
+        };
+        let requests = self.intended_ns.len();
+        let windows = windows.min(requests);
+        // Requests take the windows in turn, so the first ones may be served once more often.
+        let served = |window: usize| (requests - window).div_ceil(windows) as f64;
+        let tokens = (requests * self.scenario.load.tokens_per_request as usize) as f64;
+        let batch = self.scenario.load.batch_requests_max as usize;
+        let (full, quantized) = (&self.experts.full, &self.experts.served);
+        let mut source = self.materials.source();
+        let plain = |source: &dyn ScoreSource| rules::top_k_arena(source, self.scenario, full);
+        let routed = |source: &dyn ScoreSource| {
+            rules::arena(source, self.scenario, full, 1, |_, _| vec![NodeId(0)])
+        };
+        for (arena, experts, loss) in [
+            (plain(source.as_ref()), full, &mut quality.loss_f32),
+            (plain(source.as_ref()), quantized, &mut quality.loss_top_k),
+            (routed(source.as_ref()), full, &mut quality.loss_f32_equilibrium),
+        ] {
+            let span = (windows, batch);
+            let losses =
+                play_windows(source.as_mut(), arena, experts, span, clock, |_, _| {}).await?;
+            let sum: f64 = losses.iter().enumerate().map(|(w, loss)| served(w) * loss).sum();
+            *loss = Some(sum / tokens);
+        }
+        Ok(())
+    }
 }

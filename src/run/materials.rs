@@ -1,8 +1,8 @@
 //! What a scenario names, loaded: checkpoint and texts, or the settings of a synthetic source.
 
-use crate::model::{
-    Checkpoint, CheckpointError, TextError, Tokenizer, Trunk, read_text,
-};
+use crate::model::checkpoint::{Checkpoint, CheckpointError};
+use crate::model::tokenizer::{TextError, Tokenizer, read_text};
+use crate::model::trunk::Trunk;
 use crate::scenario::Scenario;
 use crate::scenario::file::Source;
 use crate::source::{
@@ -156,7 +156,6 @@ impl Materials {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "named in the public function above")]
     fn try_calibration_source(
         &self,
     ) -> Result<Option<(Box<dyn ScoreSource + '_>, usize)>, MaterialsError> {

@@ -82,9 +82,8 @@ pub async fn play_batch(
     for layer in (0..shape.layers).map(LayerId::from_index) {
         let input = source.perceive(layer);
         let perception = Perception { step, layer, requests: &seats, logits: &input.logits };
-        let decision = arena
-            .decide(&perception)
-            .map_err(|source| RoundError::Game { step, layer, source })?;
+        let decision =
+            arena.decide(&perception).map_err(|source| RoundError::Game { step, layer, source })?;
 
         let sent_ns = clock.now_ns();
         let orders: Orders = decision.orders.clone();

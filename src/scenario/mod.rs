@@ -1,1 +1,19 @@
 //! Scenario files: shape, checks and what they resolve to.
+//!
+//! [`load`] turns TOML text and `--set` overrides into a [`Scenario`], or into all problems at once,
+//! each with its line, column and remedy. It reads files and runs nothing.
+
+mod budget;
+mod conflicts;
+pub mod file;
+mod problem;
+mod read;
+mod set;
+mod shape;
+
+pub use budget::Budget;
+pub use file::Scenario;
+pub use problem::{Problem, Problems};
+pub use read::{Known, load, resolved};
+pub use set::{NodesSpecError, sets_of_nodes};
+pub use shape::schema;

@@ -1,7 +1,9 @@
 //! A trained checkpoint that reads text: each request is one window of the text.
 
 use super::{LayerInput, ScoreSource, SourceShape};
-use crate::model::{Checkpoint, CheckpointError, ExpertWeights, FeedForwardWeights, Pass, Trunk};
+use crate::model::checkpoint::{Checkpoint, CheckpointError, ExpertWeights};
+use crate::model::tokenizer;
+use crate::model::trunk::{FeedForwardWeights, Pass, Trunk};
 use agents::ids::{ExpertId, LayerId, RequestId};
 
 /// A [`ScoreSource`] over a checkpoint and a tokenized text. Requests take the text's windows in
@@ -80,7 +82,7 @@ impl<'a> CheckpointSource<'a> {
         if let Some(id) = ids.iter().find(|id| **id as usize >= config.vocab) {
             return Err(SourceError::Vocabulary { id: *id, vocab: config.vocab });
         }
-        let windows = crate::model::windows(ids, tokens_per_request);
+        let windows = tokenizer::windows(ids, tokens_per_request);
         if windows.inputs.is_empty() {
             return Err(SourceError::ShortText { tokens: ids.len(), tokens_per_request });
         }

@@ -6,10 +6,10 @@
 mod checkpoint;
 mod synthetic;
 
-pub use checkpoint::CheckpointSource;
+pub use checkpoint::{CheckpointSource, SourceError};
 pub use synthetic::{SyntheticSettings, SyntheticSource};
 
-use crate::model::{CheckpointError, ExpertWeights};
+use crate::model::checkpoint::{CheckpointError, ExpertWeights};
 use agents::ids::{ExpertId, LayerId, RequestId};
 
 /// Sizes that a game on a source has.

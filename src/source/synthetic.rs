@@ -7,7 +7,7 @@
 //! mean square.
 
 use super::{LayerInput, ScoreSource, SourceShape};
-use crate::model::{CheckpointError, ExpertWeights};
+use crate::model::checkpoint::{CheckpointError, ExpertWeights};
 use agents::expert::ExpertShape;
 use agents::ids::{ExpertId, LayerId, RequestId};
 use agents::linear::linear;
@@ -117,12 +117,14 @@ impl ScoreSource for SyntheticSource {
     fn absorb(&mut self, _: LayerId, output: &[f32]) {
         let width = self.settings.shape.width;
         assert_eq!(output.len(), self.hidden.len(), "one output row a token");
-        self.hidden.par_chunks_mut(width).zip(output.par_chunks(width)).for_each(|(row, output)| {
-            row.iter_mut().zip(output).for_each(|(x, y)| *x += y);
-            let mean_square = row.iter().map(|x| x * x).sum::<f32>() / width as f32;
-            let scale = 1.0 / mean_square.max(f32::MIN_POSITIVE).sqrt();
-            row.iter_mut().for_each(|x| *x *= scale);
-        });
+        self.hidden.par_chunks_mut(width).zip(output.par_chunks(width)).for_each(
+            |(row, output)| {
+                row.iter_mut().zip(output).for_each(|(x, y)| *x += y);
+                let mean_square = row.iter().map(|x| x * x).sum::<f32>() / width as f32;
+                let scale = 1.0 / mean_square.max(f32::MIN_POSITIVE).sqrt();
+                row.iter_mut().for_each(|x| *x *= scale);
+            },
+        );
     }
 
     fn finish(&mut self) -> Option<Vec<f64>> {

@@ -1,1 +1,290 @@
 //! One node: stores shards and computes on them.
+
+pub mod compute;
+mod serve;
+pub mod store;
+
+use proto::expert_service_server::ExpertServiceServer;
+use serve::{Node, Shared};
+use std::{
+    io::{self, Read as _, Write as _},
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    time::timeout,
+};
+use tokio_stream::Stream;
+use tonic::transport::{
+    Server,
+    server::{Connected, TcpIncoming},
+};
+use tonic_health::ServingStatus;
+
+/// How long a draining node waits for what is in flight.
+pub const DRAIN_MS_MAX: u64 = 8_000;
+
+/// How long it then waits for its connections to close.
+const CLOSE_MS_MAX: u64 = 2_000;
+
+/// HTTP/2 windows and frames of both ends. Fixed, because the adaptive window can stall a bulk
+/// stream for ever: its pings wait behind the data of both directions.
+pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// See [`STREAM_WINDOW_BYTES`].
+pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+/// See [`STREAM_WINDOW_BYTES`].
+pub const FRAME_BYTES: u32 = 1 << 20;
+/// A silent peer is noticed after twice this time.
+pub const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// What a node is told when it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where to listen; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Encoded bytes of all shards together.
+    pub shard_bytes_max: usize,
+    /// Largest request and largest reply, in bytes.
+    pub message_bytes_max: usize,
+    /// Whether the end of standard input ends the node, so that none outlives its parent.
+    pub lifeline: bool,
+    /// Accept a listen address that other machines reach, though the traffic is plain text.
+    pub insecure_non_loopback: bool,
+}
+
+impl Settings {
+    /// Two threads, 4 GiB of shards, messages of 64 MiB, no lifeline, loopback only.
+    #[must_use]
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            threads: 2,
+            shard_bytes_max: 4 << 30,
+            message_bytes_max: 64 << 20,
+            lifeline: false,
+            insecure_non_loopback: false,
+        }
+    }
+}
+
+/// Why a node could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The address is in use or not of this machine.
+    #[error(
+        "cannot listen on {address}: {source}; choose another address with --listen HOST:PORT \
+         (port 0 takes a free one)"
+    )]
+    Bind {
+        /// Asked for.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The address is reachable from other machines.
+    #[error(
+        "refusing to listen on {address}: traffic is plain text and other machines could read and \
+         change it; listen on 127.0.0.1, or give --insecure-non-loopback on a network you trust"
+    )]
+    NonLoopback {
+        /// Asked for.
+        address: SocketAddr,
+    },
+    /// A setting is out of its range.
+    #[error("{0}")]
+    Setting(String),
+    /// The operating system refused something that a node needs.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The transport failed.
+    #[error("the server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+impl WorkerError {
+    /// Whether what the user gave is at fault, so that nothing was started.
+    #[must_use]
+    pub fn is_bad_input(&self) -> bool {
+        matches!(self, Self::Bind { .. } | Self::NonLoopback { .. } | Self::Setting(_))
+    }
+}
+
+/// Serves until SIGTERM, SIGINT or the end of the lifeline, then drains.
+///
+/// When it is ready it prints one JSON line on standard output: `{"listening":"HOST:PORT"}`.
+///
+/// # Errors
+/// See [`WorkerError`].
+pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
+    let address = settings.listen;
+    if !address.ip().is_loopback() && !settings.insecure_non_loopback {
+        return Err(WorkerError::NonLoopback { address });
+    }
+    let incoming =
+        TcpIncoming::bind(address).map_err(|source| WorkerError::Bind { address, source })?;
+    let system = |action| move |source| WorkerError::System { action, source };
+    let listening = incoming.local_addr().map_err(system("read the listen address"))?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(system("listen for the terminate signal"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(system("listen for the interrupt signal"))?;
+    // A dropped sender would read as an ended lifeline: without one it is kept.
+    let (ended, lifeline) = oneshot::channel();
+    let _kept = if settings.lifeline {
+        watch_lifeline(ended).map_err(system("start the lifeline thread"))?;
+        None
+    } else {
+        Some(ended)
+    };
+    let shutdown = async move {
+        let reason = tokio::select! {
+            _ = terminate.recv() => "terminate signal",
+            _ = interrupt.recv() => "interrupt signal",
+            _ = lifeline => "end of the lifeline",
+        };
+        tracing::info!("draining: {reason}");
+    };
+    let threads = settings.threads;
+    let node = Prepared::new(&settings)?;
+    writeln!(io::stdout(), "{}", serde_json::json!({ "listening": listening.to_string() }))
+        .map_err(system("announce the listen address"))?;
+    tracing::info!("listening on {listening} with {threads} compute threads");
+    node.serve(incoming.with_nodelay(Some(true)), shutdown).await
+}
+
+/// Serves the connections of `incoming` until `shutdown`, then drains: health answers NOT_SERVING,
+/// what is in flight is finished within [`DRAIN_MS_MAX`], nothing new is taken.
+///
+/// # Errors
+/// When the settings or the transport fail. `settings.listen` and `settings.lifeline` are not used.
+pub async fn serve_with_incoming<IO>(
+    settings: Settings,
+    incoming: impl Stream<Item = io::Result<IO>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    Prepared::new(&settings)?.serve(incoming, shutdown).await
+}
+
+/// A node with its threads, before it has connections.
+struct Prepared(Arc<Shared>);
+
+impl Prepared {
+    fn new(settings: &Settings) -> Result<Self, WorkerError> {
+        if !(1..=THREADS_MAX).contains(&settings.threads) {
+            return Err(WorkerError::Setting(format!(
+                "{} compute threads: choose 1 to {THREADS_MAX}",
+                settings.threads
+            )));
+        }
+        if !(MESSAGE_BYTES_MIN..=MESSAGE_BYTES_MAX).contains(&settings.message_bytes_max) {
+            return Err(WorkerError::Setting(format!(
+                "messages of at most {} bytes: choose {MESSAGE_BYTES_MIN} to {MESSAGE_BYTES_MAX}",
+                settings.message_bytes_max
+            )));
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(settings.threads)
+            .thread_name(|index| format!("compute-{index}"))
+            // The panic hook has logged it; the request's stream ends with an internal error.
+            .panic_handler(|_| tracing::error!("a computation panicked"))
+            .build()
+            .map_err(|error| WorkerError::System {
+                action: "start the compute threads",
+                source: io::Error::other(error),
+            })?;
+        Ok(Self(Arc::new(Shared::new(pool, settings))))
+    }
+
+    async fn serve<IO>(
+        self,
+        incoming: impl Stream<Item = io::Result<IO>>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), WorkerError>
+    where
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
+        let shared = self.0;
+        let service = ExpertServiceServer::new(Node(shared.clone()))
+            .max_decoding_message_size(shared.message_bytes_max)
+            .max_encoding_message_size(
+                shared.message_bytes_max + crate::wire::REPLY_HEADER_BYTES_MAX,
+            );
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_serving::<ExpertServiceServer<Node>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .expect("the descriptors were compiled with this program");
+        let (close, closed) = oneshot::channel::<()>();
+        let mut server = pin!(
+            Server::builder()
+                .initial_stream_window_size(STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+                .max_frame_size(FRAME_BYTES)
+                .max_concurrent_streams(64)
+                .http2_max_header_list_size(16 << 10)
+                .http2_keepalive_interval(Some(KEEPALIVE))
+                .http2_keepalive_timeout(Some(KEEPALIVE))
+                .add_service(health)
+                .add_service(reflection)
+                .add_service(service)
+                .serve_with_incoming_shutdown(incoming, async {
+                    // An error means that the sender is gone: then this future is, too.
+                    let _ = closed.await;
+                })
+        );
+        let drained = async {
+            shutdown.await;
+            reporter.set_service_status("", ServingStatus::NotServing).await;
+            reporter.set_not_serving::<ExpertServiceServer<Node>>().await;
+            shared.drain(Duration::from_millis(DRAIN_MS_MAX)).await;
+        };
+        tokio::select! {
+            result = &mut server => return Ok(result?),
+            () = drained => {}
+        }
+        // The server is still there: `select` polls no branch after it returned.
+        let _ = close.send(());
+        if timeout(Duration::from_millis(CLOSE_MS_MAX), server).await.is_err() {
+            tracing::warn!("some connections did not close in time");
+        }
+        Ok(())
+    }
+}
+
+/// Room for a chunk of a shard upload with its header.
+const MESSAGE_BYTES_MIN: usize = 2 * crate::wire::CHUNK_BYTES_MAX;
+
+/// The length of a gRPC message has 32 bits.
+const MESSAGE_BYTES_MAX: usize = u32::MAX as usize;
+
+/// More threads than this are a slip of the keyboard.
+const THREADS_MAX: usize = 1024;
+
+/// Reads standard input to its end. A thread of its own and never joined, because such a read
+/// cannot be cancelled and would hold up the end of the runtime.
+fn watch_lifeline(ended: oneshot::Sender<()>) -> io::Result<()> {
+    let read = move || {
+        let mut buffer = [0; 256];
+        while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
+        // An error means that the node has already ended.
+        let _ = ended.send(());
+    };
+    std::thread::Builder::new().name("lifeline".into()).spawn(read).map(drop)
+}

@@ -1,4 +1,7 @@
 //! The integration tests of the shell, one module a subject.
 
 mod checkpoints;
+mod nodes;
 mod parity;
+mod results;
+mod scenario;

@@ -80,7 +80,7 @@ impl Expert {
                 bytes.extend(parts.iter().flatten().flat_map(|w| w.to_le_bytes()));
             }
             Weights::Quantized(_, parts) => {
-                for Matrix { codes, scales, minima, .. } in parts {
+                for Matrix { codes, scales, minima, .. } in parts.iter() {
                     bytes.extend_from_slice(codes);
                     bytes.extend(scales.iter().chain(minima).flat_map(|f| f.to_le_bytes()));
                 }
@@ -108,7 +108,7 @@ impl Expert {
             let [gate, up, down] = shape.layouts(bits, group);
             let parts =
                 [matrix(gate, &mut rest)?, matrix(up, &mut rest)?, matrix(down, &mut rest)?];
-            Weights::Quantized(bits, parts)
+            Weights::Quantized(bits, Box::new(parts))
         };
         Ok(Self { shape, weights })
     }

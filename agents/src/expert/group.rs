@@ -99,8 +99,7 @@ impl Group {
     fn coded(weights: &[f32], levels: f64, scale: f16, minimum: f16) -> Self {
         let (s, m) = (scale.to_f64(), minimum.to_f64());
         let codes = codes(weights, levels, s, m);
-        let error = |(w, q): (&f32, &f64)| (s * q + m - f64::from(*w)).powi(2);
-        let squared_error = weights.iter().zip(&codes).map(error).sum();
+        let [squared_error] = sums(weights, &codes, |w, q| [(s * q + m - w).powi(2)]);
         Self { scale, minimum, squared_error, codes }
     }
 }
@@ -121,18 +120,36 @@ fn codes(weights: &[f32], levels: f64, scale: f64, minimum: f64) -> [f64; MAX_GR
 fn refit(weights: &[f32], codes: &[f64; MAX_GROUP]) -> Option<(f64, f64)> {
     // Sums of distances to the first weight, so that a large common offset cancels nothing.
     let offset = f64::from(weights[0]);
-    let (mut q, mut qq, mut x, mut qx) = (0.0, 0.0, 0.0, 0.0);
-    for (w, code) in weights.iter().zip(codes) {
-        let w = f64::from(*w) - offset;
-        q += code;
-        qq += code * code;
-        x += w;
-        qx += code * w;
-    }
+    let [q, qq, x, qx] = sums(weights, codes, |w, q| [q, q * q, w - offset, q * (w - offset)]);
     let n = weights.len() as f64;
     let determinant = n * qq - q * q;
     (determinant > 0.0)
         .then(|| ((n * qx - q * x) / determinant, (qq * x - q * qx) / determinant + offset))
+}
+
+/// Sums of terms over a group's weights and codes, in four lanes, so that additions need not wait for
+/// each other.
+fn sums<const N: usize>(
+    weights: &[f32],
+    codes: &[f64; MAX_GROUP],
+    terms: impl Fn(f64, f64) -> [f64; N],
+) -> [f64; N] {
+    let mut lanes = [[0.0; 4]; N];
+    let mut add = |lane: usize, w: f32, q: f64| {
+        for (sum, term) in lanes.iter_mut().zip(terms(f64::from(w), q)) {
+            sum[lane] += term;
+        }
+    };
+    let (whole, rest) = weights.as_chunks::<4>();
+    for (w, q) in whole.iter().zip(codes.as_chunks::<4>().0) {
+        for lane in 0..4 {
+            add(lane, w[lane], q[lane]);
+        }
+    }
+    for (w, q) in rest.iter().zip(&codes[4 * whole.len()..]) {
+        add(0, *w, *q);
+    }
+    lanes.map(|[a, b, c, d]| (a + b) + (c + d))
 }
 
 fn saturate(x: f64) -> f16 {

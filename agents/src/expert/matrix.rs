@@ -1,7 +1,7 @@
 //! A quantized matrix in the order in which the kernel reads it.
 //!
 //! Rows (outputs) come in tiles of [`TILE_ROWS`], columns (inputs) in pairs. A pair of columns of one
-//! tile is 32 codes: code `c` belongs to row `c / 2` of the tile and column `c % 2` of the pair. It is
+//! tile is 32 codes: code `c` belongs to row `c % 16` of the tile and column `c / 16` of the pair. It is
 //! stored in `4 · bits` bytes as planes: code `c` sits in byte `c % (4 · bits)` at bit
 //! `bits · (c / (4 · bits))`, so that a plane unpacks with one shift and mask. Pairs follow each other
 //! within a tile, tiles within the matrix. Missing rows and a missing last column have code 0.
@@ -17,11 +17,8 @@ pub(super) const TILE_ROWS: usize = 16;
 /// Codes of a tile's pair of columns.
 const PAIR_CODES: usize = 2 * TILE_ROWS;
 
-/// Codes of one pair of columns: four vectors of four rows, each row with its two columns.
-pub(super) type Pair = [[i16; 8]; TILE_ROWS / 4];
-
-/// What a row tile's scales or minima of one group are.
-pub(super) type Factors = [[f32; 4]; TILE_ROWS / 4];
+/// One value for each row of a tile.
+pub(super) type Lanes = [f32; TILE_ROWS];
 
 /// Sizes of a quantized matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +71,7 @@ impl Layout {
 
     /// Byte and shift of a weight's code.
     fn place(&self, row: usize, column: usize) -> (usize, u32) {
-        let code = row % TILE_ROWS * 2 + column % 2;
+        let code = column % 2 * TILE_ROWS + row % TILE_ROWS;
         let pair = row / TILE_ROWS * self.pairs() + column / 2;
         let (plane, byte) = (code / self.pair_bytes(), code % self.pair_bytes());
         let shift = self.bits * u32::try_from(plane).expect("at most four planes");
@@ -123,40 +120,51 @@ impl Matrix {
         (self.scales[factor], self.minima[factor])
     }
 
-    /// Decodes the codes of one row tile into `pairs`.
-    pub(super) fn unpack_tile(&self, tile: usize, pairs: &mut [Pair]) {
-        let bytes = pairs.len() * self.layout.pair_bytes();
-        let codes = &self.codes[tile * bytes..(tile + 1) * bytes];
-        match self.layout.bits {
-            2 => unpack::<2, 8>(codes, pairs),
-            4 => unpack::<4, 16>(codes, pairs),
-            8 => unpack::<8, 32>(codes, pairs),
-            bits => unreachable!("no layout has {bits}-bit codes"),
+    /// Replaces `weights` by the columns of one row tile, in f32.
+    pub(super) fn decode_tile(&self, tile: usize, weights: &mut Vec<Lanes>) {
+        let Layout { columns, bits, .. } = self.layout;
+        weights.resize(2 * self.layout.pairs(), [0.0; TILE_ROWS]);
+        match bits {
+            2 => self.decode::<2, 8>(tile, weights),
+            4 => self.decode::<4, 16>(tile, weights),
+            8 => self.decode::<8, 32>(tile, weights),
+            _ => unreachable!("no layout has {bits}-bit codes"),
         }
+        weights.truncate(columns);
     }
 
-    /// Scales and minima of one row tile and all its groups.
-    pub(super) fn tile_factors(&self, tile: usize) -> impl Iterator<Item = (Factors, Factors)> {
-        let range =
-            tile * self.layout.groups() * TILE_ROWS..(tile + 1) * self.layout.groups() * TILE_ROWS;
-        let lanes = |factors: &[f16]| -> Factors {
-            std::array::from_fn(|v| std::array::from_fn(|lane| factors[4 * v + lane].to_f32()))
-        };
-        let scales = self.scales[range.clone()].chunks_exact(TILE_ROWS);
-        let minima = self.minima[range].chunks_exact(TILE_ROWS);
-        scales.zip(minima).map(move |(s, m)| (lanes(s), lanes(m)))
-    }
-}
-
-fn unpack<const BITS: usize, const BYTES: usize>(codes: &[u8], pairs: &mut [Pair]) {
-    let (codes, rest) = codes.as_chunks::<BYTES>();
-    assert!(rest.is_empty() && codes.len() == pairs.len(), "a tile has whole pairs of columns");
-    for (bytes, pair) in codes.iter().zip(pairs) {
-        let pair = pair.as_flattened_mut();
-        for (plane, out) in pair.chunks_exact_mut(BYTES).enumerate() {
-            for (out, byte) in out.iter_mut().zip(bytes) {
-                *out = i16::from((byte >> (BITS * plane)) & (u8::MAX >> (8 - BITS)));
+    fn decode<const BITS: usize, const BYTES: usize>(&self, tile: usize, weights: &mut [Lanes]) {
+        let Layout { group, .. } = self.layout;
+        let (pairs, groups) = (self.layout.pairs(), self.layout.groups());
+        let codes = self.codes.as_chunks::<BYTES>().0[tile * pairs..].chunks(group / 2);
+        let factors = tile * groups..(tile + 1) * groups;
+        let scales = &self.scales.as_chunks::<TILE_ROWS>().0[factors.clone()];
+        let minima = &self.minima.as_chunks::<TILE_ROWS>().0[factors];
+        let factors = scales.iter().zip(minima);
+        for ((weights, codes), (scales, minima)) in
+            weights.chunks_mut(group).zip(codes).zip(factors)
+        {
+            let (scales, minima) = (scales.map(f16::to_f32), minima.map(f16::to_f32));
+            for (columns, bytes) in weights.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                let codes = unpack::<BITS, BYTES>(bytes);
+                for (column, codes) in columns.iter_mut().zip(codes.as_chunks::<TILE_ROWS>().0) {
+                    for lane in 0..TILE_ROWS {
+                        column[lane] = scales[lane] * f32::from(codes[lane]) + minima[lane];
+                    }
+                }
             }
         }
     }
+}
+
+/// The codes of one pair of columns.
+#[inline(always)]
+fn unpack<const BITS: usize, const BYTES: usize>(bytes: &[u8; BYTES]) -> [u8; PAIR_CODES] {
+    let mut codes = [0; PAIR_CODES];
+    for (plane, codes) in codes.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
+        for (code, byte) in codes.iter_mut().zip(bytes) {
+            *code = (byte >> (BITS * plane)) & (u8::MAX >> (8 - BITS));
+        }
+    }
+    codes
 }

@@ -4,7 +4,7 @@
 //! are f32, or codes of 2, 4 or 8 bits with an f16 scale and minimum per group of inputs.
 
 mod bits;
-mod codec;
+pub mod codec;
 mod combine;
 mod group;
 mod kernel;
@@ -17,7 +17,7 @@ pub use combine::combine;
 pub use group::{Group, MAX_GROUP};
 
 use crate::linear;
-use kernel::{Activations, product};
+use kernel::product;
 use matrix::{Layout, Matrix};
 
 /// Sizes of an expert.
@@ -43,7 +43,7 @@ pub struct Expert {
 #[derive(Clone, Debug, PartialEq)]
 enum Weights {
     Full([Vec<f32>; 3]),
-    Quantized(BitWidth, [Matrix; 3]),
+    Quantized(BitWidth, Box<[Matrix; 3]>),
 }
 
 impl ExpertShape {
@@ -110,7 +110,7 @@ impl Expert {
             assert!(GROUP_LENGTHS.contains(&group), "groups have one of {GROUP_LENGTHS:?} weights");
             let [gate, up, down] = shape.layouts(bits, group);
             let part = |i: usize, layout| Matrix::quantize(parts[i], layout);
-            Weights::Quantized(bits, [part(0, gate), part(1, up), part(2, down)])
+            Weights::Quantized(bits, Box::new([part(0, gate), part(1, up), part(2, down)]))
         };
         Self { shape, weights }
     }
@@ -135,7 +135,7 @@ impl Expert {
     pub fn group(&self) -> Option<usize> {
         match &self.weights {
             Weights::Full(_) => None,
-            Weights::Quantized(_, [gate, ..]) => Some(gate.layout.group),
+            Weights::Quantized(_, parts) => Some(parts[0].layout.group),
         }
     }
 
@@ -170,13 +170,12 @@ impl Expert {
                 gate_in_place(&mut gate, &up);
                 linear::linear_serial(&gate, w_down, out, hidden, width);
             }
-            Weights::Quantized(_, [w_gate, w_up, w_down]) => {
-                let group = w_gate.layout.group;
-                let x = Activations::quantize(x, width, group);
-                product(&x, w_gate, &mut gate);
-                product(&x, w_up, &mut up);
+            Weights::Quantized(_, parts) => {
+                let [w_gate, w_up, w_down] = &**parts;
+                product(x, w_gate, &mut gate);
+                product(x, w_up, &mut up);
                 gate_in_place(&mut gate, &up);
-                product(&Activations::quantize(&gate, hidden, group), w_down, out);
+                product(&gate, w_down, out);
             }
         }
     }

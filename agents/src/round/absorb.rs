@@ -1,6 +1,7 @@
 //! Absorb: replies become the layer's output, summed in the order of our ids.
 
 use crate::components::NodeWork;
+use crate::game::Choices;
 use crate::ids::{NodeId, TokenId};
 use crate::orders::{Orders, Replies};
 use crate::world::{Batch, Inbox, Perceived, Response, Roster, Rules};
@@ -62,17 +63,13 @@ pub(super) fn combine_replies(
     let Inbox { orders, replies, width, combined } = &mut *inbox;
     let (width, top_k) = (*width, rules.top_k);
     let rows = rows_by_pair(orders, replies, width, &response, top_k);
-    let gates = |token: usize| {
-        let row = &perceived.probabilities[token * batch.experts..][..batch.experts];
-        let chosen = response.choices.row(token).iter().map(|expert| row[expert.index()]);
-        let scale = if rules.normalise_gates { chosen.clone().sum::<f32>() } else { 1.0 };
-        chosen.map(move |gate| gate / scale)
-    };
+    let gates = gates(&batch, &perceived, &response.0.choices, rules.normalise_gates);
     combined.resize(batch.tokens() * width, 0.0);
     combined.par_chunks_mut(TOKEN_BLOCK * width).enumerate().for_each(|(block, out)| {
         for (offset, out) in out.chunks_mut(width).enumerate() {
             let token = block * TOKEN_BLOCK + offset;
-            for (row, gate) in rows[token * top_k..][..top_k].iter().zip(gates(token)) {
+            let pairs = token * top_k..(token + 1) * top_k;
+            for (row, gate) in rows[pairs.clone()].iter().zip(&gates[pairs]) {
                 out.iter_mut().zip(*row).for_each(|(y, value)| *y += gate * value);
             }
         }
@@ -83,6 +80,28 @@ pub(super) fn combine_replies(
         work.combined += (reply.outputs.len() / width) as u64;
         work.compute_ns += reply.compute_ns;
     }
+}
+
+/// The gate of every chosen pair, `[T, k]`, by token and ascending expert.
+pub(super) fn gates(
+    batch: &Batch,
+    perceived: &Perceived,
+    choices: &Choices,
+    normalise: bool,
+) -> Vec<f32> {
+    let mut gates: Vec<f32> = (0..choices.tokens())
+        .flat_map(|token| {
+            let row = &perceived.probabilities[token * batch.experts..][..batch.experts];
+            choices.row(token).iter().map(|expert| row[expert.index()])
+        })
+        .collect();
+    if normalise {
+        for gates in gates.chunks_mut(choices.top_k) {
+            let sum: f32 = gates.iter().sum();
+            gates.iter_mut().for_each(|gate| *gate /= sum);
+        }
+    }
+    gates
 }
 
 /// Where each token's k outputs lie, by token and then ascending expert.
@@ -97,12 +116,12 @@ fn rows_by_pair<'a>(
     top_k: usize,
 ) -> Vec<&'a [f32]> {
     const MISSING: &[f32] = &[];
-    let mut rows = vec![MISSING; response.choices.experts.len()];
+    let mut rows = vec![MISSING; response.0.choices.experts.len()];
     for (order, reply) in orders.nodes.iter().zip(&replies.nodes) {
         let mut outputs = reply.outputs.chunks(width);
         for group in &order.groups {
             for TokenId(token) in &group.tokens {
-                let chosen = response.choices.row(*token as usize);
+                let chosen = response.0.choices.row(*token as usize);
                 let slot = chosen.binary_search(&group.expert).expect("ordered pairs were chosen");
                 let row = &mut rows[*token as usize * top_k + slot];
                 assert!(row.is_empty(), "token {token} expert {} answered twice", group.expert);

@@ -1,20 +1,23 @@
 //! A round: one layer of one batch, from scores to orders and from replies to the layer's output.
 //!
-//! `decide` runs the stages arrive → perceive → respond → flock → precision → order in one
+//! `decide` runs the stages arrive → perceive → respond → certify → flock → precision → order in one
 //! schedule; `absorb` runs after the replies. The world never waits: the shell sends the orders.
 
 mod absorb;
 mod arrive;
+mod certify;
 mod flock;
 mod order;
 mod perceive;
 mod precision;
 mod respond;
 
-use crate::game::{Certificate, GameError, Scores};
+use crate::game::{Certificate, Choices, GameError, Scores};
 use crate::ids::{LayerId, RequestId, StepId};
 use crate::orders::{Orders, Replies};
-use crate::world::{Batch, FlockResponse, Inbox, Outbox, Response, WorldSettings, spawn};
+use crate::world::{
+    Batch, Certified, FlockResponse, Inbox, Outbox, Response, Rules, WorldSettings, spawn,
+};
 use bevy_ecs::prelude::{IntoScheduleConfigs, Res, Resource, Schedule, SystemSet, World};
 use bevy_ecs::schedule::{LogLevel, ScheduleBuildSettings, ScheduleLabel, SingleThreadedExecutor};
 use bevy_ecs::system::ScheduleSystem;
@@ -28,8 +31,10 @@ pub enum Stage {
     Arrive,
     /// Tokens turn logits into affinities.
     Perceive,
-    /// Tokens choose experts: the game is played and certified.
+    /// Tokens choose experts: the game is played.
     Respond,
+    /// The play is certified, beside plain top-k.
+    Certify,
     /// Experts update their flock prices.
     Flock,
     /// Experts account for what their bits are worth.
@@ -42,8 +47,15 @@ pub enum Stage {
 
 impl Stage {
     /// The stages of [`Arena::decide`], in order.
-    pub const DECIDE: [Self; 6] =
-        [Self::Arrive, Self::Perceive, Self::Respond, Self::Flock, Self::Precision, Self::Order];
+    pub const DECIDE: [Self; 7] = [
+        Self::Arrive,
+        Self::Perceive,
+        Self::Respond,
+        Self::Certify,
+        Self::Flock,
+        Self::Precision,
+        Self::Order,
+    ];
 }
 
 /// What one play came to.
@@ -126,6 +138,7 @@ impl Arena {
             arrive::seat_tokens.in_set(Stage::Arrive),
             perceive::perceive.in_set(Stage::Perceive),
             respond::respond.in_set(Stage::Respond),
+            certify::certify_play.in_set(Stage::Certify),
             flock::fly.in_set(Stage::Flock),
             precision::weigh.in_set(Stage::Precision),
             order::write_orders.in_set(Stage::Order),
@@ -186,7 +199,7 @@ impl Arena {
         self.decide.run(&mut self.world);
         Ok(Decision {
             orders: self.world.resource::<Outbox>().0.clone(),
-            play: self.world.resource::<Response>().report.clone(),
+            play: self.world.resource::<Certified>().0.clone(),
             flock: self.world.resource::<FlockResponse>().0.clone(),
         })
     }
@@ -208,13 +221,33 @@ impl Arena {
         Ok(inbox.combined)
     }
 
+    /// The assignment of the latest round.
+    ///
+    /// # Panics
+    /// Before the first round.
+    #[must_use]
+    pub fn choices(&self) -> &Choices {
+        &self.world.resource::<Response>().0.choices
+    }
+
+    /// The gates of the latest round's chosen pairs, `[T, k]`, by token and ascending expert.
+    ///
+    /// # Panics
+    /// Before the first round.
+    #[must_use]
+    pub fn gates(&self) -> Vec<f32> {
+        let (batch, perceived) = (self.world.resource(), self.world.resource());
+        let normalise = self.world.resource::<Rules>().normalise_gates;
+        absorb::gates(batch, perceived, self.choices(), normalise)
+    }
+
     /// Feeds the game's state at the latest round to `hash`: choices, prices and flock prices.
-    pub fn fingerprint(&mut self, mut hash: impl FnMut(&[u8])) {
+    pub fn fingerprint(&self, mut hash: impl FnMut(&[u8])) {
         let batch = self.world.resource::<Batch>();
         let layer = batch.layer;
         hash(&batch.step.0.to_le_bytes());
         hash(&layer.0.to_le_bytes());
-        for expert in &self.world.resource::<Response>().choices.experts {
+        for expert in &self.choices().experts {
             hash(&expert.0.to_le_bytes());
         }
         for entity in &self.world.resource::<crate::world::Roster>().experts[layer.index()] {

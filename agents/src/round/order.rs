@@ -16,8 +16,8 @@ pub(super) fn write_orders(
     mut nodes: Query<'_, '_, &mut NodeWork>,
 ) {
     let mut tokens_of = vec![Vec::new(); batch.experts];
-    for token in 0..response.choices.tokens() {
-        for expert in response.choices.row(token) {
+    for token in 0..response.0.choices.tokens() {
+        for expert in response.0.choices.row(token) {
             tokens_of[expert.index()].push(TokenId::from_index(token));
         }
     }

@@ -28,52 +28,37 @@ fn forward(expert: &Expert, x: &[f32]) -> Vec<f32> {
 }
 
 /// Bounds of |kernel − exact| for one row of a product, given bounds `dx` of the input's error.
-struct ErrorBound {
-    quantized: bool,
+fn product_bound(w: &[f64], x: &[f64], dx: &[f64]) -> Vec<f64> {
+    // Decoding a weight rounds once, a product and each of n additions once more, of the sum of
+    // magnitudes; a decoded weight rounds relative to its minimum, a few times the largest weight.
+    let largest_w = w.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+    let rounding = |n: usize| (n + 4) as f64 * f64::from(f32::EPSILON) * 4.0 * largest_w;
+    let absolute: f64 = x.iter().zip(dx).map(|(x, d)| x.abs() + d).sum();
+    w.chunks(x.len())
+        .map(|w| {
+            w.iter().zip(dx).map(|(w, d)| w.abs() * d).sum::<f64>() + rounding(x.len()) * absolute
+        })
+        .collect()
 }
 
-impl ErrorBound {
-    fn of_product(&self, w: &[f64], x: &[f64], dx: &[f64], group: usize) -> Vec<f64> {
-        let eps = f64::from(f32::EPSILON);
-        let largest_w = w.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-        let mut dx = dx.to_vec();
-        if self.quantized {
-            // Half a step of 1/32767 of the group's largest, and the rounding of the f32 inverse.
-            for (dx, x) in dx.chunks_mut(group).zip(x.chunks(group)) {
-                let largest = x.iter().zip(&*dx).fold(0.0, |a: f64, (x, d)| a.max(x.abs() + d));
-                dx.iter_mut().for_each(|d| *d += 0.51 * largest / 32_767.0);
-            }
-        }
-        let absolute: f64 = x.iter().zip(&dx).map(|(x, d)| x.abs() + d).sum();
-        // A group's two terms are at most (|s·q| + |m|)·Σ|x| and m is within a range of the weights;
-        // f32 sums of n terms lose at most n·eps of the sum of magnitudes.
-        let terms = if self.quantized { 2 * x.len().div_ceil(group) + 8 } else { x.len() };
-        let rounding = terms as f64 * eps * 4.0 * largest_w * absolute;
-        w.chunks(x.len())
-            .map(|w| w.iter().zip(&dx).map(|(w, d)| w.abs() * d).sum::<f64>() + rounding)
-            .collect()
+fn expert_bound(expert: &Expert, x: &[f32]) -> Vec<f64> {
+    let [gate, up, down] = reference::weights(expert);
+    let x: Vec<f64> = x.iter().copied().map(f64::from).collect();
+    let exact = |w: &[f64]| -> Vec<f64> {
+        w.chunks(x.len()).map(|w| w.iter().zip(&x).map(|(w, x)| w * x).sum()).collect()
+    };
+    let zero = vec![0.0; x.len()];
+    let (dg, du) = (product_bound(&gate, &x, &zero), product_bound(&up, &x, &zero));
+    let mut inner = Vec::new();
+    let mut d_inner = Vec::new();
+    for (((g, u), dg), du) in exact(&gate).into_iter().zip(exact(&up)).zip(dg).zip(du) {
+        let silu = g / (1.0 + (-g).exp());
+        inner.push(silu * u);
+        // |silu'| < 1.1
+        let rounding = 8.0 * f64::from(f32::EPSILON) * (silu * u).abs();
+        d_inner.push(1.1 * dg * (u.abs() + du) + silu.abs() * du + rounding);
     }
-
-    fn of_expert(&self, expert: &Expert, x: &[f32], group: usize) -> Vec<f64> {
-        let [gate, up, down] = reference::weights(expert);
-        let x: Vec<f64> = x.iter().copied().map(f64::from).collect();
-        let exact = |w: &[f64]| -> Vec<f64> {
-            w.chunks(x.len()).map(|w| w.iter().zip(&x).map(|(w, x)| w * x).sum()).collect()
-        };
-        let zero = vec![0.0; x.len()];
-        let (dg, du) =
-            (self.of_product(&gate, &x, &zero, group), self.of_product(&up, &x, &zero, group));
-        let mut inner = Vec::new();
-        let mut d_inner = Vec::new();
-        for (((g, u), dg), du) in exact(&gate).into_iter().zip(exact(&up)).zip(dg).zip(du) {
-            let silu = g / (1.0 + (-g).exp());
-            inner.push(silu * u);
-            // |silu'| < 1.1
-            let rounding = 8.0 * f64::from(f32::EPSILON) * (silu * u).abs();
-            d_inner.push(1.1 * dg * (u.abs() + du) + silu.abs() * du + rounding);
-        }
-        self.of_product(&down, &inner, &d_inner, group)
-    }
+    product_bound(&down, &inner, &d_inner)
 }
 
 #[test]
@@ -85,9 +70,8 @@ fn forward_is_within_the_derived_bound_of_the_f64_definition() {
                 let expert = expert(shape, bits, group);
                 let x = random("x", 3 * width, 1.0);
                 let (out, exact) = (forward(&expert, &x), reference::forward(&expert, &x));
-                let bound = ErrorBound { quantized: bits != BitWidth::Full };
                 for (t, row) in x.chunks(width).enumerate() {
-                    let bounds = bound.of_expert(&expert, row, group);
+                    let bounds = expert_bound(&expert, row);
                     for (i, limit) in bounds.iter().enumerate() {
                         let at = t * width + i;
                         let error = (f64::from(out[at]) - exact[at]).abs();

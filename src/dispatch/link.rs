@@ -1,0 +1,244 @@
+//! The connection to one node: wire types only, no core types.
+
+use crate::{
+    wire::REPLY_HEADER_BYTES_MAX,
+    worker::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, KEEPALIVE, STREAM_WINDOW_BYTES},
+};
+use bytes::Bytes;
+use proto::{
+    ComputeReply, ComputeRequest, ShardChunk, StatusReply, StatusRequest,
+    expert_service_client::ExpertServiceClient,
+};
+use std::{error::Error as _, time::Duration};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+/// Pause between two looks at a node that is starting.
+const HEALTH_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a node may take. Every call has one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Until a node is reached and ready.
+    pub start: Duration,
+    /// One shard upload.
+    pub load: Duration,
+    /// One order, from sending to its reply.
+    pub compute: Duration,
+}
+
+impl Default for Deadlines {
+    /// 20 s to start, 60 s a shard, 30 s an order.
+    fn default() -> Self {
+        let [start, load, compute] = [20, 60, 30].map(Duration::from_secs);
+        Self { start, load, compute }
+    }
+}
+
+/// A node's address, `HOST:PORT`, with the transport settings of this project.
+///
+/// # Errors
+/// When it is not an address.
+pub fn endpoint(address: &str) -> Result<Endpoint, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| format!("\"{address}\" is not HOST:PORT: {error}"))?;
+    Ok(endpoint
+        .tcp_nodelay(true)
+        .connect_timeout(Duration::from_secs(2))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true))
+}
+
+/// Why a node did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LinkError {
+    Lost(String),
+    Timeout { deadline_ms: u64 },
+    Refused(String),
+    Bad(String),
+}
+
+/// The channel for uploads.
+pub(super) type Control = ExpertServiceClient<Channel>;
+
+/// One node: a channel for control and, so that bulk data never delays it, another for the stream.
+#[derive(Debug)]
+pub(super) struct Link {
+    control: Control,
+    requests: mpsc::Sender<ComputeRequest>,
+    replies: Streaming<ComputeReply>,
+    /// The node's limit.
+    pub(super) message_bytes_max: usize,
+}
+
+impl Link {
+    /// Waits until the node is ready and opens its stream.
+    pub(super) async fn open(
+        control: Channel,
+        data: Channel,
+        deadline: Duration,
+    ) -> Result<Self, LinkError> {
+        let at = Instant::now() + deadline;
+        wait_until_serving(control.clone(), at, deadline).await?;
+        let mut control = ExpertServiceClient::new(control);
+        let late = |_| LinkError::Timeout { deadline_ms: millis(deadline) };
+        let status: StatusReply =
+            timeout_at(at, control.status(StatusRequest {})).await.map_err(late)??.into_inner();
+        let message_bytes_max = usize::try_from(status.message_bytes_max)
+            .map_err(|_| LinkError::Bad("its message limit exceeds the address space".into()))?;
+        let (requests, outbox) = mpsc::channel(1);
+        let mut data = ExpertServiceClient::new(data)
+            .max_decoding_message_size(message_bytes_max.saturating_add(REPLY_HEADER_BYTES_MAX));
+        let replies = timeout_at(at, data.compute(ReceiverStream::new(outbox)))
+            .await
+            .map_err(late)??
+            .into_inner();
+        Ok(Self { control, requests, replies, message_bytes_max })
+    }
+
+    /// A handle for uploads, which may run beside other nodes' uploads.
+    pub(super) fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// Puts a request on the stream.
+    pub(super) async fn post(
+        &self,
+        request: ComputeRequest,
+        until: Until,
+    ) -> Result<(), LinkError> {
+        // A closed stream is no error here: its cause is what the stream of replies says next.
+        timeout_at(until.at, self.requests.send(request)).await.map(drop).map_err(|_| until.late())
+    }
+
+    /// The reply to the request of this sequence number. Replies to earlier ones, which were given
+    /// up, are dropped.
+    pub(super) async fn reply(
+        &mut self,
+        sequence: u64,
+        until: Until,
+    ) -> Result<ComputeReply, LinkError> {
+        loop {
+            let reply = timeout_at(until.at, self.replies.message())
+                .await
+                .map_err(|_| until.late())??
+                .ok_or_else(|| LinkError::Lost("it ended the stream".into()))?;
+            if reply.sequence == sequence {
+                return Ok(reply);
+            }
+            if reply.sequence > sequence {
+                let found = reply.sequence;
+                return Err(LinkError::Bad(format!(
+                    "it answers request {found}, but the last sent was {sequence}"
+                )));
+            }
+        }
+    }
+}
+
+/// Uploads one shard and checks the receipt.
+pub(super) async fn upload(
+    control: &mut Control,
+    chunks: Vec<ShardChunk>,
+    blake3: &Bytes,
+    deadline: Duration,
+) -> Result<(), LinkError> {
+    let late = |_| LinkError::Timeout { deadline_ms: millis(deadline) };
+    let call = control.load_shard(tokio_stream::iter(chunks));
+    let receipt = timeout(deadline, call).await.map_err(late)??.into_inner();
+    if receipt.blake3 == *blake3 {
+        Ok(())
+    } else {
+        Err(LinkError::Bad("its receipt names another shard than was sent".into()))
+    }
+}
+
+/// A point in time and, for the message, how long that was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Until {
+    at: Instant,
+    deadline: Duration,
+}
+
+impl Until {
+    pub(super) fn after(deadline: Duration) -> Self {
+        Self { at: Instant::now() + deadline, deadline }
+    }
+
+    /// Time left.
+    pub(super) fn left(self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
+    pub(super) fn late(self) -> LinkError {
+        LinkError::Timeout { deadline_ms: millis(self.deadline) }
+    }
+}
+
+impl From<Status> for LinkError {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            // A broken transport has several codes, depending on what was under way.
+            Code::Unknown | Code::Unavailable | Code::Cancelled | Code::Internal => {
+                Self::Lost(with_causes(&status))
+            }
+            _ => Self::Refused(status.message().to_owned()),
+        }
+    }
+}
+
+fn millis(deadline: Duration) -> u64 {
+    u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The sentence of a status, with what caused it: "transport error" alone helps nobody.
+fn with_causes(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let sentence = error.to_string();
+        if !text.contains(&sentence) {
+            text = format!("{text}: {sentence}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+async fn wait_until_serving(
+    control: Channel,
+    at: Instant,
+    deadline: Duration,
+) -> Result<(), LinkError> {
+    let mut health = HealthClient::new(control);
+    loop {
+        let request = HealthCheckRequest { service: String::new() };
+        let found = match timeout_at(at, health.check(request)).await {
+            Err(_) => return Err(LinkError::Timeout { deadline_ms: millis(deadline) }),
+            Ok(Ok(reply)) if reply.get_ref().status() == ServingStatus::Serving => return Ok(()),
+            Ok(Ok(reply)) => format!("its health is {}", reply.get_ref().status().as_str_name()),
+            Ok(Err(status)) => with_causes(&status),
+        };
+        if at.saturating_duration_since(Instant::now()) < HEALTH_PAUSE {
+            return Err(LinkError::Lost(format!(
+                "it was not ready within {} ms: {found}",
+                millis(deadline)
+            )));
+        }
+        sleep(HEALTH_PAUSE).await;
+    }
+}

@@ -1,0 +1,282 @@
+//! Worker processes of this machine, which end with the process that started them.
+
+use super::{Deadlines, Dispatch, DispatchError, NodeStats, Remote, ShardAssignment, remote::Peer};
+use crate::worker::DRAIN_MS_MAX;
+use agents::{
+    ids::NodeId,
+    orders::{Orders, Replies},
+};
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
+    process::{Child, ChildStdin, Command},
+    task::JoinHandle,
+    time::timeout,
+};
+
+/// Log lines that are kept of each worker, and their length.
+const LOG_LINES_MAX: usize = 20;
+const LOG_LINE_BYTES_MAX: usize = 512;
+
+/// How long a worker whose connection broke may take until it counts as alive.
+const EXIT_WAIT: Duration = Duration::from_millis(500);
+
+/// How long a worker that was told to stop may take: its drain and its closing of connections.
+const STOP_WAIT: Duration = Duration::from_millis(DRAIN_MS_MAX + 3_000);
+
+/// How the workers are started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalSettings {
+    /// Compute threads of each worker.
+    pub threads: usize,
+    /// Encoded bytes of all shards of each worker.
+    pub shard_bytes_max: usize,
+    /// Largest request and largest reply, in bytes.
+    pub message_bytes_max: usize,
+    /// How long a worker may take for each thing.
+    pub deadlines: Deadlines,
+}
+
+impl Default for LocalSettings {
+    /// One thread each; the limits of [`crate::worker::Settings::new`].
+    fn default() -> Self {
+        Self {
+            threads: 1,
+            shard_bytes_max: 4 << 30,
+            message_bytes_max: 64 << 20,
+            deadlines: Deadlines::default(),
+        }
+    }
+}
+
+/// Worker processes on free loopback ports. When this is dropped they are killed; when this
+/// process is killed they notice that their standard input ended, and end too.
+#[derive(Debug)]
+pub struct Local {
+    remote: Remote,
+    workers: Vec<Worker>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    child: Child,
+    /// Kept apart from the child, because waiting for a child closes its standard input.
+    lifeline: Option<ChildStdin>,
+    log: Arc<Mutex<VecDeque<String>>>,
+    logging: JoinHandle<()>,
+}
+
+impl Local {
+    /// Starts `count` workers of `program`, the nashflock executable, and waits until they serve.
+    ///
+    /// # Errors
+    /// [`DispatchError::Start`] with the worker's last log lines; those already started are ended.
+    pub async fn spawn(
+        program: &Path,
+        count: u32,
+        settings: LocalSettings,
+    ) -> Result<Self, DispatchError> {
+        let nodes = || (0..count).map(NodeId);
+        let mut workers = Vec::new();
+        for node in nodes() {
+            workers.push(Worker::spawn(program, settings).map_err(|error| {
+                let detail = format!("cannot run {}: {error}", program.display());
+                DispatchError::Start { node, detail, log: Vec::new() }
+            })?);
+        }
+        let mut peers = Vec::new();
+        for (node, worker) in nodes().zip(&mut workers) {
+            match worker.connect(node, settings.deadlines).await {
+                Ok(peer) => peers.push(peer),
+                Err(error) => return Err(worker.explain(error).await),
+            }
+        }
+        Ok(Self { remote: Remote::new(peers, settings.deadlines), workers })
+    }
+
+    /// Process ids of the workers that have not been seen to end, by node.
+    #[must_use]
+    pub fn process_ids(&self) -> Vec<Option<u32>> {
+        self.workers.iter().map(|worker| worker.child.id()).collect()
+    }
+
+    async fn explain(&mut self, error: DispatchError) -> DispatchError {
+        match self.workers.get_mut(error.node().index()) {
+            Some(worker) => worker.explain(error).await,
+            None => error,
+        }
+    }
+}
+
+impl Dispatch for Local {
+    async fn load(&mut self, shards: Vec<ShardAssignment>) -> Result<(), DispatchError> {
+        match self.remote.load(shards).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    async fn send(
+        &mut self,
+        orders: &Orders,
+        hidden: &[f32],
+        width: usize,
+    ) -> Result<Replies, DispatchError> {
+        match self.remote.send(orders, hidden, width).await {
+            Ok(replies) => Ok(replies),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    async fn close(self) -> Vec<NodeStats> {
+        let Self { remote, mut workers } = self;
+        let stats = remote.close().await;
+        for worker in &mut workers {
+            worker.lifeline = None;
+        }
+        for (node, worker) in workers.iter_mut().enumerate() {
+            if timeout(STOP_WAIT, worker.child.wait()).await.is_err() {
+                tracing::warn!("worker {node} did not stop when told to and is killed");
+                // It can only fail because the worker has ended.
+                let _ = worker.child.kill().await;
+            }
+        }
+        stats
+    }
+}
+
+impl Worker {
+    fn spawn(program: &Path, settings: LocalSettings) -> std::io::Result<Self> {
+        let mut child = Command::new(program)
+            .args(["worker", "--listen", "127.0.0.1:0", "--lifeline"])
+            .args(["--threads", &settings.threads.to_string()])
+            .args(["--shard-bytes-max", &settings.shard_bytes_max.to_string()])
+            .args(["--message-bytes-max", &settings.message_bytes_max.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Ctrl-C at the terminal reaches this process alone, which then stops its workers.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let log = Arc::default();
+        let stderr = child.stderr.take().expect("stderr is piped above");
+        let logging = tokio::spawn(keep_last_lines(stderr, Arc::clone(&log)));
+        let lifeline = child.stdin.take();
+        Ok(Self { child, lifeline, log, logging })
+    }
+
+    async fn connect(&mut self, node: NodeId, deadlines: Deadlines) -> Result<Peer, DispatchError> {
+        let failed = |detail| DispatchError::Start { node, detail, log: Vec::new() };
+        let stdout = self.child.stdout.take().expect("stdout is piped and taken once");
+        let announced = timeout(deadlines.start, first_line(stdout)).await;
+        let line = announced.map_err(|_| {
+            failed(format!("it announced no address within {} ms", deadlines.start.as_millis()))
+        })?;
+        let address = listening(&line)
+            .ok_or_else(|| failed(format!("it announced no address but \"{}\"", line.trim())))?
+            .to_string();
+        tokio::select! {
+            peer = Peer::connect(node, &address, deadlines) => peer,
+            _ = self.child.wait() => Err(failed("it ended while it started".into())),
+        }
+    }
+
+    /// Adds to an error of this worker how it ended and what it said last.
+    async fn explain(&mut self, mut error: DispatchError) -> DispatchError {
+        let (DispatchError::Start { detail, log, .. }
+        | DispatchError::NodeLost { detail, log, .. }) = &mut error
+        else {
+            return error;
+        };
+        if let Ok(Ok(status)) = timeout(EXIT_WAIT, self.child.wait()).await {
+            *detail = format!("its process ended ({status}); {detail}");
+            // After the exit only what is in the pipe is left to read.
+            let _ = timeout(EXIT_WAIT, &mut self.logging).await;
+        }
+        let kept = self.log.lock().expect("no holder of this lock can panic");
+        *log = kept.iter().cloned().collect();
+        drop(kept);
+        error
+    }
+}
+
+/// The address of `{"listening":"HOST:PORT"}`.
+fn listening(line: &str) -> Option<SocketAddr> {
+    let value: serde_json::Value = serde_json::from_str(line).ok()?;
+    value.get("listening")?.as_str()?.parse().ok()
+}
+
+async fn first_line(stdout: impl AsyncRead + Unpin) -> String {
+    let mut line = Vec::new();
+    let mut stdout = BufReader::new(stdout.take(LOG_LINE_BYTES_MAX as u64));
+    // An error reads as an incomplete line, which is no address.
+    let _ = stdout.read_until(b'\n', &mut line).await;
+    String::from_utf8_lossy(&line).into_owned()
+}
+
+/// Reads a log to its end, so that its writer never blocks, and keeps its last lines.
+async fn keep_last_lines(stderr: impl AsyncRead + Unpin, log: Arc<Mutex<VecDeque<String>>>) {
+    let mut stderr = BufReader::new(stderr);
+    let mut line = Vec::new();
+    loop {
+        let chunk = match stderr.fill_buf().await {
+            Ok(chunk) if !chunk.is_empty() => chunk,
+            _ => break,
+        };
+        for byte in chunk {
+            match byte {
+                b'\n' => push_line(&log, &mut line),
+                byte if line.len() < LOG_LINE_BYTES_MAX => line.push(*byte),
+                _ => {}
+            }
+        }
+        let read = chunk.len();
+        stderr.consume(read);
+    }
+    if !line.is_empty() {
+        push_line(&log, &mut line);
+    }
+}
+
+fn push_line(log: &Mutex<VecDeque<String>>, line: &mut Vec<u8>) {
+    let mut log = log.lock().expect("no holder of this lock can panic");
+    if log.len() == LOG_LINES_MAX {
+        log.pop_front();
+    }
+    log.push_back(String::from_utf8_lossy(line).into_owned());
+    line.clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LOG_LINE_BYTES_MAX, LOG_LINES_MAX, keep_last_lines, listening};
+    use std::sync::{Arc, Mutex};
+
+    #[tokio::test]
+    async fn a_flood_of_log_lines_keeps_the_last_ones_cut_to_length() {
+        let long = "x".repeat(10 * LOG_LINE_BYTES_MAX);
+        let text: String = (0..1000).map(|i| format!("line {i} {long}\n")).collect();
+        let log = Arc::new(Mutex::default());
+        keep_last_lines(format!("{text}the end").as_bytes(), Arc::clone(&log)).await;
+        let log = log.lock().expect("not poisoned");
+        assert_eq!(log.len(), LOG_LINES_MAX);
+        assert_eq!(log.back().map(String::as_str), Some("the end"));
+        assert!(log[0].starts_with("line 981 ") && log[0].len() == LOG_LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn only_the_announcement_is_an_address() {
+        assert!(listening("{\"listening\":\"127.0.0.1:5001\"}\n").is_some());
+        for other in ["", "{}", "{\"listening\":5001}", "{\"listening\":\"here\"}", "hello"] {
+            assert_eq!(listening(other), None, "{other}");
+        }
+    }
+}

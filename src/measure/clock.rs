@@ -1,0 +1,109 @@
+//! The only file that reads time. Everything else is given nanoseconds since the start of the run.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The clock of one run: monotonic nanoseconds since its start, and the wall-clock time of that start.
+///
+/// It runs on tokio's time, so that a paused and advanced runtime drives it.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: tokio::time::Instant,
+    started_at: SystemTime,
+}
+
+impl Clock {
+    /// Starts now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { start: tokio::time::Instant::now(), started_at: SystemTime::now() }
+    }
+
+    /// Nanoseconds since the start; saturates after 584 years.
+    #[must_use]
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Sleeps until `at_ns` nanoseconds after the start (tokio rounds up to its millisecond tick);
+    /// returns at once where that has passed.
+    pub async fn sleep_until_ns(&self, at_ns: u64) {
+        tokio::time::sleep_until(self.start + Duration::from_nanos(at_ns)).await;
+    }
+
+    /// The wall-clock time of the start.
+    #[must_use]
+    pub fn started_at(&self) -> SystemTime {
+        self.started_at
+    }
+
+    /// The wall-clock time now, also where [`Clock::now_ns`] runs on simulated time; never before the
+    /// start, should the system's clock have been set back.
+    #[must_use]
+    pub fn wall_now(&self) -> SystemTime {
+        SystemTime::now().max(self.started_at)
+    }
+}
+
+/// RFC 3339 in UTC to the millisecond: `2026-03-09T07:05:01.250Z`. Times before 1970 print as 1970.
+#[must_use]
+pub fn rfc3339_utc(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ([year, month, day], [hour, minute, second]) = civil_utc(since.as_secs());
+    let milli = since.subsec_millis();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+}
+
+/// The same time for a file name: `20260309T070501Z`.
+#[must_use]
+pub fn compact_utc(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ([year, month, day], [hour, minute, second]) = civil_utc(since.as_secs());
+    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
+}
+
+/// Seconds since 1970 as [year, month, day] and [hour, minute, second], in the proleptic Gregorian
+/// calendar (Howard Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`).
+/// A date crate would be the only other thing these lines replace.
+fn civil_utc(seconds: u64) -> ([u64; 3], [u64; 3]) {
+    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    // Years start in March here, so that the leap day is their last.
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    ([year, month, day], [second / 3_600, second / 60 % 60, second % 60])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_agree_with_the_calendar() {
+        // Expected values from `date -u -d @SECONDS`.
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
+            (1_735_689_599, "2024-12-31T23:59:59.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(rfc3339_utc(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+        }
+        let time = UNIX_EPOCH + Duration::from_millis(1_773_039_901_250);
+        assert_eq!(rfc3339_utc(time), "2026-03-09T07:05:01.250Z");
+        assert_eq!(compact_utc(time), "20260309T070501Z");
+    }
+
+    #[tokio::test]
+    async fn sleeping_never_ends_before_its_time() {
+        let clock = Clock::start();
+        clock.sleep_until_ns(2_000_000).await;
+        assert!(clock.now_ns() >= 2_000_000);
+        assert!(clock.wall_now() >= clock.started_at());
+    }
+}

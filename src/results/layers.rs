@@ -1,0 +1,36 @@
+//! `layers.json`: what has one value an expert, kept out of the summary so that people can read that.
+
+use serde::{Deserialize, Serialize};
+
+use super::SCHEMA_VERSION;
+
+/// Loads and bit widths of every expert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Layers {
+    /// Version of this layout.
+    pub schema_version: u32,
+    /// One entry a layer.
+    pub layers: Vec<LayerFigures>,
+}
+
+/// One layer. Every list has one entry an expert, in the order of their ids, or is empty where that
+/// was not measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct LayerFigures {
+    /// The layer.
+    pub layer: u32,
+    /// Tokens an expert would have got from plain top-k, over the whole run: the control.
+    pub loads_top_k: Vec<u64>,
+    /// Tokens it got from the run's router, over the whole run.
+    pub loads: Vec<u64>,
+    /// Bits a weight is stored in, scales not counted.
+    pub bits: Vec<u32>,
+}
+
+impl Layers {
+    /// The layers under the present version.
+    #[must_use]
+    pub fn new(layers: Vec<LayerFigures>) -> Self {
+        Self { schema_version: SCHEMA_VERSION, layers }
+    }
+}

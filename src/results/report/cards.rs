@@ -1,0 +1,84 @@
+//! The cards at the top: one figure each, its controls below it.
+
+use maud::{Markup, html};
+
+use crate::results::Summary;
+use crate::results::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
+
+/// All cards of a run.
+pub(super) fn cards(summary: &Summary) -> Markup {
+    let play = &summary.convergence;
+    let rate = &summary.throughput;
+    html! {
+        div.cards {
+            (card("Largest regret, ε-Nash", number(play.epsilon_nash), &[
+                ("at equilibrium", "0".to_owned()),
+                ("gap to the optimum", percent(play.relative_gap)),
+                ("score loss", percent(play.score_loss)),
+                ("flock alone", number(summary.flock.as_ref().and_then(|flock| flock.epsilon_nash))),
+            ]))
+            (card("Load, max over mean", number(play.max_over_mean), &[
+                ("plain top-k", number(play.max_over_mean_top_k)),
+                ("flock alone", number(summary.flock.as_ref().and_then(|flock| flock.max_over_mean_last))),
+                ("even", "1".to_owned()),
+            ]))
+            (loss(summary))
+            (card("Expert bytes", bytes(summary.memory.expert_bytes), &[
+                (&format!("in {}", summary.memory.base_type), bytes(summary.memory.expert_bytes_f32)),
+                ("saved", percent(summary.memory.saving)),
+                ("bits a weight", number(summary.memory.bits_per_weight)),
+            ]))
+            (latency(summary))
+            (card("Tokens a second", number(rate.tokens_per_s), &[
+                ("token-experts a second", number(rate.token_experts_per_s)),
+                ("payload", bytes_per_s(rate.bytes_per_s)),
+                ("over", duration(Some(rate.elapsed_ns))),
+            ]))
+        }
+    }
+}
+
+fn loss(summary: &Summary) -> Markup {
+    let Some(quality) = &summary.quality else {
+        return card(
+            "Loss, nats a token",
+            "n/a".to_owned(),
+            &[("no text was scored", String::new())],
+        );
+    };
+    card(
+        "Loss, nats a token",
+        nats(quality.loss),
+        &[
+            ("f32 model", nats(quality.loss_f32)),
+            ("same experts, plain top-k", nats(quality.loss_top_k)),
+            ("uniform, ln V", nats(quality.loss_uniform)),
+            ("tokens", count(quality.tokens)),
+        ],
+    )
+}
+
+fn latency(summary: &Summary) -> Markup {
+    let latency = &summary.latency_ns;
+    let p999 = if latency.count < 1_000 { "p99.9 (the maximum)" } else { "p99.9" };
+    card(
+        "Latency p99",
+        duration(latency.p99),
+        &[
+            ("p50", duration(latency.p50)),
+            (p999, duration(latency.p999)),
+            ("max", duration(latency.max)),
+            ("requests", count(latency.count)),
+        ],
+    )
+}
+
+fn card(title: &str, figure: String, controls: &[(&str, String)]) -> Markup {
+    html! {
+        section {
+            h3 { (title) }
+            strong { (figure) }
+            dl { @for (name, value) in controls { dt { (name) } dd { (value) } } }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! `report.html`: one file without scripts or links, made from the other files of the run.
+
+mod cards;
+mod html;
+mod pictures;
+mod plots;
+mod series;
+
+use crate::measure::Latency;
+use crate::results::{Layers, Manifest, RoundRow, Summary};
+
+pub use html::render;
+
+/// What a report shows.
+#[derive(Clone, Debug)]
+pub struct RunRecord {
+    /// `manifest.json`.
+    pub manifest: Manifest,
+    /// `summary.json`.
+    pub summary: Summary,
+    /// `layers.json`, where it was written.
+    pub layers: Option<Layers>,
+    /// `rounds.parquet`; empty where it was not finished.
+    pub rounds: Vec<RoundRow>,
+    /// `hist/requests.hlog`, where it was written.
+    pub latency: Option<Latency>,
+}

@@ -1,0 +1,267 @@
+//! The run directory: made before anything starts, every file whole or absent.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::de::DeserializeOwned;
+
+use super::error::ResultsError;
+use super::layers::Layers;
+use super::manifest::Manifest;
+use super::parquet::{Row, TableWriter, read_table};
+use super::report::{self, RunRecord};
+use super::summary::Summary;
+use super::{RoundRow, SCHEMA_VERSION};
+use crate::measure::clock::compact_utc;
+use crate::measure::latency::{Interval, Latency, read_hlog, write_hlog};
+
+/// The histogram of request latencies, under `hist/`.
+const REQUESTS_HLOG: &str = "requests";
+
+/// A directory that holds one run: `manifest.json`, `scenario.toml`, `summary.json`, `layers.json`,
+/// `rounds.parquet`, `requests.parquet`, `hist/*.hlog` and `report.html`.
+#[derive(Clone, Debug)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Where a run goes without `--out`: `runs/SCENARIO-SEED-TIME`, time in UTC. Characters of the
+    /// scenario's name that are awkward in a file name become `_`.
+    #[must_use]
+    pub fn default_path(scenario: &str, seed: u64, started_at: SystemTime) -> PathBuf {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name: String = scenario.chars().map(|c| if plain(c) { c } else { '_' }).collect();
+        Path::new("runs").join(format!("{name}-{seed}-{}", compact_utc(started_at)))
+    }
+
+    /// Makes the directory, or takes an empty one, and proves that files can be written there.
+    ///
+    /// # Errors
+    /// Something is there already, or it cannot be written to; nothing was changed then but for
+    /// empty directories.
+    pub fn create(path: &Path) -> Result<Self, ResultsError> {
+        let not_writable = |source| ResultsError::NotWritable { path: path.to_owned(), source };
+        match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_dir() => {
+                return Err(ResultsError::NotADirectory { path: path.to_owned() });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(path).map_err(not_writable)?;
+            }
+            Err(error) => return Err(not_writable(error)),
+        }
+        if fs::read_dir(path).map_err(not_writable)?.next().is_some() {
+            return Err(ResultsError::NotEmpty { path: path.to_owned() });
+        }
+        let probe = path.join(".writable");
+        File::create_new(&probe)
+            .and_then(|mut file| file.write_all(b"nashflock"))
+            .map_err(not_writable)?;
+        fs::remove_file(&probe).map_err(not_writable)?;
+        fs::create_dir(path.join("hist")).map_err(not_writable)?;
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// A directory that a run has left.
+    ///
+    /// # Errors
+    /// It has no `manifest.json`.
+    pub fn open(path: &Path) -> Result<Self, ResultsError> {
+        let manifest = path.join("manifest.json");
+        match fs::metadata(&manifest) {
+            Ok(_) => Ok(Self { path: path.to_owned() }),
+            Err(source) => Err(ResultsError::Read { file: manifest, source }),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a file whole: to a `.partial` file first, which takes the name when all of it is on
+    /// the disk. `name` is relative to the directory.
+    ///
+    /// # Errors
+    /// The file cannot be written; an older one of that name is kept.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), ResultsError> {
+        let target = self.path.join(name);
+        let partial = partial_name(&target);
+        let write = || {
+            let mut file = File::create(&partial)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&partial, &target)
+        };
+        write().map_err(|error: io::Error| {
+            // Half a text file is of no use, and on a full disk it is in the way.
+            let _ = fs::remove_file(&partial);
+            ResultsError::Write { file: target.clone(), source: error.into() }
+        })
+    }
+
+    /// Writes `manifest.json`: once at the start and again at the end.
+    ///
+    /// # Errors
+    /// See [`RunDir::write`].
+    pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), ResultsError> {
+        self.write("manifest.json", to_json(manifest).as_bytes())
+    }
+
+    /// Writes `summary.json`.
+    ///
+    /// # Errors
+    /// See [`RunDir::write`].
+    pub fn write_summary(&self, summary: &Summary) -> Result<(), ResultsError> {
+        self.write("summary.json", summary.to_json().as_bytes())
+    }
+
+    /// Writes `layers.json`.
+    ///
+    /// # Errors
+    /// See [`RunDir::write`].
+    pub fn write_layers(&self, layers: &Layers) -> Result<(), ResultsError> {
+        self.write("layers.json", to_json(layers).as_bytes())
+    }
+
+    /// Writes `hist/NAME.hlog`; the report draws the one named `requests`.
+    ///
+    /// # Errors
+    /// See [`RunDir::write`], and a tag that cannot be written.
+    pub fn write_hlog(
+        &self,
+        name: &str,
+        started_at: SystemTime,
+        intervals: &[Interval],
+    ) -> Result<(), ResultsError> {
+        let file = format!("hist/{name}.hlog");
+        let mut bytes = Vec::new();
+        write_hlog(&mut bytes, started_at, intervals).map_err(|error| ResultsError::Write {
+            file: self.path.join(&file),
+            source: error.into(),
+        })?;
+        self.write(&file, &bytes)
+    }
+
+    /// Starts a Parquet table, `rounds` or `requests` by the type of its rows.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn table<R: Row>(&self) -> Result<TableWriter<R>, ResultsError> {
+        TableWriter::create(&self.path)
+    }
+
+    /// Writes `report.html` from the other files, as the command `report` does again later.
+    ///
+    /// # Errors
+    /// What [`RunDir::read_record`] and [`RunDir::write`] report.
+    pub fn write_report(&self) -> Result<(), ResultsError> {
+        self.write("report.html", report::render(&self.read_record()?).as_bytes())
+    }
+
+    /// Reads back what the report shows. `layers.json`, `rounds.parquet` and the histogram may be
+    /// missing, as after an interrupted run: what rests on them is then left out.
+    ///
+    /// # Errors
+    /// `manifest.json` or `summary.json` is missing, or any file is damaged or too new.
+    pub fn read_record(&self) -> Result<RunRecord, ResultsError> {
+        Ok(RunRecord {
+            manifest: self.read_manifest()?,
+            summary: self.read_summary()?,
+            layers: or_missing(self.read_json("layers.json"))?,
+            rounds: or_missing(read_table::<RoundRow>(&self.path))?.unwrap_or_default(),
+            latency: or_missing(self.read_latency())?,
+        })
+    }
+
+    /// Reads `manifest.json`.
+    ///
+    /// # Errors
+    /// Missing, damaged or too new.
+    pub fn read_manifest(&self) -> Result<Manifest, ResultsError> {
+        self.read_json("manifest.json")
+    }
+
+    /// Reads `summary.json`.
+    ///
+    /// # Errors
+    /// Missing, damaged or too new.
+    pub fn read_summary(&self) -> Result<Summary, ResultsError> {
+        self.read_json("summary.json")
+    }
+
+    /// Reads a Parquet table.
+    ///
+    /// # Errors
+    /// Missing, damaged or too new.
+    pub fn read_table<R: Row>(&self) -> Result<Vec<R>, ResultsError> {
+        read_table(&self.path)
+    }
+
+    /// The request latencies of all intervals in `hist/requests.hlog`.
+    ///
+    /// # Errors
+    /// Missing or damaged.
+    pub fn read_latency(&self) -> Result<Latency, ResultsError> {
+        let name = format!("hist/{REQUESTS_HLOG}.hlog");
+        let intervals = read_hlog(&self.read(&name)?).map_err(|error| ResultsError::Malformed {
+            file: self.path.join(&name),
+            reason: error.to_string(),
+        })?;
+        let mut all = Latency::new();
+        intervals.iter().for_each(|interval| all.merge(&interval.latency));
+        Ok(all)
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, ResultsError> {
+        let file = self.path.join(name);
+        fs::read(&file).map_err(|source| ResultsError::Read { file, source })
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T, ResultsError> {
+        /// Read first: a newer layout may not fit `T` at all.
+        #[derive(serde::Deserialize)]
+        struct Version {
+            schema_version: u32,
+        }
+        let bytes = self.read(name)?;
+        let malformed = |error: serde_json::Error| ResultsError::Malformed {
+            file: self.path.join(name),
+            reason: error.to_string(),
+        };
+        let Version { schema_version: found } =
+            serde_json::from_slice(&bytes).map_err(malformed)?;
+        if found > SCHEMA_VERSION {
+            let file = self.path.join(name);
+            return Err(ResultsError::TooNew { file, found, known: SCHEMA_VERSION });
+        }
+        serde_json::from_slice(&bytes).map_err(malformed)
+    }
+}
+
+/// The name of a file while it is written.
+pub(super) fn partial_name(target: &Path) -> PathBuf {
+    let mut name = target.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string_pretty(value).expect("all keys are strings") + "\n"
+}
+
+/// A file that is not there is `None`.
+fn or_missing<T>(read: Result<T, ResultsError>) -> Result<Option<T>, ResultsError> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(ResultsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,397 @@
+//! `summary.json`: the figures of a run, each beside its control.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::SCHEMA_VERSION;
+use crate::measure::LatencyQuantiles;
+
+/// The figures of one run. A figure that was not measured, or is not a finite number, is `null`, and
+/// `null_reasons` says why under its path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Summary {
+    /// Version of this layout.
+    pub schema_version: u32,
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Seed of every random stream.
+    pub seed: u64,
+    /// Hash of the game's state, hex: same scenario and seed, same hash.
+    pub state_hash: String,
+    /// How the run ended.
+    pub status: Status,
+    /// What stopped it, where it did not complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_detail: Option<String>,
+    /// How far play ended from equilibrium, with certificates.
+    pub convergence: Convergence,
+    /// What the flock rules alone reach on the same scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flock: Option<FlockComparison>,
+    /// Work done a second.
+    pub throughput: Throughput,
+    /// Latency of requests from their intended start, ns.
+    pub latency_ns: LatencyQuantiles,
+    /// How requests ended.
+    pub outcomes: Outcomes,
+    /// Conservation of token–expert pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<Pairs>,
+    /// Size of the experts.
+    pub memory: Memory,
+    /// What the bytes were spent on; absent where experts stay in f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<PrecisionFigures>,
+    /// Loss, where text was scored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
+    /// One entry a node.
+    pub nodes: Vec<NodeFigures>,
+    /// Goals that the scenario states.
+    #[serde(default)]
+    pub goals: Vec<Goal>,
+    /// Why a figure is null, by its path, as `convergence.relative_gap`.
+    #[serde(default)]
+    pub null_reasons: BTreeMap<String, String>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// All of it was played.
+    Complete,
+    /// Stopped from outside; the figures cover what was played.
+    Interrupted,
+    /// Stopped by an error; the figures cover what was played.
+    Failed,
+}
+
+/// The play over all rounds. Certificates are the worst round's; balance and score loss are means
+/// weighted by tokens, for the router and its control alike.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Convergence {
+    /// Name of the router.
+    pub router: String,
+    /// Games played (layers × steps).
+    pub rounds: u64,
+    /// Steps of the router's own kind, summed.
+    pub iterations: u64,
+    /// Passes over the T × E scores, summed.
+    #[serde(default)]
+    pub passes: u64,
+    /// Time of the router, summed, ns.
+    #[serde(default)]
+    pub route_ns: u64,
+    /// Largest regret of a token, in units of affinity.
+    pub epsilon_nash: Option<f64>,
+    /// (D − Φ)/|D|: at most this far from the optimum.
+    pub relative_gap: Option<f64>,
+    /// Φ of the assignment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub potential: Option<f64>,
+    /// D(p), an upper bound of the largest Φ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dual_bound: Option<f64>,
+    /// Largest load over the fair share.
+    pub max_over_mean: Option<f64>,
+    /// The same in the worst round.
+    #[serde(default)]
+    pub max_over_mean_worst: Option<f64>,
+    /// `max_over_mean` under plain top-k on the same scores: the control.
+    pub max_over_mean_top_k: Option<f64>,
+    /// Share of the affinity of plain top-k that balance cost.
+    pub score_loss: Option<f64>,
+    /// Smallest share of its top-k affinity that any token kept.
+    #[serde(default)]
+    pub kept_share_min: Option<f64>,
+    /// Whether every round's relative gap is within the scenario's goal, or 1e-4 without one.
+    pub converged: bool,
+}
+
+/// The flock rules alone, on the same scores as the router.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FlockComparison {
+    /// Largest regret in the last batch.
+    pub epsilon_nash: Option<f64>,
+    /// Relative gap in the last batch.
+    pub relative_gap: Option<f64>,
+    /// Largest load over the fair share in the first batch.
+    pub max_over_mean_first: Option<f64>,
+    /// Largest load over the fair share in the last batch.
+    pub max_over_mean_last: Option<f64>,
+}
+
+/// Work done a second of the run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Throughput {
+    /// Tokens that left the last layer.
+    pub tokens_per_s: Option<f64>,
+    /// Tokens that the load offered: an open loop serves no more than that.
+    #[serde(default)]
+    pub offered_tokens_per_s: Option<f64>,
+    /// Token–expert pairs combined.
+    pub token_experts_per_s: Option<f64>,
+    /// Payload sent and received.
+    pub bytes_per_s: Option<f64>,
+    /// What the rates were divided by, ns.
+    #[serde(default)]
+    pub elapsed_ns: u64,
+}
+
+/// How requests ended; every request counts once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Outcomes {
+    /// In time and whole.
+    pub ok: u64,
+    /// Whole, after the deadline.
+    pub late: u64,
+    /// Given up at the deadline.
+    pub timeout: u64,
+    /// Refused before work began.
+    pub shed: u64,
+    /// Failed.
+    pub error: u64,
+    /// Answered with experts missing.
+    pub partial: u64,
+}
+
+impl Outcomes {
+    /// Requests in all.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.rows().iter().map(|(_, count)| count).sum()
+    }
+
+    /// Every outcome by its key.
+    #[must_use]
+    pub fn rows(&self) -> [(&'static str, u64); 6] {
+        [
+            ("ok", self.ok),
+            ("late", self.late),
+            ("timeout", self.timeout),
+            ("shed", self.shed),
+            ("error", self.error),
+            ("partial", self.partial),
+        ]
+    }
+}
+
+/// Token–expert pairs: `dispatched = combined + missing + shed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Pairs {
+    /// Ordered by the game.
+    pub dispatched: u64,
+    /// Came back and was added once.
+    pub combined: u64,
+    /// Never came back.
+    pub missing: u64,
+    /// Not sent.
+    pub shed: u64,
+}
+
+/// Size of the experts; scales and offsets are included.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Memory {
+    /// Bytes of all experts as served.
+    pub expert_bytes: u64,
+    /// Bytes of the same experts in `base_type`: the control.
+    pub expert_bytes_f32: u64,
+    /// Bits a weight, scales included.
+    pub bits_per_weight: Option<f64>,
+    /// 1 − `expert_bytes` / `expert_bytes_f32`.
+    pub saving: Option<f64>,
+    /// What the saving is counted against.
+    pub base_type: String,
+    /// Experts of each bit width.
+    #[serde(default)]
+    pub widths: BTreeMap<u32, u64>,
+}
+
+impl Memory {
+    /// The sizes and what follows from them, against f32.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "sizes stay below 2^53")]
+    pub fn new(expert_bytes: u64, weights: u64, widths: BTreeMap<u32, u64>) -> Self {
+        let expert_bytes_f32 = weights * 4;
+        let ratio = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+        Self {
+            expert_bytes,
+            expert_bytes_f32,
+            bits_per_weight: ratio(expert_bytes * 8, weights),
+            saving: ratio(expert_bytes, expert_bytes_f32).map(|share| 1.0 - share),
+            base_type: "f32".to_owned(),
+            widths,
+        }
+    }
+}
+
+/// How well the precision budget was used: relative squared error of the layers' outputs on
+/// calibration text, summed over experts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PrecisionFigures {
+    /// Bytes that the budget allows.
+    pub budget_bytes: u64,
+    /// Cost of the allocation in use.
+    pub cost: f64,
+    /// No allocation within the budget costs less.
+    pub dual_bound: f64,
+    /// The best uniform width within the budget: the control; absent where none fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uniform_cost: Option<f64>,
+}
+
+/// Cross-entropy in nats a token, with its controls.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Quality {
+    /// Quantized experts, routed by the run's router.
+    pub loss: Option<f64>,
+    /// The f32 model with its own plain top-k.
+    pub loss_f32: Option<f64>,
+    /// ln V: a model that predicts nothing.
+    pub loss_uniform: Option<f64>,
+    /// The same quantized experts under plain top-k.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_top_k: Option<f64>,
+    /// f32 experts under the run's router.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_f32_equilibrium: Option<f64>,
+    /// The dense baseline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_dense: Option<f64>,
+    /// Tokens scored.
+    pub tokens: u64,
+}
+
+/// One node over the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeFigures {
+    /// Its id.
+    pub node: u32,
+    /// Where it listens, or how it is reached.
+    pub address: String,
+    /// Expert replicas hosted at the end.
+    pub experts: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// Token–expert pairs computed.
+    pub tokens: u64,
+    /// Share of the run spent computing.
+    pub busy_share: Option<f64>,
+    /// Whether it answered to the end.
+    pub alive: bool,
+}
+
+/// A goal that the scenario states.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Goal {
+    /// What is limited, with its unit, as `p99_ms`.
+    pub name: String,
+    /// The bound stated.
+    pub limit: f64,
+    /// What the run reached.
+    pub measured: Option<f64>,
+    /// Whether that holds the bound.
+    pub met: bool,
+}
+
+impl Summary {
+    /// The text of `summary.json`. Keys stand in the order of the struct. Every null has an entry in
+    /// `null_reasons`: the caller's, or that it was not measured.
+    ///
+    /// # Panics
+    /// Never: every key is a string, and serde_json writes what is not finite as null.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut whole = self.clone();
+        let value = serde_json::to_value(self).expect("a summary has string keys only");
+        let mut paths = Vec::new();
+        null_paths("", &value, &mut paths);
+        for path in paths {
+            let reason = "not measured in this run, or not a finite number";
+            whole.null_reasons.entry(path).or_insert_with(|| reason.to_owned());
+        }
+        serde_json::to_string_pretty(&whole).expect("a summary has string keys only") + "\n"
+    }
+
+    /// A summary to fill in: schema version set, complete, nothing measured.
+    #[must_use]
+    pub fn new(scenario: &str, seed: u64, memory: Memory) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            scenario: scenario.to_owned(),
+            seed,
+            state_hash: String::new(),
+            status: Status::Complete,
+            status_detail: None,
+            convergence: Convergence::default(),
+            flock: None,
+            throughput: Throughput::default(),
+            latency_ns: LatencyQuantiles::default(),
+            outcomes: Outcomes::default(),
+            pairs: None,
+            memory,
+            precision: None,
+            quality: None,
+            nodes: Vec::new(),
+            goals: Vec::new(),
+            null_reasons: BTreeMap::new(),
+        }
+    }
+
+    /// Whether every stated goal was met (exit code 3 otherwise).
+    #[must_use]
+    pub fn goals_met(&self) -> bool {
+        self.goals.iter().all(|goal| goal.met)
+    }
+}
+
+/// The dotted paths of all nulls under `value`.
+fn null_paths(path: &str, value: &Value, found: &mut Vec<String>) {
+    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match value {
+        Value::Null => found.push(path.to_owned()),
+        Value::Object(map) => {
+            map.iter().for_each(|(key, value)| null_paths(&below(key), value, found));
+        }
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .for_each(|(at, value)| null_paths(&below(&at.to_string()), value, found)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_becomes_null_with_a_reason() {
+        let mut summary = Summary::new("s", 1, Memory::new(10, 100, BTreeMap::new()));
+        summary.convergence.epsilon_nash = Some(f64::NAN);
+        summary.convergence.max_over_mean = Some(f64::INFINITY);
+        summary.convergence.score_loss = Some(0.25);
+        summary.null_reasons.insert("convergence.relative_gap".into(), "no prices".into());
+        let read: Summary = serde_json::from_str(&summary.to_json()).expect("it is JSON");
+        assert_eq!(read.convergence.epsilon_nash, None);
+        assert_eq!(read.convergence.score_loss, Some(0.25));
+        assert_eq!(read.null_reasons["convergence.relative_gap"], "no prices");
+        for path in ["convergence.epsilon_nash", "convergence.max_over_mean", "latency_ns.p99"] {
+            assert!(read.null_reasons.contains_key(path), "{path}");
+        }
+        assert!(!read.null_reasons.contains_key("convergence.score_loss"));
+    }
+
+    #[test]
+    fn sizes_are_counted_against_f32() {
+        let memory = Memory::new(376, 1_000, BTreeMap::from([(3, 8)]));
+        assert_eq!(memory.expert_bytes_f32, 4_000);
+        assert_eq!(memory.bits_per_weight, Some(3.008));
+        assert_eq!(memory.saving, Some(0.906));
+        assert_eq!(Memory::new(0, 0, BTreeMap::new()).saving, None);
+    }
+}

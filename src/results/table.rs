@@ -1,0 +1,139 @@
+//! The short table at the end of a run.
+
+use std::fmt::Write;
+
+use super::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
+use super::summary::{Quality, Status, Summary};
+
+/// At most 25 lines of plain text: what was measured, the figure, and what to hold it against.
+#[must_use]
+pub fn summary_table(summary: &Summary) -> String {
+    let mut rows: Vec<[String; 3]> = Vec::new();
+    let mut row = |name: &str, figure: String, control: String| {
+        rows.push([name.to_owned(), figure, control]);
+    };
+    let play = &summary.convergence;
+    let found = if play.converged { "converged" } else { "did not converge" };
+    row("router", play.router.clone(), format!("{found}, {} games", count(play.rounds)));
+    row("ε-Nash", number(play.epsilon_nash), "0 at equilibrium".to_owned());
+    row("gap to optimum", percent(play.relative_gap), "certified upper bound".to_owned());
+    row(
+        "max over mean",
+        number(play.max_over_mean),
+        format!("{} by plain top-k, 1 is even", number(play.max_over_mean_top_k)),
+    );
+    row("score loss", percent(play.score_loss), "0 % by plain top-k".to_owned());
+    if let Some(flock) = &summary.flock {
+        row(
+            "flock alone",
+            number(flock.max_over_mean_last),
+            format!("max over mean; {} in the first batch", number(flock.max_over_mean_first)),
+        );
+    }
+    if let Some(quality) = &summary.quality {
+        row("loss", format!("{} nats", nats(quality.loss)), loss_controls(quality));
+    }
+    let memory = &summary.memory;
+    row(
+        "expert bytes",
+        bytes(memory.expert_bytes),
+        format!(
+            "{} in {}: {} saved, {} bits a weight",
+            bytes(memory.expert_bytes_f32),
+            memory.base_type,
+            percent(memory.saving),
+            number(memory.bits_per_weight)
+        ),
+    );
+    let rate = &summary.throughput;
+    row(
+        "throughput",
+        format!("{} tokens/s", number(rate.tokens_per_s)),
+        format!(
+            "{} token-experts/s, {} of payload",
+            number(rate.token_experts_per_s),
+            bytes_per_s(rate.bytes_per_s)
+        ),
+    );
+    let latency = &summary.latency_ns;
+    row(
+        "latency p50",
+        duration(latency.p50),
+        format!("p90 {}, {} requests", duration(latency.p90), count(latency.count)),
+    );
+    row("latency p99", duration(latency.p99), format!("max {}", duration(latency.max)));
+    let few = if (1..1_000).contains(&latency.count) {
+        "the maximum: fewer than 1 000 requests"
+    } else {
+        ""
+    };
+    row("latency p99.9", duration(latency.p999), few.to_owned());
+    let ended: Vec<String> = summary
+        .outcomes
+        .rows()
+        .iter()
+        .filter(|(name, count)| *name != "ok" && *count > 0)
+        .map(|(name, number)| format!("{} {name}", count(*number)))
+        .collect();
+    let of = format!("of {}", count(summary.outcomes.total()));
+    row(
+        "requests ok",
+        count(summary.outcomes.ok),
+        std::iter::once(of).chain(ended).collect::<Vec<_>>().join(", "),
+    );
+    let alive = summary.nodes.iter().filter(|node| node.alive).count();
+    row("nodes alive", alive.to_string(), format!("of {}", summary.nodes.len()));
+    aligned(summary, &rows)
+}
+
+fn loss_controls(quality: &Quality) -> String {
+    let mut text = format!("{} f32, {} ln V", nats(quality.loss_f32), nats(quality.loss_uniform));
+    for (name, loss) in [("plain top-k", quality.loss_top_k), ("dense", quality.loss_dense)] {
+        if loss.is_some() {
+            write!(text, ", {} {name}", nats(loss)).expect("a string takes any text");
+        }
+    }
+    text
+}
+
+/// Goals listed before the rest of the lines is summed up.
+const GOALS_SHOWN: usize = 5;
+
+fn aligned(summary: &Summary, rows: &[[String; 3]]) -> String {
+    let status = match summary.status {
+        Status::Complete => "complete",
+        Status::Interrupted => "interrupted",
+        Status::Failed => "failed",
+    };
+    let mut text = format!("{}  seed {}  {status}", summary.scenario, summary.seed);
+    if let Some(detail) = &summary.status_detail {
+        write!(text, ": {}", detail.replace('\n', " ")).expect("a string takes any text");
+    }
+    text.push('\n');
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let (names, figures) = (width(0).unwrap_or(0), width(1).unwrap_or(0));
+    for [name, figure, control] in rows {
+        let line = format!("  {name:<names$}  {figure:>figures$}  {control}");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    for goal in summary.goals.iter().take(GOALS_SHOWN) {
+        let met = if goal.met { "met" } else { "MISSED" };
+        writeln!(
+            text,
+            "  goal {}: {} against {}: {met}",
+            goal.name,
+            number(goal.measured),
+            number(Some(goal.limit))
+        )
+        .expect("a string takes any text");
+    }
+    let rest = summary.goals.iter().skip(GOALS_SHOWN);
+    let missed = rest.clone().filter(|goal| !goal.met).count();
+    if rest.len() > 0 {
+        writeln!(text, "  and {} more goals, {missed} missed", rest.len())
+            .expect("a string takes any text");
+    }
+    writeln!(text, "  state {}", summary.state_hash).expect("a string takes any text");
+    text
+}

@@ -1,0 +1,145 @@
+//! Everything decided before the first request.
+
+use super::PlanError;
+use super::fit::FittedExperts;
+use super::materials::Materials;
+use super::rounds::RoundError;
+use super::rules;
+use super::serve::ServeError;
+use crate::dispatch::NodeStats;
+use crate::dispatch::placement::Placement;
+use crate::results::{ManifestNode, Memory, NodeFigures, PrecisionFigures};
+use crate::scenario::Scenario;
+use crate::scenario::file::{Arrival, Engine};
+use crate::source::ScoreSource;
+use agents::arrival::{self, ArrivalProcess, BatchLimits, PlannedBatch};
+use agents::expert::Expert;
+use agents::ids::{ExpertId, LayerId, NodeId};
+use agents::round::Arena;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Everything decided before the first request.
+pub(super) struct Plan<'a> {
+    pub(super) scenario: &'a Scenario,
+    pub(super) materials: &'a Materials,
+    pub(super) experts: FittedExperts,
+    placement: Placement,
+    node_count: usize,
+    /// Intended arrivals, from the start of serving.
+    pub(super) intended_ns: Vec<u64>,
+    pub(super) batches: Vec<PlannedBatch>,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(
+        scenario: &'a Scenario,
+        materials: &'a Materials,
+        experts: FittedExperts,
+    ) -> Result<Self, PlanError> {
+        let node_count = match scenario.nodes.engine {
+            Engine::Peers => scenario.nodes.peers.len(),
+            Engine::Local | Engine::InProcess => scenario.nodes.count as usize,
+        };
+        let replicas = scenario.nodes.replicas as usize;
+        let shape = materials.source().shape();
+        let load = &scenario.load;
+        let process = match load.arrival {
+            Arrival::Poisson => ArrivalProcess::Poisson,
+            Arrival::Constant => ArrivalProcess::Constant,
+        };
+        let intended_ns =
+            arrival::intended_ns(process, load.rate_per_s, load.requests, scenario.seed);
+        let limits = BatchLimits {
+            requests_max: load.batch_requests_max as usize,
+            window_ns: u64::from(load.batch_window_ms) * 1_000_000,
+        };
+        Ok(Self {
+            placement: Placement::round_robin(shape.experts, node_count, replicas)?,
+            batches: arrival::batches(&intended_ns, limits),
+            scenario,
+            materials,
+            experts,
+            node_count,
+            intended_ns,
+        })
+    }
+
+    pub(super) fn arena(&self, source: &dyn ScoreSource) -> Arena {
+        let experts = &self.experts.served;
+        rules::arena(source, self.scenario, experts, self.node_count, |l, e| self.hosts(l, e))
+    }
+
+    pub(super) fn hosts(&self, layer: LayerId, expert: ExpertId) -> Vec<NodeId> {
+        let mut hosts: Vec<_> = self.placement.hosts(layer, expert).collect();
+        hosts.sort_unstable();
+        hosts
+    }
+
+    pub(super) fn memory(&self) -> Memory {
+        let experts = || self.experts.served.iter().flatten();
+        let mut widths = BTreeMap::new();
+        experts().for_each(|e| *widths.entry(e.bits().code_bits()).or_insert(0) += 1);
+        let weights = experts().map(|e| e.shape().weights() as u64).sum();
+        Memory::new(experts().map(|e| e.bytes()).sum(), weights, widths)
+    }
+
+    pub(super) fn precision(&self) -> Option<PrecisionFigures> {
+        let fit = self.experts.fit.as_ref()?;
+        let allocation = &fit.allocation;
+        Some(PrecisionFigures {
+            budget_bytes: fit.budget_bytes,
+            cost: allocation.cost,
+            dual_bound: allocation.dual_bound,
+            uniform_cost: fit.uniform_cost,
+        })
+    }
+
+    pub(super) fn bits(&self) -> Vec<Vec<u32>> {
+        let layer = |experts: &Vec<Arc<Expert>>| {
+            experts.iter().map(|expert| expert.bits().code_bits()).collect()
+        };
+        self.experts.served.iter().map(layer).collect()
+    }
+
+    pub(super) fn manifest_nodes(&self) -> Vec<ManifestNode> {
+        let address = |node: usize| match self.scenario.nodes.engine {
+            Engine::InProcess => "in-process".to_owned(),
+            Engine::Local => "local".to_owned(),
+            Engine::Peers => self.scenario.nodes.peers[node].clone(),
+        };
+        (0..)
+            .zip(0..self.node_count)
+            .map(|(id, node)| ManifestNode { node: id, address: address(node) })
+            .collect()
+    }
+
+    pub(super) fn node_figures(
+        &self,
+        stats: &[NodeStats],
+        span_ns: u64,
+        failure: Option<&ServeError>,
+    ) -> Vec<NodeFigures> {
+        let lost = match failure {
+            Some(
+                ServeError::Dispatch(error)
+                | ServeError::Round(RoundError::Dispatch { source: error, .. }),
+            ) => Some(error.node()),
+            _ => None,
+        };
+        let span_ns = span_ns as f64;
+        let addresses = self.manifest_nodes();
+        let figures = |stats: &NodeStats| NodeFigures {
+            node: stats.node.0,
+            address: addresses
+                .get(stats.node.index())
+                .map_or_else(String::new, |node| node.address.clone()),
+            experts: stats.shards as u64,
+            bytes: stats.shard_bytes as u64,
+            tokens: stats.token_experts,
+            busy_share: (span_ns > 0.0).then(|| stats.compute_ns as f64 / span_ns),
+            alive: lost != Some(stats.node),
+        };
+        stats.iter().map(figures).collect()
+    }
+}

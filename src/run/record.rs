@@ -1,0 +1,408 @@
+//! Records a run as it goes: rows to Parquet, sums for the summary. It reads rounds and replies and
+//! never reaches back into the world.
+
+use super::rounds::Round;
+use crate::measure::Latency;
+use crate::measure::latency::Interval;
+use crate::results::{
+    Convergence, FlockComparison, Goal, LayerFigures, Layers, Outcomes, Pairs, RequestRow,
+    ResultsError, RoundRow, RunDir, Summary, TableWriter, Throughput,
+};
+use crate::scenario::Scenario;
+use crate::source::SourceShape;
+use agents::arrival::PlannedBatch;
+use agents::game::Certificate;
+use agents::round::{Arena, FlockReport};
+use std::time::SystemTime;
+
+/// A gap that counts as converged when the scenario states no goal of its own.
+const CONVERGED_GAP: f64 = 1e-4;
+
+/// How a batch ended.
+pub enum BatchEnd {
+    /// Answered, with the summed loss of each request where text is scored.
+    Answered(Option<Vec<f64>>),
+    /// Given up.
+    Failed,
+}
+
+/// Rows and sums of a run.
+pub struct Recorder {
+    scenario: Scenario,
+    shape: SourceShape,
+    top_k: usize,
+    rounds: TableWriter<RoundRow>,
+    requests: TableWriter<RequestRow>,
+    latency: Latency,
+    state: blake3::Hasher,
+    outcomes: Outcomes,
+    play: PlaySums,
+    flock_first: Option<FlockStep>,
+    flock_last: Option<FlockStep>,
+    layers: Vec<LayerFigures>,
+    pairs: Pairs,
+    tokens_answered: u64,
+    /// From the start of serving to the end of the last batch, on the run's clock.
+    serving_ns: std::ops::Range<u64>,
+    payload_bytes: u64,
+    loss: f64,
+    tokens_scored: u64,
+    /// The first error of a writer; the run goes on to a partial summary.
+    failure: Option<ResultsError>,
+}
+
+/// Sums over all rounds.
+#[derive(Default)]
+struct PlaySums {
+    rounds: u64,
+    tokens: u64,
+    iterations: u64,
+    passes: u64,
+    route_ns: u64,
+    epsilon_nash: f64,
+    relative_gap: f64,
+    max_over_mean_worst: f64,
+    /// Weighted by tokens.
+    max_over_mean: f64,
+    max_over_mean_top_k: f64,
+    score_loss: f64,
+    kept_share_min: Option<f32>,
+}
+
+/// The flock at one step, the worst of its layers.
+#[derive(Clone, Copy)]
+struct FlockStep {
+    step: u32,
+    epsilon_nash: f64,
+    relative_gap: f64,
+    max_over_mean: f64,
+}
+
+impl FlockStep {
+    fn new(step: u32, report: &FlockReport) -> Self {
+        let FlockReport { certificate, max_over_mean } = report;
+        Self {
+            step,
+            epsilon_nash: certificate.epsilon_nash,
+            relative_gap: certificate.relative_gap,
+            max_over_mean: *max_over_mean,
+        }
+    }
+
+    fn worst(self, other: Self) -> Self {
+        Self {
+            step: self.step,
+            epsilon_nash: self.epsilon_nash.max(other.epsilon_nash),
+            relative_gap: self.relative_gap.max(other.relative_gap),
+            max_over_mean: self.max_over_mean.max(other.max_over_mean),
+        }
+    }
+}
+
+impl Recorder {
+    /// Opens the tables of a run directory.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn open(
+        dir: &RunDir,
+        scenario: &Scenario,
+        shape: SourceShape,
+        bits: Vec<Vec<u32>>,
+    ) -> Result<Self, ResultsError> {
+        let layer = |(layer, bits): (u32, Vec<u32>)| LayerFigures {
+            layer,
+            loads_top_k: vec![0; shape.experts],
+            loads: vec![0; shape.experts],
+            bits,
+        };
+        Ok(Self {
+            shape,
+            top_k: scenario.game.top_k.map_or(shape.top_k, |top_k| top_k as usize),
+            scenario: scenario.clone(),
+            rounds: dir.table()?,
+            requests: dir.table()?,
+            latency: Latency::new(),
+            state: blake3::Hasher::new(),
+            outcomes: Outcomes::default(),
+            play: PlaySums::default(),
+            flock_first: None,
+            flock_last: None,
+            layers: (0..).zip(bits).map(layer).collect(),
+            pairs: Pairs::default(),
+            tokens_answered: 0,
+            serving_ns: 0..0,
+            payload_bytes: 0,
+            loss: 0.0,
+            tokens_scored: 0,
+            failure: None,
+        })
+    }
+
+    /// Notes when serving starts.
+    pub fn serving_from(&mut self, now_ns: u64) {
+        self.serving_ns = now_ns..now_ns;
+    }
+
+    /// Time from the start of serving to the end of the last batch, ns.
+    #[must_use]
+    pub fn span_ns(&self) -> u64 {
+        self.serving_ns.end - self.serving_ns.start
+    }
+
+    /// Records one round; `route_ns` is the router's time, `sent` and `received` payload bytes.
+    pub fn round(
+        &mut self,
+        round: &Round<'_>,
+        arena: &Arena,
+        route_ns: u64,
+        (bytes_sent, bytes_received): (u64, u64),
+    ) {
+        arena.fingerprint(|bytes| drop(self.state.update(bytes)));
+        self.state.update(bytemuck::cast_slice(round.output));
+
+        let (play, flock) = (&round.decision.play, &round.decision.flock);
+        let certificate = &play.certificate;
+        let fair_share = mean(&play.loads);
+        let max_over_mean_top_k = largest(&play.loads_top_k) / fair_share;
+        let tokens = (round.output.len() / self.shape.width) as u64;
+        self.play.add(play.certificate, tokens, max_over_mean_top_k);
+        self.play.iterations += u64::from(play.iterations);
+        self.play.passes += u64::from(play.passes);
+        self.play.route_ns += route_ns;
+        let kept = self.play.kept_share_min.get_or_insert(f32::INFINITY);
+        *kept = kept.min(play.kept_share_min);
+        let figures = &mut self.layers[round.layer.index()];
+        add_loads(&mut figures.loads, &play.loads);
+        add_loads(&mut figures.loads_top_k, &play.loads_top_k);
+        let dispatched: u64 = play.loads.iter().map(|load| u64::from(*load)).sum();
+        self.pairs.dispatched += dispatched;
+        self.pairs.combined += dispatched;
+        self.payload_bytes += bytes_sent + bytes_received;
+        if let Some(flock) = flock {
+            self.flock_round(round.step.0, flock);
+        }
+
+        let finite = |value: f64| value.is_finite().then_some(value);
+        let row = RoundRow {
+            step: u64::from(round.step.0),
+            layer: round.layer.0,
+            tokens,
+            router: self.scenario.game.router.clone(),
+            iterations: u64::from(play.iterations),
+            passes: u64::from(play.passes),
+            epsilon_nash: certificate.epsilon_nash,
+            relative_gap: finite(certificate.relative_gap),
+            potential: certificate.potential,
+            dual_bound: finite(certificate.dual_bound),
+            max_over_mean: certificate.max_over_mean,
+            max_over_mean_top_k: Some(max_over_mean_top_k),
+            score_loss: Some(certificate.score_loss),
+            flock_max_over_mean: flock.as_ref().map(|flock| flock.max_over_mean),
+            flock_epsilon_nash: flock.as_ref().and_then(|f| finite(f.certificate.epsilon_nash)),
+            flock_relative_gap: flock.as_ref().and_then(|f| finite(f.certificate.relative_gap)),
+            route_ns,
+            dispatch_ns: round.dispatch_ns,
+            bytes_sent,
+            bytes_received,
+        };
+        let written = self.rounds.push(row);
+        self.note(written);
+    }
+
+    /// Records how the requests of a batch ended.
+    pub fn batch(
+        &mut self,
+        batch: &PlannedBatch,
+        intended_ns: &[u64],
+        (started_ns, finished_ns): (u64, u64),
+        end: &BatchEnd,
+    ) {
+        self.serving_ns.end = finished_ns;
+        let tokens = self.shape.tokens_per_request as u64;
+        let late_after_ns = u64::from(self.scenario.load.deadline_ms) * 1_000_000;
+        for (place, request) in batch.request_ids().enumerate() {
+            let intended_ns = intended_ns[request.index()];
+            let latency_ns = finished_ns.saturating_sub(intended_ns);
+            let (outcome, loss_sum) = match end {
+                BatchEnd::Failed => {
+                    self.outcomes.error += 1;
+                    ("error", None)
+                }
+                BatchEnd::Answered(losses) => {
+                    self.latency.record_from(intended_ns, finished_ns);
+                    self.tokens_answered += tokens;
+                    let loss = losses.as_ref().map(|losses| losses[place]);
+                    if let Some(loss) = loss {
+                        self.loss += loss;
+                        self.tokens_scored += tokens;
+                    }
+                    let late = latency_ns > late_after_ns;
+                    *(if late { &mut self.outcomes.late } else { &mut self.outcomes.ok }) += 1;
+                    (if late { "late" } else { "ok" }, loss)
+                }
+            };
+            let row = RequestRow {
+                request: u64::from(request.0),
+                step: Some(u64::from(batch.step.0)),
+                tokens,
+                intended_ns,
+                started_ns: Some(started_ns),
+                finished_ns,
+                latency_ns,
+                outcome: outcome.to_owned(),
+                loss_sum,
+            };
+            let written = self.requests.push(row);
+            self.note(written);
+        }
+    }
+
+    /// The first error of a writer, if any.
+    pub fn failure(&mut self) -> Option<ResultsError> {
+        self.failure.take()
+    }
+
+    /// Mean loss in nats a token and the tokens it was taken over; none where no text was scored.
+    #[must_use]
+    pub fn loss(&self) -> Option<(f64, u64)> {
+        (self.tokens_scored > 0)
+            .then(|| (self.loss / self.tokens_scored as f64, self.tokens_scored))
+    }
+
+    /// Closes the tables, writes histogram and layers, and fills what was recorded into `summary`.
+    ///
+    /// # Errors
+    /// When a file cannot be written; those already written stay.
+    pub fn finish(
+        self,
+        dir: &RunDir,
+        summary: &mut Summary,
+        started_at: SystemTime,
+    ) -> Result<(), ResultsError> {
+        let elapsed_ns = self.span_ns();
+        summary.state_hash = self.state.finalize().to_hex().to_string();
+        summary.convergence = self.convergence();
+        summary.flock = self.flock();
+        summary.throughput = self.throughput(elapsed_ns);
+        summary.latency_ns = self.latency.quantiles();
+        summary.outcomes = self.outcomes;
+        summary.pairs = Some(self.pairs);
+        summary.goals = self.goals(summary);
+        self.rounds.finish()?;
+        self.requests.finish()?;
+        let (tag, latency) = ("requests".to_owned(), self.latency);
+        let interval =
+            Interval { start_ns: self.serving_ns.start, duration_ns: elapsed_ns, tag, latency };
+        dir.write_hlog("requests", started_at, &[interval])?;
+        dir.write_layers(&Layers::new(self.layers))
+    }
+
+    fn note(&mut self, written: Result<(), ResultsError>) {
+        if let Err(error) = written {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    fn flock_round(&mut self, step: u32, report: &FlockReport) {
+        let now = FlockStep::new(step, report);
+        let joined =
+            |earlier: FlockStep| if earlier.step == step { earlier.worst(now) } else { now };
+        self.flock_last = Some(self.flock_last.map_or(now, joined));
+        match self.flock_first {
+            Some(first) if first.step != step => {}
+            _ => self.flock_first = self.flock_last,
+        }
+    }
+
+    fn convergence(&self) -> Convergence {
+        let play = &self.play;
+        let mean = |sum: f64| (play.tokens > 0).then(|| sum / play.tokens as f64);
+        let worst = |value: f64| (play.rounds > 0 && value.is_finite()).then_some(value);
+        let gap_max = self.scenario.goals.relative_gap_max.unwrap_or(CONVERGED_GAP);
+        Convergence {
+            router: self.scenario.game.router.clone(),
+            rounds: play.rounds,
+            iterations: play.iterations,
+            passes: play.passes,
+            route_ns: play.route_ns,
+            epsilon_nash: worst(play.epsilon_nash),
+            relative_gap: worst(play.relative_gap),
+            max_over_mean: mean(play.max_over_mean),
+            max_over_mean_worst: worst(play.max_over_mean_worst),
+            max_over_mean_top_k: mean(play.max_over_mean_top_k),
+            score_loss: mean(play.score_loss),
+            kept_share_min: play.kept_share_min.map(f64::from),
+            converged: play.rounds > 0 && play.relative_gap <= gap_max,
+            ..Convergence::default()
+        }
+    }
+
+    fn flock(&self) -> Option<FlockComparison> {
+        let (first, last) = (self.flock_first?, self.flock_last?);
+        let finite = |value: f64| value.is_finite().then_some(value);
+        Some(FlockComparison {
+            epsilon_nash: finite(last.epsilon_nash),
+            relative_gap: finite(last.relative_gap),
+            max_over_mean_first: Some(first.max_over_mean),
+            max_over_mean_last: Some(last.max_over_mean),
+        })
+    }
+
+    fn throughput(&self, elapsed_ns: u64) -> Throughput {
+        let rate = |count: u64| (elapsed_ns > 0).then(|| count as f64 * 1e9 / elapsed_ns as f64);
+        let pairs = self.tokens_answered * (self.top_k * self.shape.layers) as u64;
+        let offered = self.scenario.load.rate_per_s * self.shape.tokens_per_request as f64;
+        Throughput {
+            tokens_per_s: rate(self.tokens_answered),
+            offered_tokens_per_s: Some(offered),
+            token_experts_per_s: rate(pairs),
+            bytes_per_s: rate(self.payload_bytes),
+            elapsed_ns,
+        }
+    }
+
+    fn goals(&self, summary: &Summary) -> Vec<Goal> {
+        let goals = &self.scenario.goals;
+        let p99_ms = summary.latency_ns.p99.map(|ns| ns as f64 / 1e6);
+        let stated = [
+            ("relative_gap", goals.relative_gap_max, summary.convergence.relative_gap),
+            ("max_over_mean", goals.max_over_mean_max, summary.convergence.max_over_mean_worst),
+            ("p99_ms", goals.p99_ms_max, p99_ms),
+        ];
+        stated
+            .into_iter()
+            .filter_map(|(name, limit, measured)| {
+                let limit = limit?;
+                let met = measured.is_some_and(|measured| measured <= limit);
+                Some(Goal { name: name.to_owned(), limit, measured, met })
+            })
+            .collect()
+    }
+}
+
+impl PlaySums {
+    fn add(&mut self, certificate: Certificate, tokens: u64, max_over_mean_top_k: f64) {
+        let weight = tokens as f64;
+        self.rounds += 1;
+        self.tokens += tokens;
+        self.epsilon_nash = self.epsilon_nash.max(certificate.epsilon_nash);
+        self.relative_gap = self.relative_gap.max(certificate.relative_gap);
+        self.max_over_mean_worst = self.max_over_mean_worst.max(certificate.max_over_mean);
+        self.max_over_mean += weight * certificate.max_over_mean;
+        self.max_over_mean_top_k += weight * max_over_mean_top_k;
+        self.score_loss += weight * certificate.score_loss;
+    }
+}
+
+fn add_loads(sums: &mut [u64], loads: &[u32]) {
+    sums.iter_mut().zip(loads).for_each(|(sum, load)| *sum += u64::from(*load));
+}
+
+fn mean(loads: &[u32]) -> f64 {
+    loads.iter().map(|load| f64::from(*load)).sum::<f64>() / loads.len() as f64
+}
+
+fn largest(loads: &[u32]) -> f64 {
+    f64::from(loads.iter().copied().max().unwrap_or(0))
+}

@@ -1,0 +1,188 @@
+//! Serving: nodes are started, batches are played when they close, and the nodes are always ended.
+
+use super::Progress;
+use super::RunSettings;
+use super::controls::shards_on;
+use super::plan::Plan;
+use super::record::{BatchEnd, Recorder};
+use super::rounds::{Round, RoundError, play_batch};
+use crate::dispatch::{
+    Deadlines, Dispatch, DispatchError, InProcess, Local, LocalSettings, NodeStats, Remote,
+};
+use crate::measure::Clock;
+use crate::results::ResultsError;
+use crate::scenario::file::Engine;
+use agents::ids::RequestId;
+use agents::round::{Arena, Stage};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What ended a run that had started.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A worker could not be started or loaded.
+    #[error(transparent)]
+    Dispatch(#[from] DispatchError),
+    /// A round failed.
+    #[error(transparent)]
+    Round(#[from] RoundError),
+    /// Results cannot be written.
+    #[error(transparent)]
+    Results(#[from] ResultsError),
+    /// The user or the system asked to stop.
+    #[error("interrupted by {0}")]
+    Interrupted(&'static str),
+}
+
+impl Plan<'_> {
+    /// Starts the nodes, serves all batches on them, and always ends the nodes.
+    pub(super) async fn serve(
+        &self,
+        settings: &RunSettings<'_>,
+        clock: &Clock,
+        recorder: &mut Recorder,
+    ) -> (Result<(), ServeError>, Vec<NodeStats>) {
+        let nodes = &self.scenario.nodes;
+        let deadlines = Deadlines {
+            compute: Duration::from_millis(u64::from(nodes.deadline_ms)),
+            ..Deadlines::default()
+        };
+        settings.progress.phase("starting nodes");
+        match nodes.engine {
+            Engine::InProcess => self.serve_on(InProcess::new(), settings, clock, recorder).await,
+            Engine::Local => {
+                let local = LocalSettings {
+                    threads: nodes.threads as usize,
+                    deadlines,
+                    ..LocalSettings::default()
+                };
+                let spawning = Local::spawn(settings.program, nodes.count, local);
+                match interruptible(async { Ok(spawning.await?) }).await {
+                    Ok(local) => self.serve_on(local, settings, clock, recorder).await,
+                    Err(error) => (Err(error), Vec::new()),
+                }
+            }
+            Engine::Peers => {
+                let connecting = Remote::connect(&nodes.peers, deadlines);
+                match interruptible(async { Ok(connecting.await?) }).await {
+                    Ok(remote) => self.serve_on(remote, settings, clock, recorder).await,
+                    Err(error) => (Err(error), Vec::new()),
+                }
+            }
+        }
+    }
+
+    async fn serve_on(
+        &self,
+        mut dispatch: impl Dispatch,
+        settings: &RunSettings<'_>,
+        clock: &Clock,
+        recorder: &mut Recorder,
+    ) -> (Result<(), ServeError>, Vec<NodeStats>) {
+        let served = interruptible(async {
+            settings.progress.phase("loading shards");
+            dispatch.load(shards_on(&self.experts.served, |l, e| self.hosts(l, e))).await?;
+            settings.progress.phase("serving");
+            self.serve_batches(&mut dispatch, settings.progress, clock, recorder).await
+        });
+        let served = served.await;
+        (served, dispatch.close().await)
+    }
+
+    /// The loop. Batches start when they close, or as soon after as the one before has ended.
+    async fn serve_batches(
+        &self,
+        dispatch: &mut impl Dispatch,
+        progress: &dyn Progress,
+        clock: &Clock,
+        recorder: &mut Recorder,
+    ) -> Result<(), ServeError> {
+        let mut source = self.materials.source();
+        let width = source.shape().width;
+        let mut arena = self.arena(source.as_ref());
+        let route_ns = time_router(&mut arena, *clock);
+        let remote = self.scenario.nodes.engine != Engine::InProcess;
+        let serving_from_ns = clock.now_ns();
+        recorder.serving_from(serving_from_ns);
+        let intended_ns: Vec<u64> =
+            self.intended_ns.iter().map(|arrival| serving_from_ns + arrival).collect();
+        let requests = self.intended_ns.len() as u64;
+        for batch in &self.batches {
+            clock.sleep_until_ns(serving_from_ns + batch.closes_ns).await;
+            let started_ns = clock.now_ns();
+            let ids: Vec<RequestId> = batch.request_ids().collect();
+            let played = play_batch(
+                source.as_mut(),
+                &mut arena,
+                dispatch,
+                clock,
+                (batch.step, &ids),
+                |round, arena| {
+                    let payload = if remote { payload_bytes(round, width) } else { (0, 0) };
+                    recorder.round(round, arena, route_ns.load(Ordering::Relaxed), payload);
+                },
+            );
+            let played = played.await;
+            let times = (started_ns, clock.now_ns());
+            match played {
+                Ok(losses) => {
+                    recorder.batch(batch, &intended_ns, times, &BatchEnd::Answered(losses));
+                }
+                Err(error) => {
+                    recorder.batch(batch, &intended_ns, times, &BatchEnd::Failed);
+                    return Err(error.into());
+                }
+            }
+            if let Some(error) = recorder.failure() {
+                return Err(error.into());
+            }
+            progress.answered(u64::from(batch.requests.end), requests);
+            // Under overload nothing else waits, and an interrupt would never be heard.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+}
+
+/// Measures the respond stage of each round; the latest time is in the returned cell.
+fn time_router(arena: &mut Arena, clock: Clock) -> Arc<AtomicU64> {
+    let route_ns = Arc::new(AtomicU64::new(0));
+    let cell = Arc::clone(&route_ns);
+    let began_ns = AtomicU64::new(0);
+    arena.observe_stages(move |stage| match stage {
+        Stage::Perceive => began_ns.store(clock.now_ns(), Ordering::Relaxed),
+        Stage::Respond => {
+            cell.store(clock.now_ns() - began_ns.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        _ => {}
+    });
+    route_ns
+}
+
+/// Bytes of the tensors that a round sends and receives: each distinct row once a node.
+fn payload_bytes(round: &Round<'_>, width: usize) -> (u64, u64) {
+    let row_bytes = width * size_of::<f32>();
+    let (mut sent, mut received) = (0, 0);
+    for order in &round.decision.orders.nodes {
+        let mut rows: Vec<_> = order.groups.iter().flat_map(|group| &group.tokens).collect();
+        received += rows.len() * row_bytes;
+        rows.sort_unstable();
+        rows.dedup();
+        sent += rows.len() * row_bytes;
+    }
+    (sent as u64, received as u64)
+}
+
+/// Runs `work` until it ends or the process is asked to stop.
+pub(super) async fn interruptible<T>(
+    work: impl Future<Output = Result<T, ServeError>>,
+) -> Result<T, ServeError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("the runtime drives signals");
+    tokio::select! {
+        done = work => done,
+        _ = tokio::signal::ctrl_c() => Err(ServeError::Interrupted("Ctrl-C")),
+        _ = terminate.recv() => Err(ServeError::Interrupted("SIGTERM")),
+    }
+}

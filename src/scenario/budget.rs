@@ -1,0 +1,67 @@
+//! How large the experts may be, as scenarios and the command line write it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use agents::precision;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// Size of all experts, scales included. Written as `f32`, `90.6%`, `2.5bpw` or `3MB`.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Budget {
+    /// f32, not quantized.
+    Full,
+    /// Quantized into so much.
+    Limited(precision::Budget),
+}
+
+impl FromStr for Budget {
+    type Err = precision::BudgetError;
+
+    fn from_str(text: &str) -> Result<Self, precision::BudgetError> {
+        if text == "f32" {
+            Ok(Self::Full)
+        } else {
+            precision::Budget::parse(text).map(Self::Limited)
+        }
+    }
+}
+
+impl TryFrom<String> for Budget {
+    type Error = precision::BudgetError;
+
+    fn try_from(text: String) -> Result<Self, precision::BudgetError> {
+        text.parse()
+    }
+}
+
+impl From<Budget> for String {
+    fn from(budget: Budget) -> Self {
+        budget.to_string()
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("f32"),
+            Self::Limited(budget) => budget.fmt(f),
+        }
+    }
+}
+
+impl JsonSchema for Budget {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Budget".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": "budget",
+            "pattern": r"^(f32|\d+(\.\d*)? *(%|bpw|B|kB|MB|GB|KiB|MiB|GiB))$",
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! Checks that no single key can fail: names that others define, keys that contradict each other,
+//! files that are not there.
+
+use std::path::Path;
+
+use super::budget::Budget;
+use super::file::{Engine, Scenario, Source};
+use super::problem::{At, Origins, Problem, within};
+use super::read::Known;
+use super::shape::{closest, quoted};
+use agents::precision::Budget as Limit;
+
+/// Every conflict. A check that reads a key in `bad` is left out: that key is reported already and
+/// its value here is a placeholder.
+pub(super) fn find(
+    scenario: &Scenario,
+    known: &Known,
+    origins: &Origins,
+    bad: &[String],
+) -> Vec<Problem> {
+    let mut found = Found { origins, bad, problems: Vec::new() };
+    game(scenario, known, &mut found);
+    precision(scenario, &mut found);
+    nodes(scenario, &mut found);
+    files(scenario, &mut found);
+    found.problems
+}
+
+struct Found<'a> {
+    origins: &'a Origins,
+    bad: &'a [String],
+    problems: Vec<Problem>,
+}
+
+impl Found<'_> {
+    /// Reports on the first of the keys that the check reads, unless it holds; points at the first
+    /// of them that was written, since the others have their defaults.
+    fn unless(&mut self, holds: bool, keys: &[&str], text: impl FnOnce() -> (String, String)) {
+        let is_bad = |key: &&str| self.bad.iter().any(|bad| within(key, bad) || within(bad, key));
+        if !holds && !keys.iter().any(is_bad) {
+            let (message, help) = text();
+            let written = keys.iter().find(|key| self.origins.is_written(key));
+            let place = written.unwrap_or(&keys[0]);
+            let mut problem = self.origins.problem(place, At::Value, message, help);
+            problem.key = keys[0].into();
+            self.problems.push(problem);
+        }
+    }
+}
+
+fn game(scenario: &Scenario, known: &Known, found: &mut Found<'_>) {
+    let router = &scenario.game.router;
+    found.unless(known.routers.contains(router), &["game.router"], || {
+        let names = || known.routers.iter().map(String::as_str);
+        let help = match closest(router, names()) {
+            Some(name) => format!("did you mean \"{name}\"?"),
+            None => format!("write one of {}", quoted(names())),
+        };
+        (format!("there is no router \"{router}\""), help)
+    });
+    let Source::Synthetic { experts, .. } = scenario.source else { return };
+    let top_k = scenario.game.top_k;
+    found.unless(top_k.is_some(), &["game.top_k"], || {
+        let message = "`game.top_k` is missing: a synthetic source has no model to take it from";
+        (message.into(), format!("add `top_k = …` under [game], 1 to {experts}"))
+    });
+    let top_k = top_k.unwrap_or(1);
+    found.unless(top_k <= experts, &["game.top_k", "source.experts"], || {
+        let message = format!("`game.top_k` is {top_k} but `source.experts` is {experts}");
+        (message, format!("write a top_k from 1 to {experts}, or more experts"))
+    });
+    let neighbours = scenario.flock.neighbours;
+    let holds = !scenario.flock.enabled || neighbours < experts;
+    found.unless(holds, &["flock.neighbours", "source.experts", "flock.enabled"], || {
+        let message = format!("`flock.neighbours` is {neighbours} but `source.experts` is {experts}");
+        (message, "an expert has at most experts - 1 neighbours: write fewer neighbours, or flock.enabled = false".into())
+    });
+}
+
+fn precision(scenario: &Scenario, found: &mut Found<'_>) {
+    let precision = &scenario.precision;
+    let bits = match precision.budget {
+        Budget::Limited(Limit::BitsPerWeight(bits)) => bits,
+        Budget::Limited(Limit::SavedPercent(percent)) => 32.0 * (1.0 - percent / 100.0),
+        // What bytes mean depends on the model; f32 is always met.
+        Budget::Limited(Limit::Bytes(_)) | Budget::Full => f64::INFINITY,
+    };
+    let width = precision.widths.iter().copied().min().unwrap_or_default();
+    found.unless(bits >= f64::from(width), &["precision.budget", "precision.widths"], || {
+        let budget = precision.budget;
+        let message = format!(
+            "`precision.budget` {budget} is {bits:.2} bits a weight, below the smallest of `precision.widths`, {width}"
+        );
+        (message, format!("write a budget above {width}bpw, which holds the scales too, or a smaller width"))
+    });
+    for (index, width) in precision.widths.iter().enumerate() {
+        let key = format!("precision.widths[{index}]");
+        found.unless(!precision.widths[..index].contains(width), &[&key], || {
+            (format!("`precision.widths` lists {width} twice"), "list each width once".into())
+        });
+    }
+}
+
+fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
+    let nodes = &scenario.nodes;
+    let (count, replicas, peers) = (nodes.count, nodes.replicas, nodes.peers.len());
+    found.unless(replicas <= count, &["nodes.replicas", "nodes.count"], || {
+        let message = format!("`nodes.replicas` is {replicas} but `nodes.count` is {count}");
+        (
+            message,
+            "replicas of an expert stand on different nodes: write fewer replicas or more nodes"
+                .into(),
+        )
+    });
+    if nodes.engine == Engine::Peers {
+        found.unless(
+            peers == count as usize,
+            &["nodes.peers", "nodes.count", "nodes.engine"],
+            || {
+                let message =
+                    format!("`nodes.peers` lists {peers} addresses but `nodes.count` is {count}");
+                (
+                    message,
+                    "list one host:port a node, or use --nodes peers:HOST:PORT,…, which sets both"
+                        .into(),
+                )
+            },
+        );
+    } else {
+        found.unless(peers == 0, &["nodes.peers", "nodes.engine"], || {
+            let message = "`nodes.peers` lists addresses but `nodes.engine` is not \"peers\"";
+            (message.into(), "write engine = \"peers\", or take the peers out".into())
+        });
+    }
+    for (index, peer) in nodes.peers.iter().enumerate() {
+        let key = format!("nodes.peers[{index}]");
+        found.unless(!nodes.peers[..index].contains(peer), &[&key], || {
+            (format!("`nodes.peers` lists {peer} twice"), "list each worker once".into())
+        });
+    }
+}
+
+fn files(scenario: &Scenario, found: &mut Found<'_>) {
+    let mut text = |key: &str, path: &Path| {
+        found.unless(path.is_file(), &[key], || {
+            let message = format!("there is no text file {}", path.display());
+            (message, "correct the path: it is relative to the scenario file".into())
+        });
+    };
+    if let Some(path) = &scenario.precision.calibration_text {
+        text("precision.calibration_text", path);
+    }
+    if let Source::Checkpoint { checkpoint, text: texts } = &scenario.source {
+        texts.iter().enumerate().for_each(|(i, path)| text(&format!("source.text[{i}]"), path));
+        found.unless(checkpoint.is_dir(), &["source.checkpoint"], || {
+            let message = format!("there is no checkpoint folder {}", checkpoint.display());
+            (message, "correct the path: it is relative to the scenario file".into())
+        });
+    }
+}

@@ -1,0 +1,342 @@
+//! The shape of a scenario file. These types are the only source of its keys, types, ranges and
+//! defaults: the JSON Schema is derived from them and the reader checks files against that schema.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::budget::Budget;
+
+/// The one `schema_version` this version reads.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// A scenario: what is played, on which nodes, under which load, and what counts as success.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Version of this file format: 1, the only one so far.
+    #[schemars(extend("enum" = [SCHEMA_VERSION]))]
+    pub schema_version: u32,
+    /// Name of the scenario in results: letters, digits, `-`, `_` and `.`, 1 to 64 of them.
+    #[schemars(extend("format" = "name"))]
+    pub name: String,
+    /// Seed of every random stream, 0 to 2^63 - 1. Default 0.
+    #[serde(default)]
+    #[schemars(range(max = 9_223_372_036_854_775_807u64))]
+    pub seed: u64,
+    /// Where affinities and hidden states come from.
+    pub source: Source,
+    /// The routing game.
+    pub game: Game,
+    /// How experts share and move their prices from batch to batch.
+    #[serde(default)]
+    pub flock: Flock,
+    /// Bit widths of the experts' weights.
+    #[serde(default)]
+    pub precision: Precision,
+    /// The worker nodes that host the experts.
+    #[serde(default)]
+    pub nodes: Nodes,
+    /// The requests that arrive.
+    pub load: Load,
+    /// The coordinator's own resources.
+    #[serde(default)]
+    pub compute: Compute,
+    /// What the run must reach; a missed goal ends it with exit code 3. Goals left out are not checked.
+    #[serde(default)]
+    pub goals: Goals,
+}
+
+/// Where affinities (and hidden states) come from.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Source {
+    /// A trained Mixture-of-Experts checkpoint that reads text.
+    Checkpoint {
+        /// Folder of a checkpoint in the Hugging Face layout, relative to the scenario file.
+        checkpoint: PathBuf,
+        /// One or more UTF-8 text files, relative to the scenario file; read in this order.
+        #[schemars(length(min = 1))]
+        text: Vec<PathBuf>,
+    },
+    /// Random affinities: softmax or logits of N(0, 1) plus a bias for each expert.
+    Synthetic {
+        /// Experts in a layer, 1 to 65536.
+        #[schemars(range(min = 1, max = 65_536))]
+        experts: u32,
+        /// Mixture-of-Experts layers, 1 to 1024. Default 1.
+        #[serde(default = "default::layers")]
+        #[schemars(range(min = 1, max = 1024))]
+        layers: u32,
+        /// Standard deviation of the per-expert bias, in logits, 0 to 100. Default 0: no expert is favoured.
+        #[serde(default)]
+        #[schemars(range(min = 0, max = 100))]
+        skew: f64,
+        /// Length of a token's hidden state, 1 to 65536. Default 64.
+        #[serde(default = "default::width")]
+        #[schemars(range(min = 1, max = 65_536))]
+        width: u32,
+        /// Rows of an expert's gate and up projections, 1 to 262144. Default 128.
+        #[serde(default = "default::expert_hidden")]
+        #[schemars(range(min = 1, max = 262_144))]
+        expert_hidden: u32,
+    },
+}
+
+/// The routing game.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Game {
+    /// Name of the router: the dynamics that picks experts.
+    pub router: String,
+    /// Experts a token picks, 1 to the number of experts. Checkpoints default to the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub top_k: Option<u32>,
+    /// What a token gains from an expert. Default `probability`.
+    #[serde(default)]
+    pub affinity: Affinity,
+    /// What congestion costs. Default `quota`.
+    #[serde(default)]
+    pub cost: Cost,
+    /// Capacity of an expert in fair shares Tk/E, 1 to 65536; used by cost `quota`. Default 1.
+    #[serde(default = "default::capacity_factor")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub capacity_factor: f64,
+    /// Price of the load of one fair share, in affinity, 0 to 1000000; used by cost `linear`. Default 0.1.
+    #[serde(default = "default::price_per_fair_share")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub price_per_fair_share: f64,
+}
+
+/// What a token gains from an expert.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Affinity {
+    /// The router's softmax probability.
+    #[default]
+    Probability,
+    /// The router's logit.
+    Logit,
+}
+
+/// What congestion costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cost {
+    /// Free up to `capacity_factor` fair shares, barred beyond.
+    #[default]
+    Quota,
+    /// `price_per_fair_share` times the load in fair shares.
+    Linear,
+}
+
+/// How experts share and move their prices from batch to batch.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Flock {
+    /// Whether prices are carried from batch to batch. Default true.
+    pub enabled: bool,
+    /// Nearest experts that an expert minds, 1 to 65535. Default 7, as starlings keep.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub neighbours: u32,
+    /// Price change, in affinity, per fair share of excess load, 0 to 1000. Default 0.01.
+    #[schemars(range(min = 0, max = 1000))]
+    pub price_step: f64,
+    /// Weight of the neighbours' price changes in an expert's own, 0 to 1. Default 0.3.
+    #[schemars(range(min = 0, max = 1))]
+    pub alignment: f64,
+}
+
+impl Default for Flock {
+    fn default() -> Self {
+        Self { enabled: true, neighbours: 7, price_step: 0.01, alignment: 0.3 }
+    }
+}
+
+/// Bit widths of the experts' weights.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Precision {
+    /// Size of all experts, scales included. Default `f32`: not quantized.
+    pub budget: Budget,
+    /// Bits of a weight code that may be used, each 2, 4 or 8. Default all three.
+    #[schemars(length(min = 1, max = 3), extend("items" = { "type": "integer", "enum": [2, 4, 8] }))]
+    pub widths: Vec<u32>,
+    /// Weights that share a scale, 32 or 64. Default 32.
+    #[schemars(extend("enum" = [32, 64]))]
+    pub group: u32,
+    /// UTF-8 text that shows which experts matter, relative to the scenario file. Without it widths follow the weights alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration_text: Option<PathBuf>,
+    /// Tokens of the calibration text that are read, 1 to 16777216. Default 2048.
+    #[schemars(range(min = 1, max = 16_777_216))]
+    pub calibration_tokens: u32,
+}
+
+impl Default for Precision {
+    fn default() -> Self {
+        Self {
+            budget: Budget::Full,
+            widths: vec![2, 4, 8],
+            group: 32,
+            calibration_text: None,
+            calibration_tokens: 2048,
+        }
+    }
+}
+
+/// The worker nodes that host the experts.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Nodes {
+    /// Nodes, 1 to 4096. Default 1.
+    #[schemars(range(min = 1, max = 4096))]
+    pub count: u32,
+    /// Nodes that host each expert, 1 to `count`. Default 1.
+    #[schemars(range(min = 1, max = 4096))]
+    pub replicas: u32,
+    /// Where nodes run. Default `in-process`.
+    pub engine: Engine,
+    /// Addresses of running workers for engine `peers`, one a node: `host:port`. Default none.
+    #[schemars(length(max = 4096), extend("items" = { "type": "string", "format": "host-port" }))]
+    pub peers: Vec<String>,
+    /// Threads of a node, 1 to 1024. Default 1.
+    #[schemars(range(min = 1, max = 1024))]
+    pub threads: u32,
+    /// Time a node has to answer one call, in ms, 1 to 3600000. Default 10000.
+    #[schemars(range(min = 1, max = 3_600_000))]
+    pub deadline_ms: u32,
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Self {
+            count: 1,
+            replicas: 1,
+            engine: Engine::InProcess,
+            peers: Vec::new(),
+            threads: 1,
+            deadline_ms: 10_000,
+        }
+    }
+}
+
+/// Where nodes run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// In the coordinator's process, without a network.
+    #[default]
+    InProcess,
+    /// `count` worker processes on this machine.
+    Local,
+    /// The workers that `peers` lists.
+    Peers,
+}
+
+/// The requests that arrive.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// How arrivals are spaced. Default `poisson`.
+    #[serde(default)]
+    pub arrival: Arrival,
+    /// Requests that arrive in a second, 0.001 to 1000000.
+    #[schemars(range(min = 0.001, max = 1_000_000))]
+    pub rate_per_s: f64,
+    /// Requests in the run, 1 to 100000000.
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub requests: u32,
+    /// Tokens of a request, 1 to 1048576. Default 64.
+    #[serde(default = "default::tokens_per_request")]
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub tokens_per_request: u32,
+    /// Requests that close a batch, 1 to 65536. Default 16.
+    #[serde(default = "default::batch_requests_max")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub batch_requests_max: u32,
+    /// A batch closes when full, or this long after its first intended arrival, in ms, 0 to 3600000. Default 50.
+    #[serde(default = "default::batch_window_ms")]
+    #[schemars(range(max = 3_600_000))]
+    pub batch_window_ms: u32,
+    /// A request answered later than this after its intended arrival counts as late, in ms, 1 to 3600000. Default 2000.
+    #[serde(default = "default::deadline_ms")]
+    #[schemars(range(min = 1, max = 3_600_000))]
+    pub deadline_ms: u32,
+}
+
+/// How arrivals are spaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arrival {
+    /// Exponential gaps.
+    #[default]
+    Poisson,
+    /// Equal gaps.
+    Constant,
+}
+
+/// The coordinator's own resources.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Compute {
+    /// Threads of the coordinator, 1 to 1024; results do not depend on it. Default 2.
+    #[schemars(range(min = 1, max = 1024))]
+    pub threads: u32,
+}
+
+impl Default for Compute {
+    fn default() -> Self {
+        Self { threads: 2 }
+    }
+}
+
+/// What the run must reach.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Goals {
+    /// Largest relative gap to the optimum, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    pub relative_gap_max: Option<f64>,
+    /// Largest load of an expert in fair shares, 1 to 65536.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub max_over_mean_max: Option<f64>,
+    /// Largest 99th percentile of request latency, in ms, 0.001 to 3600000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.001, max = 3_600_000))]
+    pub p99_ms_max: Option<f64>,
+}
+
+mod default {
+    pub(super) fn layers() -> u32 {
+        1
+    }
+    pub(super) fn width() -> u32 {
+        64
+    }
+    pub(super) fn expert_hidden() -> u32 {
+        128
+    }
+    pub(super) fn capacity_factor() -> f64 {
+        1.0
+    }
+    pub(super) fn price_per_fair_share() -> f64 {
+        0.1
+    }
+    pub(super) fn tokens_per_request() -> u32 {
+        64
+    }
+    pub(super) fn batch_requests_max() -> u32 {
+        16
+    }
+    pub(super) fn batch_window_ms() -> u32 {
+        50
+    }
+    pub(super) fn deadline_ms() -> u32 {
+        2000
+    }
+}

@@ -1,0 +1,294 @@
+//! The gRPC service of one node.
+
+use super::{
+    Settings, compute,
+    store::{Reservation, Store},
+};
+use crate::wire::{self, NodeWork, WireError};
+use proto::{
+    ComputeFault, ComputeReply, ComputeRequest, ShardChunk, ShardReceipt, StatusReply,
+    StatusRequest, expert_service_server::ExpertService,
+};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Streams and uploads at once, of all coordinators together. Each holds at most one message.
+const CALLS_MAX: usize = 64;
+
+/// How long an upload may pause between chunks before its reserved room is given back.
+const CHUNK_WAIT: Duration = Duration::from_secs(30);
+
+/// The service; a handle to what all its calls share.
+pub(super) struct Node(pub(super) Arc<Shared>);
+
+/// What all calls share.
+pub(super) struct Shared {
+    pub(super) message_bytes_max: usize,
+    store: Store,
+    pool: rayon::ThreadPool,
+    calls: watch::Sender<usize>,
+    draining: watch::Sender<bool>,
+    requests: AtomicU64,
+    token_experts: AtomicU64,
+    compute_ns: AtomicU64,
+}
+
+/// One call under way; a drain waits for its end.
+struct Call(Arc<Shared>);
+
+/// The replies of one stream. The call ends when the transport has taken the last of them.
+pub(super) struct Replies {
+    replies: mpsc::Receiver<Result<ComputeReply, Status>>,
+    _call: Call,
+}
+
+impl Shared {
+    pub(super) fn new(pool: rayon::ThreadPool, settings: &Settings) -> Self {
+        Self {
+            message_bytes_max: settings.message_bytes_max,
+            store: Store::new(settings.shard_bytes_max),
+            pool,
+            calls: watch::Sender::new(0),
+            draining: watch::Sender::new(false),
+            requests: AtomicU64::new(0),
+            token_experts: AtomicU64::new(0),
+            compute_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Refuses new calls and waits for those under way.
+    pub(super) async fn drain(&self, patience: Duration) {
+        self.draining.send_replace(true);
+        let mut calls = self.calls.subscribe();
+        if timeout(patience, calls.wait_for(|calls| *calls == 0)).await.is_err() {
+            tracing::warn!("{} calls did not end in time", *self.calls.borrow());
+        }
+    }
+
+    fn enter(self: &Arc<Self>) -> Result<Call, Status> {
+        if *self.draining.borrow() {
+            return Err(draining());
+        }
+        let entered = self.calls.send_if_modified(|calls| {
+            let room = *calls < CALLS_MAX;
+            *calls += usize::from(room);
+            room
+        });
+        if !entered {
+            let sentence = format!("this node serves at most {CALLS_MAX} calls at once");
+            return Err(Status::resource_exhausted(sentence));
+        }
+        Ok(Call(self.clone()))
+    }
+
+    /// Runs on a compute thread. The time that `request` waited for it counts against its deadline.
+    fn answer(&self, request: ComputeRequest, arrived: Instant) -> ComputeReply {
+        let reply = wire::reply_to(&request);
+        let computed = wire::decode_order(request, self.message_bytes_max).and_then(|work| {
+            let (outputs, compute_ns) = self.compute(&work, arrived)?;
+            wire::encode_outputs(reply.clone(), outputs, work.width, compute_ns)
+        });
+        computed.unwrap_or_else(|error| {
+            tracing::warn!("step {}, layer {}: {error}", reply.step, reply.layer);
+            wire::encode_fault(reply, error)
+        })
+    }
+
+    fn compute(&self, work: &NodeWork, arrived: Instant) -> Result<(Vec<f32>, u64), WireError> {
+        let waited = arrived.elapsed();
+        if waited >= work.deadline {
+            let (had, waited) = (work.deadline.as_millis(), waited.as_millis());
+            let detail = format!("the request had {had} ms left and waited {waited} ms");
+            return Err(WireError::new(ComputeFault::Expired, detail));
+        }
+        let mut groups = Vec::with_capacity(work.groups.len());
+        let layer = work.ticket.layer;
+        for group in &work.groups {
+            let expert = self.store.get(layer, group.expert).ok_or_else(|| {
+                let detail = format!("expert {} of layer {layer} is not here", group.expert);
+                WireError::new(ComputeFault::UnknownExpert, detail)
+            })?;
+            wire::check_width(&expert, work.width)?;
+            groups.push((expert, group.tokens.as_slice()));
+        }
+        let started = Instant::now();
+        let outputs = compute::outputs(&groups, &work.hidden, work.width);
+        let compute_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.token_experts.fetch_add(work.pairs as u64, Relaxed);
+        self.compute_ns.fetch_add(compute_ns, Relaxed);
+        Ok((outputs, compute_ns))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.calls.send_modify(|calls| *calls -= 1);
+    }
+}
+
+impl Stream for Replies {
+    type Item = Result<ComputeReply, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.replies.poll_recv(cx)
+    }
+}
+
+#[tonic::async_trait]
+impl ExpertService for Node {
+    type ComputeStream = Replies;
+
+    async fn load_shard(
+        &self,
+        request: Request<Streaming<ShardChunk>>,
+    ) -> Result<Response<ShardReceipt>, Status> {
+        let call = self.0.enter()?;
+        let mut chunks = request.into_inner();
+        let first = next_chunk(&mut chunks).await?;
+        let first = first.ok_or_else(|| Status::invalid_argument("an upload without chunks"))?;
+        let Some(header) = first.header else {
+            return Err(Status::invalid_argument("the first chunk of an upload needs the header"));
+        };
+        let (layer, expert, total_bytes) = wire::decode_shard_header(&header)
+            .map_err(|error| Status::invalid_argument(error.detail))?;
+        let room = self
+            .0
+            .store
+            .reserve(layer, expert, total_bytes)
+            .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        let bytes = receive(first.payload.into(), &mut chunks, total_bytes).await?;
+        let expected = header.blake3.clone();
+        let decoded = tokio::task::spawn_blocking(move || {
+            let found = blake3::hash(&bytes);
+            if found.as_bytes()[..] != expected[..] {
+                return Err(Status::data_loss(format!(
+                    "the shard arrived damaged: BLAKE3 {found} is not what its header says"
+                )));
+            }
+            wire::decode_shard(&bytes).map_err(|error| Status::invalid_argument(error.detail))
+        });
+        let shard =
+            decoded.await.map_err(|_| Status::internal("decoding the shard panicked"))??;
+        Reservation::store(room, shard);
+        drop(call);
+        tracing::debug!("stored expert {expert} of layer {layer}, {total_bytes} bytes");
+        Ok(Response::new(ShardReceipt {
+            layer: header.layer,
+            expert: header.expert,
+            stored_bytes: header.total_bytes,
+            blake3: header.blake3,
+        }))
+    }
+
+    async fn compute(
+        &self,
+        request: Request<Streaming<ComputeRequest>>,
+    ) -> Result<Response<Replies>, Status> {
+        let call = self.0.enter()?;
+        let (sender, replies) = mpsc::channel(1);
+        tokio::spawn(answer_all(self.0.clone(), request.into_inner(), sender));
+        Ok(Response::new(Replies { replies, _call: call }))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        let shared = &self.0;
+        let (shards, shard_bytes) = shared.store.usage();
+        Ok(Response::new(StatusReply {
+            shards: u32::try_from(shards).unwrap_or(u32::MAX),
+            shard_bytes: shard_bytes as u64,
+            shard_bytes_max: shared.store.bytes_max() as u64,
+            message_bytes_max: shared.message_bytes_max as u64,
+            requests: shared.requests.load(Relaxed),
+            token_experts: shared.token_experts.load(Relaxed),
+            compute_ns: shared.compute_ns.load(Relaxed),
+        }))
+    }
+}
+
+fn draining() -> Status {
+    Status::unavailable("this node is draining")
+}
+
+async fn next_chunk(chunks: &mut Streaming<ShardChunk>) -> Result<Option<ShardChunk>, Status> {
+    let late = |_| Status::deadline_exceeded("the upload paused for too long");
+    let chunk = timeout(CHUNK_WAIT, chunks.message()).await.map_err(late)??;
+    match &chunk {
+        Some(chunk) if chunk.payload.len() > wire::CHUNK_BYTES_MAX => {
+            let sentence = format!("a chunk has at most {} bytes", wire::CHUNK_BYTES_MAX);
+            Err(Status::invalid_argument(sentence))
+        }
+        _ => Ok(chunk),
+    }
+}
+
+/// Collects `total_bytes`, for which the caller has made room.
+async fn receive(
+    first: Vec<u8>,
+    chunks: &mut Streaming<ShardChunk>,
+    total_bytes: usize,
+) -> Result<Vec<u8>, Status> {
+    let wrong = |bytes| {
+        let sentence = format!("the header announces {total_bytes} bytes but {bytes} came");
+        Status::invalid_argument(sentence)
+    };
+    let mut bytes = first;
+    while let Some(chunk) = next_chunk(chunks).await? {
+        if bytes.len() + chunk.payload.len() > total_bytes {
+            return Err(wrong(bytes.len() + chunk.payload.len()));
+        }
+        bytes.extend_from_slice(&chunk.payload);
+    }
+    if bytes.len() == total_bytes { Ok(bytes) } else { Err(wrong(bytes.len())) }
+}
+
+/// One reply to each request, in their order, until the coordinator ends the stream or the node
+/// drains. A request that has arrived is answered even then.
+async fn answer_all(
+    shared: Arc<Shared>,
+    mut requests: Streaming<ComputeRequest>,
+    replies: mpsc::Sender<Result<ComputeReply, Status>>,
+) {
+    let mut drain = shared.draining.subscribe();
+    loop {
+        let request = tokio::select! {
+            biased;
+            request = requests.message() => request.transpose(),
+            _ = drain.wait_for(|draining| *draining) => Some(Err(draining())),
+        };
+        let reply = match request {
+            None => return,
+            Some(Err(status)) => Err(status),
+            Some(Ok(request)) => answer(&shared, request).await,
+        };
+        let ends = reply.is_err();
+        if replies.send(reply).await.is_err() || ends {
+            return;
+        }
+    }
+}
+
+/// Computes away from the async threads, which keep answering health and keepalive.
+async fn answer(shared: &Arc<Shared>, request: ComputeRequest) -> Result<ComputeReply, Status> {
+    let arrived = Instant::now();
+    shared.requests.fetch_add(1, Relaxed);
+    let (done, reply) = oneshot::channel();
+    let job = shared.clone();
+    shared.pool.spawn(move || {
+        // An error means that the stream ended meanwhile.
+        let _ = done.send(job.answer(request, arrived));
+    });
+    reply.await.map_err(|_| Status::internal("the computation panicked: see the node's log"))
+}

@@ -1,0 +1,478 @@
+//! Scenario files: what is read, and what is said about files that cannot be.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use agents::precision::Budget as Limit;
+use nashflock::scenario::file::{Engine, Nodes, Source};
+use nashflock::scenario::{
+    Budget, Known, Problems, Scenario, load, resolved, schema, sets_of_nodes,
+};
+use tempfile::TempDir;
+
+const GOOD: &str = r#"# Question: does it read?
+schema_version = 1
+name = "table"
+[source]
+kind = "synthetic"
+width = 64
+experts = 16
+[game]
+router = "equilibrium"
+top_k = 2
+[precision]
+budget = "4bpw"
+[nodes]
+count = 2
+[load]
+rate_per_s = 40.0
+requests = 10
+"#;
+
+fn known() -> Known {
+    Known { routers: vec!["equilibrium".into(), "top_k".into()] }
+}
+
+/// Reads a text as a scenario file in a folder of its own.
+fn read(text: impl AsRef<[u8]>, sets: &[&str]) -> Result<Scenario, Problems> {
+    let folder = TempDir::new().expect("a temporary folder");
+    let file = folder.path().join("scenario.toml");
+    fs::write(&file, text).expect("the file is written");
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    load(&file, &sets, &known())
+}
+
+fn refused(text: impl AsRef<[u8]>, sets: &[&str]) -> Problems {
+    read(text, sets).expect_err("the scenario has problems")
+}
+
+#[test]
+fn every_kind_of_mistake_is_located_and_comes_with_a_remedy() {
+    type Row = (&'static str, &'static str, usize, usize, &'static str, &'static str, &'static str);
+    // What is replaced in GOOD by what; then line, column, key, and parts of message and help.
+    #[rustfmt::skip]
+    let rows: &[Row] = &[
+        ("router =", "rooter =", 9, 1, "game.rooter", "unknown key `rooter` in [game]", "did you mean `router`?"),
+        ("[nodes]", "[nods]", 13, 2, "nods", "unknown key `nods` at the top", "did you mean `nodes`?"),
+        ("count = 2", "qqq = 2", 14, 1, "nodes.qqq", "unknown key `qqq`", "the keys in [nodes] are `count`"),
+        ("top_k = 2", "top_k = 2\ndeadline_ms = 5", 11, 1, "game.deadline_ms", "unknown key `deadline_ms`", "did you mean `load.deadline_ms`?"),
+        ("experts = 16", "experts = 16\ntext = []", 8, 1, "source.text", "unknown key `text`", "another `source.kind`"),
+        ("width = 64", "width = 0", 6, 9, "source.width", "from 1 to 65536, not 0", "Length of a token's hidden state"),
+        ("width = 64", "width = -1", 6, 9, "source.width", "not -1", "Length of a token's hidden state"),
+        ("width = 64", "width = 99999999999999999999", 6, 9, "source.width", "not 100000000000000000000", "Length of a token's hidden state"),
+        ("width = 64", "width = \"64\"", 6, 9, "source.width", "must be a whole number", "take the quotes away"),
+        ("width = 64", "width = 64.5", 6, 9, "source.width", "must be a whole number", "Length of a token's hidden state"),
+        ("name = \"table\"", "name = 7", 3, 8, "name", "`name` must be 1 to 64 letters", "put it in quotes: \"7\""),
+        ("name = \"table\"", "name = \"../up\"", 3, 8, "name", "`name` must be 1 to 64 letters", "letters, digits"),
+        ("name = \"table\"\n", "", 1, 1, "name", "`name` is missing", "add `name = …`"),
+        ("schema_version = 1", "schema_version = 2", 2, 18, "schema_version", "must be 1, not 2", "the only one so far"),
+        ("requests = 10", "", 15, 2, "load.requests", "`load.requests` is missing", "Requests in the run"),
+        ("[load]\nrate_per_s = 40.0\nrequests = 10\n", "", 1, 1, "load", "section [load] is missing", "with `rate_per_s`, `requests`"),
+        ("[nodes]", "[[nodes]]", 13, 1, "nodes", "`nodes` must be a section", "under a [section] header"),
+        ("rate_per_s = 40.0", "rate_per_s = nan", 16, 14, "load.rate_per_s", "not nan", "Requests that arrive in a second"),
+        ("rate_per_s = 40.0", "rate_per_s = 0", 16, 14, "load.rate_per_s", "from 0.001 to", "Requests that arrive in a second"),
+        ("[load]", "[load]\narrival = \"poison\"", 16, 11, "load.arrival", "must be one of `poisson`, `constant`", "did you mean \"poisson\"?"),
+        ("kind = \"synthetic\"", "kind = \"sintetic\"", 5, 8, "source.kind", "one of `checkpoint`, `synthetic`", "did you mean \"synthetic\"?"),
+        ("kind = \"synthetic\"\n", "", 4, 2, "source.kind", "`source.kind` is missing", "write one of `checkpoint`, `synthetic`"),
+        ("\"equilibrium\"", "\"equilibrum\"", 9, 10, "game.router", "no router \"equilibrum\"", "did you mean \"equilibrium\"?"),
+        ("\"equilibrium\"", "\"zzz\"", 9, 10, "game.router", "no router \"zzz\"", "write one of `equilibrium`, `top_k`"),
+        ("top_k = 2", "top_k = 17", 10, 9, "game.top_k", "is 17 but `source.experts` is 16", "from 1 to 16"),
+        ("top_k = 2", "", 8, 2, "game.top_k", "no model to take it from", "add `top_k = …`"),
+        ("top_k = 2", "top_k = 2\ncapacity_factor = 0.5", 11, 19, "game.capacity_factor", "from 1 to 65536, not 0.5", "fair shares"),
+        ("experts = 16", "experts = 7", 7, 11, "flock.neighbours", "`flock.neighbours` is 7 but", "fewer neighbours"),
+        ("\"4bpw\"", "\"4bits\"", 12, 10, "precision.budget", "a size such as", "scales included"),
+        ("\"4bpw\"", "\"100%\"", 12, 10, "precision.budget", "below 100%", "scales included"),
+        ("\"4bpw\"", "\"1.5bpw\"", 12, 10, "precision.budget", "below the smallest of `precision.widths`, 2", "above 2bpw"),
+        ("\"4bpw\"", "\"95%\"", 12, 10, "precision.budget", "is 1.60 bits a weight", "above 2bpw"),
+        ("[nodes]", "widths = [2,\n 3, 4]\n[nodes]", 14, 2, "precision.widths[1]", "one of 2, 4, 8, not 3", "write one of 2, 4, 8"),
+        ("[nodes]", "widths = [4, 4]\n[nodes]", 13, 14, "precision.widths[1]", "lists 4 twice", "once"),
+        ("[nodes]", "widths = []\n[nodes]", 13, 10, "precision.widths", "at least one entry", "Bits of a weight code"),
+        ("[nodes]", "widths = 4\n[nodes]", 13, 10, "precision.widths", "a list of at least one entry", "put it in brackets: [4]"),
+        ("[nodes]", "group = 48\n[nodes]", 13, 9, "precision.group", "one of 32, 64, not 48", "32 or 64"),
+        ("[nodes]", "calibration_text = \"ünknown.txt\"\n[nodes]", 13, 20, "precision.calibration_text", "no text file /", "relative to the scenario file"),
+        ("count = 2", "count = 2\nreplicas = 3", 15, 12, "nodes.replicas", "is 3 but `nodes.count` is 2", "fewer replicas or more nodes"),
+        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\"]", 16, 9, "nodes.peers", "lists 1 addresses but `nodes.count` is 2", "one host:port a node"),
+        ("count = 2", "count = 2\npeers = [\"a:1\"]", 15, 9, "nodes.peers", "`nodes.engine` is not \"peers\"", "take the peers out"),
+        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\", \"b\"]", 16, 17, "nodes.peers[1]", "\"host:port\", not \"b\"", "write \"host:port\""),
+        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\", \"a:1\"]", 16, 17, "nodes.peers[1]", "lists a:1 twice", "once"),
+        ("# Question: does it read?", "seed = 9223372036854775808", 1, 8, "seed", "`seed` must be a whole number", "Seed of every random stream"),
+        ("[load]", "[goals]\nmax_over_mean_max = 0.9\n[load]", 16, 21, "goals.max_over_mean_max", "from 1 to", "in fair shares"),
+        ("count = 2", "count = ", 14, 9, "", "must be quoted", "correct the TOML"),
+        ("count = 2", "count = 2\ncount = 3", 15, 1, "", "duplicate key", "correct the TOML"),
+    ];
+    for (index, (from, to, line, column, key, message, help)) in rows.iter().enumerate() {
+        assert!(GOOD.contains(from), "row {index}: {from}");
+        let problems = refused(GOOD.replacen(from, to, 1), &[]);
+        let all = problems.to_string();
+        assert_eq!(problems.0.len(), 1, "row {index}: {all}");
+        let problem = &problems.0[0];
+        assert_eq!(
+            (problem.line, problem.column),
+            (Some(*line), Some(*column)),
+            "row {index}: {all}"
+        );
+        assert_eq!(problem.key, *key, "row {index}: {all}");
+        assert!(problem.message.contains(message), "row {index}: {all}");
+        assert!(problem.help.contains(help), "row {index}: {all}");
+    }
+}
+
+#[test]
+fn five_problems_in_one_file_are_reported_together_in_the_order_of_the_file() {
+    let text = GOOD
+        .replace("width = 64", "width = \"many\"")
+        .replace("router =", "rooter =")
+        .replace("count = 2", "count = 2\nreplicas = 3")
+        .replace("top_k = 2", "top_k = 0")
+        .replace("40.0", "-1.0");
+    let problems = refused(text, &[]);
+    let found: Vec<(Option<usize>, &str)> =
+        problems.0.iter().map(|problem| (problem.line, problem.key.as_str())).collect();
+    let expected = [
+        (Some(6), "source.width"),
+        (Some(9), "game.rooter"),
+        (Some(10), "game.top_k"),
+        (Some(15), "nodes.replicas"),
+        (Some(17), "load.rate_per_s"),
+    ];
+    assert_eq!(found, expected, "{problems}");
+}
+
+#[test]
+fn all_syntax_errors_are_reported_together() {
+    let text = GOOD.replace("count = 2", "count = ").replace("top_k = 2", "top_k = two");
+    let problems = refused(text, &[]);
+    let lines: Vec<Option<usize>> = problems.0.iter().map(|problem| problem.line).collect();
+    assert_eq!(lines, [Some(10), Some(14)], "{problems}");
+}
+
+#[test]
+fn a_key_that_is_bad_already_is_not_reported_again_by_the_checks_that_read_it() {
+    let text = GOOD.replace("experts = 16", "experts = \"few\"").replace("top_k = 2", "top_k = 40");
+    let problems = refused(text, &[]);
+    assert_eq!(problems.0.len(), 1, "{problems}");
+    let kind = refused(GOOD.replace("\"synthetic\"", "\"other\""), &[]);
+    assert_eq!(kind.0.len(), 1, "{kind}");
+}
+
+#[test]
+fn sets_override_the_file_and_the_last_one_wins() {
+    let scenario = read(
+        GOOD,
+        &[
+            "game.router=top_k",
+            "precision.budget=2.5bpw",
+            "precision.widths=[2, 8]",
+            "load.rate_per_s=80",
+            "seed=1",
+            "seed=2",
+            "flock.enabled=false",
+            "goals.p99_ms_max=500",
+        ],
+    )
+    .expect("the overridden scenario reads");
+    assert_eq!(scenario.game.router, "top_k");
+    assert_eq!(scenario.precision.budget, Budget::Limited(Limit::BitsPerWeight(2.5)));
+    assert_eq!(scenario.precision.widths, [2, 8]);
+    assert_eq!((scenario.load.rate_per_s, scenario.seed), (80.0, 2));
+    assert_eq!((scenario.flock.enabled, scenario.goals.p99_ms_max), (false, Some(500.0)));
+
+    let sets = sets_of_nodes("peers:a:1,b:2,c:3").expect("three peers");
+    let scenario = read(GOOD, &sets.iter().map(String::as_str).collect::<Vec<_>>());
+    let peers = vec!["a:1".to_owned(), "b:2".to_owned(), "c:3".to_owned()];
+    let nodes = Nodes { count: 3, engine: Engine::Peers, peers, ..Nodes::default() };
+    assert_eq!(scenario.expect("three peers").nodes, nodes);
+}
+
+#[test]
+fn problems_of_a_set_name_the_set() {
+    let rows = [
+        (
+            "game.rooter=x",
+            "game.rooter",
+            "unknown key `rooter` in [game]",
+            "did you mean `router`?",
+        ),
+        ("nods.count=3", "nods", "unknown key `nods`", "did you mean `nodes`?"),
+        ("game.router=equilibrum", "game.router", "no router", "did you mean \"equilibrium\"?"),
+        ("precision.widths=[2,5]", "precision.widths[1]", "one of 2, 4, 8, not 5", "write one of"),
+        ("name.x=5", "name.x", "`name` is a single value", "write `--set name=…`"),
+        ("seed", "seed", "has no `=`", "--set section.key=value"),
+        ("nodes.replicas=9", "nodes.replicas", "`nodes.count` is 2", "more nodes"),
+        ("source.experts=1", "game.top_k", "`source.experts` is 1", "top_k from 1 to 1"),
+    ];
+    for (set, key, message, help) in rows {
+        let problems = refused(GOOD, &[set]);
+        let all = problems.to_string();
+        let problem = &problems.0[0];
+        assert_eq!(problem.key, key, "{all}");
+        assert!(problem.message.contains(message) && problem.help.contains(help), "{all}");
+        if set != "source.experts=1" {
+            assert_eq!((problems.0.len(), problem.line), (1, None), "{all}");
+            assert!(all.starts_with(&format!("--set {set}: ")), "{all}");
+        }
+    }
+}
+
+/// Sets every key to values of every type: the schema must refuse all that serde would, since
+/// serde's own errors have no place in the file and hide the rest.
+#[test]
+fn whatever_the_schema_lets_through_is_a_scenario() {
+    let values = [
+        "0",
+        "1",
+        "2",
+        "-1",
+        "4294967296",
+        "9223372036854775807",
+        "0.5",
+        "1e300",
+        "inf",
+        "nan",
+        "true",
+        "''",
+        "x",
+        "4bpw",
+        "[]",
+        "[2]",
+        "['a:1']",
+        "[[]]",
+        "{}",
+        "{a=1}",
+        "2026-01-01",
+    ];
+    let (_folder, files) = shipped();
+    let (mut read, mut refused) = (0, 0);
+    // The quickstart has a checkpoint as its source, the next file is synthetic.
+    for (file, key) in
+        files[..2].iter().flat_map(|file| schema_keys().into_iter().map(move |key| (file, key)))
+    {
+        for value in values {
+            match load(file, &[format!("{key}={value}")], &known()) {
+                Ok(_) => read += 1,
+                Err(problems) => {
+                    refused += 1;
+                    let keyed = problems.0.iter().all(|problem| !problem.key.is_empty());
+                    assert!(keyed, "{key}={value}: {problems}");
+                }
+            }
+        }
+    }
+    assert!(read > 100 && refused > 1000, "{read} read, {refused} refused");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(at in 0..GOOD.len(), cut in 0..12_usize, put in "[ -~\\n\\té€]{0,8}") {
+        let mut text = GOOD.to_owned();
+        text.replace_range(at..(at + cut).min(GOOD.len()), &put);
+        if let Err(problems) = read(&text, &[]) {
+            proptest::prop_assert!(!problems.0.is_empty());
+            proptest::prop_assert!(!problems.draw(miette::GraphicalTheme::unicode()).is_empty());
+            proptest::prop_assert!(problems.to_string().contains("help: "));
+        }
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read_are_one_problem_without_a_line() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let missing = load(&folder.path().join("none.toml"), &[], &known()).expect_err("no file");
+    assert_eq!((missing.0.len(), missing.0[0].line), (1, None));
+    assert!(missing.to_string().contains("none.toml: cannot read the scenario"), "{missing}");
+    let directory = load(folder.path(), &[], &known()).expect_err("a folder");
+    assert!(directory.to_string().contains("cannot read the scenario"), "{directory}");
+    let binary = refused(b"a = 1\nb = \"\xff\"\n", &[]);
+    assert!(binary.to_string().contains("line 2 is not UTF-8 (byte 11)"), "{binary}");
+    let large = refused(" ".repeat(2 << 20), &[]);
+    assert!(large.to_string().contains("larger than 1048576 bytes"), "{large}");
+}
+
+#[test]
+fn problems_print_as_plain_lines_as_snippets_and_as_json() {
+    let problems = refused(GOOD.replace("router =", "\trooter ="), &["seed=-1"]);
+    let plain = problems.to_string();
+    let expected = "scenario.toml:9:2: unknown key `rooter` in [game]\n    9 | \trooter = \"equilibrium\"\n      | \t^^^^^^\n  help: did you mean `router`?\n--set seed=-1: `seed` must be a whole number from 0 to 9223372036854775807, not -1\n";
+    assert!(plain.contains(expected), "{plain}");
+    let drawn = problems.draw(miette::GraphicalTheme::unicode_nocolor());
+    for part in [
+        "unknown key `rooter` in [game]",
+        "scenario.toml:9:2",
+        "rooter = \"equilibrium\"",
+        "did you mean `router`?",
+        "seed=-1",
+    ] {
+        assert!(drawn.contains(part), "{drawn}");
+    }
+    let json = problems.to_json();
+    assert_eq!((&json[0]["line"], &json[0]["column"]), (&9.into(), &2.into()));
+    assert_eq!(
+        (&json[0]["key"], &json[0]["help"]),
+        (&"game.rooter".into(), &"did you mean `router`?".into())
+    );
+    assert_eq!(
+        (&json[1]["line"], &json[1]["source"]),
+        (&serde_json::Value::Null, &"--set seed=-1".into())
+    );
+    assert_eq!(json.as_array().map(Vec::len), Some(2));
+}
+
+/// A copy of `scenarios/` with stand-ins for the texts and the checkpoints that the files name.
+fn shipped() -> (TempDir, Vec<PathBuf>) {
+    let folder = TempDir::new().expect("a temporary folder");
+    for sub in ["text", "models/books-moe-64e8k"] {
+        fs::create_dir_all(folder.path().join(sub)).expect("a folder");
+    }
+    for text in ["text/murmuration.txt", "text/calibration.txt"] {
+        fs::write(folder.path().join(text), "birds").expect("a text");
+    }
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut files = Vec::new();
+    for entry in fs::read_dir(shipped).expect("the scenarios folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let copy = folder.path().join(path.file_name().expect("files have names"));
+            fs::copy(&path, &copy).expect("a copy");
+            files.push(copy);
+        }
+    }
+    assert!(files.len() >= 3, "{files:?}");
+    files.sort();
+    (folder, files)
+}
+
+#[test]
+fn every_shipped_scenario_opens_with_its_question_and_reads() {
+    let (_folder, files) = shipped();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a text");
+        assert!(text.starts_with("# Question: "), "{}", file.display());
+        let scenario = load(&file, &[], &known()).unwrap_or_else(|problems| panic!("{problems}"));
+        let stem = file.file_stem().and_then(|stem| stem.to_str());
+        assert_eq!(Some(scenario.name.as_str()), stem);
+    }
+}
+
+#[test]
+fn the_control_differs_from_the_quickstart_in_name_router_and_goals_alone() {
+    let (folder, _) = shipped();
+    let read = |name: &str, sets: &[String]| {
+        load(&folder.path().join(name), sets, &known())
+            .unwrap_or_else(|problems| panic!("{problems}"))
+    };
+    let mut quickstart =
+        read("quickstart.toml", &["name=top-k-control".into(), "game.router=top_k".into()]);
+    quickstart.goals = Default::default();
+    assert_eq!(quickstart, read("top-k-control.toml", &[]));
+}
+
+#[test]
+fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_same_value() {
+    let (_folder, files) = shipped();
+    let elsewhere = TempDir::new().expect("a temporary folder");
+    let copy = elsewhere.path().join("scenario.toml");
+    for file in files {
+        let scenario = load(&file, &[], &known()).unwrap_or_else(|problems| panic!("{problems}"));
+        if let Source::Checkpoint { checkpoint, text } = &scenario.source {
+            assert!(checkpoint.is_absolute() && text.iter().all(|path| path.is_absolute()));
+        }
+        fs::write(&copy, resolved(&scenario)).expect("the copy is written");
+        let again = load(&copy, &[], &known()).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(again, scenario);
+    }
+    // Everything but optional keys without a value: compared with the keys of the schema.
+    let full = [
+        "precision.calibration_text=text.txt",
+        "goals.relative_gap_max=0",
+        "goals.max_over_mean_max=1",
+        "goals.p99_ms_max=1",
+    ];
+    fs::write(elsewhere.path().join("text.txt"), "birds").expect("a text");
+    fs::write(&copy, GOOD).expect("the file is written");
+    let scenario = load(&copy, &full.map(str::to_owned), &known()).expect("the scenario reads");
+    let stated = keys(&resolved(&scenario));
+    let missing: Vec<String> = schema_keys().difference(&stated).cloned().collect();
+    assert_eq!(missing, ["source.checkpoint", "source.text"], "keys of the other source alone");
+}
+
+proptest::proptest! {
+    #[test]
+    fn budgets_read_back_as_printed(value in 1e-9..99.9_f64, unit in 0..3) {
+        let budget = match unit {
+            0 => Budget::Limited(Limit::SavedPercent(value)),
+            1 => Budget::Limited(Limit::BitsPerWeight(value / 4.0)),
+            _ => Budget::Full,
+        };
+        proptest::prop_assert_eq!(budget.to_string().parse(), Ok(budget));
+    }
+}
+
+#[test]
+fn the_schema_covers_the_shipped_scenarios_and_refuses_unknown_keys_everywhere() {
+    let known = schema_keys();
+    let (_folder, files) = shipped();
+    for file in files {
+        let stated = keys(&fs::read_to_string(&file).expect("a text"));
+        let unknown: Vec<&String> = stated.difference(&known).collect();
+        assert!(unknown.is_empty(), "{}: {unknown:?}", file.display());
+    }
+    let mut sections = 0;
+    each_schema(&schema(), &mut |part| {
+        if part["properties"].is_object() {
+            sections += 1;
+            assert_eq!(part["additionalProperties"], false, "{part}");
+            for (key, property) in part["properties"].as_object().expect("an object") {
+                let described = property["description"].is_string() || key == "kind";
+                assert!(described, "`{key}` has no description");
+            }
+        }
+        // Without limits a number could pass the schema and then fail to fit its type.
+        if part["type"] == "integer" {
+            let limited = part["enum"].is_array() || part["maximum"].is_number();
+            assert!(limited, "{part}");
+        }
+    });
+    assert_eq!(sections, 10, "the root, two sources and seven other sections");
+}
+
+fn each_schema(schema: &serde_json::Value, visit: &mut impl FnMut(&serde_json::Value)) {
+    visit(schema);
+    let parts = schema["properties"].as_object().into_iter().flat_map(|map| map.values());
+    let variants = schema["oneOf"].as_array().into_iter().flatten();
+    parts.chain(variants).for_each(|part| each_schema(part, visit));
+}
+
+/// The dotted keys of every single value in the schema.
+fn schema_keys() -> BTreeSet<String> {
+    fn collect(schema: &serde_json::Value, path: &str, keys: &mut BTreeSet<String>) {
+        let variants = schema["oneOf"].as_array().into_iter().flatten().chain([schema]);
+        let sections: Vec<_> = variants.filter_map(|v| v["properties"].as_object()).collect();
+        if sections.is_empty() {
+            keys.insert(path.into());
+        }
+        for (key, part) in sections.into_iter().flatten() {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            collect(part, &path, keys);
+        }
+    }
+    let mut keys = BTreeSet::new();
+    collect(&schema(), "", &mut keys);
+    keys
+}
+
+/// The dotted keys of every single value in a TOML text.
+fn keys(text: &str) -> BTreeSet<String> {
+    fn collect(table: &toml::Table, path: &str, keys: &mut BTreeSet<String>) {
+        for (key, value) in table {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            match value {
+                toml::Value::Table(inner) => collect(inner, &path, keys),
+                _ => drop(keys.insert(path)),
+            }
+        }
+    }
+    let mut keys = BTreeSet::new();
+    collect(&text.parse().expect("TOML"), "", &mut keys);
+    keys
+}
