@@ -383,6 +383,8 @@ fn full_summary() -> Summary {
         max_over_mean_top_k: Some(2.418),
         score_loss: Some(0.0312),
         converged: true,
+        max_over_mean_worst: Some(1.018),
+        kept_share_min: Some(0.61),
     };
     summary.flock = Some(FlockComparison {
         epsilon_nash: Some(0.041),
@@ -395,6 +397,7 @@ fn full_summary() -> Summary {
         token_experts_per_s: Some(771_360.0),
         bytes_per_s: Some(1.91e8),
         elapsed_ns: 61_000_000_000,
+        offered_tokens_per_s: Some(2_560.0),
     };
     summary.latency_ns = request_latency().quantiles();
     summary.outcomes =
