@@ -6,6 +6,7 @@ use super::config::MoeConfig;
 use agents::expert::{BitWidth, Expert};
 use agents::game::Choices;
 use agents::ids::ExpertId;
+use agents::round::gates;
 use agents::transformer::{add_scaled, softmax};
 use rayon::prelude::*;
 
@@ -61,7 +62,7 @@ impl LocalExperts {
         let mut probabilities = router_logits.to_vec();
         softmax(&mut probabilities, moe.experts);
         let choices = top_k(&probabilities, moe.experts, moe.top_k);
-        let gates = gates(&probabilities, &choices, moe);
+        let gates = gates(&probabilities, &choices, moe.norm_top_k);
         let output = run_experts(&self.layers[layer], x, &choices, &gates);
         MoeOutput { output, loads: choices.loads(moe.experts) }
     }
@@ -84,27 +85,7 @@ pub fn top_k(probabilities: &[f32], experts: usize, top_k: usize) -> Choices {
         order.sort_unstable();
         chosen.extend(order.iter().map(|expert| ExpertId::from_index(*expert)));
     }
-    Choices { experts: chosen, top_k }
-}
-
-/// The weights of the chosen experts' outputs, in the order of `choices`: their router
-/// probabilities, divided by their sum where the model says so.
-///
-/// # Panics
-/// When there is not one row of probabilities a token.
-#[must_use]
-pub fn gates(probabilities: &[f32], choices: &Choices, moe: MoeConfig) -> Vec<f32> {
-    assert_eq!(probabilities.len(), choices.tokens() * moe.experts, "one row a token");
-    let mut gates = Vec::with_capacity(choices.experts.len());
-    for (token, row) in probabilities.chunks_exact(moe.experts).enumerate() {
-        let start = gates.len();
-        gates.extend(choices.row(token).iter().map(|expert| row[expert.index()]));
-        if moe.norm_top_k {
-            let sum: f32 = gates[start..].iter().sum();
-            gates[start..].iter_mut().for_each(|gate| *gate /= sum);
-        }
-    }
-    gates
+    Choices::uniform(chosen, top_k)
 }
 
 /// Runs every expert on its tokens and adds the gated outputs, in ascending order of expert.
@@ -113,7 +94,7 @@ fn run_experts(experts: &[Expert], x: &[f32], choices: &Choices, gates: &[f32]) 
     assert_eq!(x.len(), choices.tokens() * width, "one hidden state a token");
     let mut inputs = vec![Vec::new(); experts.len()];
     // Where the output of a token's i-th expert will stand among that expert's rows.
-    let mut slots = Vec::with_capacity(choices.experts.len());
+    let mut slots = Vec::with_capacity(choices.experts().len());
     for (token, x) in x.chunks_exact(width).enumerate() {
         for expert in choices.row(token) {
             let rows = &mut inputs[expert.index()];
@@ -134,9 +115,8 @@ fn run_experts(experts: &[Expert], x: &[f32], choices: &Choices, gates: &[f32]) 
         .collect();
     let mut sum = vec![0.0; x.len()];
     sum.par_chunks_exact_mut(width).enumerate().for_each(|(token, sum)| {
-        let pairs = token * choices.top_k..(token + 1) * choices.top_k;
-        for pair in pairs {
-            let rows = &outputs[choices.experts[pair].index()];
+        for pair in choices.pairs(token) {
+            let rows = &outputs[choices.experts()[pair].index()];
             add_scaled(sum, gates[pair], &rows[slots[pair]..][..width]);
         }
     });
@@ -146,14 +126,13 @@ fn run_experts(experts: &[Expert], x: &[f32], choices: &Choices, gates: &[f32]) 
 #[cfg(test)]
 mod tests {
     use super::{gates, top_k};
-    use crate::model::config::MoeConfig;
     use agents::ids::ExpertId;
 
     #[test]
     fn the_lowest_ids_win_among_equal_probabilities() {
         let rows = [0.2, 0.3, 0.3, 0.2, 0.25, 0.25, 0.25, 0.25];
         let choices = top_k(&rows, 4, 2);
-        assert_eq!(choices.experts, [1, 2, 0, 1].map(ExpertId));
+        assert_eq!(choices.experts(), [1, 2, 0, 1].map(ExpertId));
         assert_eq!(top_k(&rows, 4, 3).row(0), [0, 1, 2].map(ExpertId));
     }
 
@@ -161,8 +140,7 @@ mod tests {
     fn gates_are_probabilities_and_sum_to_one_only_when_asked() {
         let rows = [0.1, 0.6, 0.1, 0.2];
         let choices = top_k(&rows, 4, 2);
-        let moe = |norm_top_k| MoeConfig { experts: 4, top_k: 2, norm_top_k };
-        assert_eq!(gates(&rows, &choices, moe(false)), [0.6, 0.2]);
-        assert_eq!(gates(&rows, &choices, moe(true)), [0.6 / 0.8, 0.2 / 0.8]);
+        assert_eq!(gates(&rows, &choices, false), [0.6, 0.2]);
+        assert_eq!(gates(&rows, &choices, true), [0.6 / 0.8, 0.2 / 0.8]);
     }
 }

@@ -143,14 +143,14 @@ async fn calibrate(
     let collect = |round: &Round<'_>, arena: &mut Arena| {
         let sample = &mut samples[round.layer.index()];
         let (choices, gates) = (arena.choices(), arena.gates());
-        for (pair, (expert, gate)) in choices.experts.iter().zip(gates).enumerate() {
-            let token = pair / choices.top_k;
-            let row = &round.input.hidden[token * width..][..width];
-            sample.x[expert.index()].extend_from_slice(row);
-            sample.gates[expert.index()].push(gate);
+        for (token, row) in round.input.hidden.chunks(width).enumerate() {
+            for (expert, gate) in choices.row(token).iter().zip(&gates[choices.pairs(token)]) {
+                sample.x[expert.index()].extend_from_slice(row);
+                sample.gates[expert.index()].push(*gate);
+            }
         }
         sample.energy += precision::output_energy(round.output);
-        sample.pairs += choices.experts.len();
+        sample.pairs += choices.experts().len();
     };
     let batch = scenario.load.batch_requests_max as usize;
     play_windows(source.as_mut(), arena, full, (requests, batch), clock, collect).await?;

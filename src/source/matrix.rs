@@ -112,20 +112,28 @@ fn check_shape(shape: &[u64], bytes: usize) -> Result<usize, String> {
     }
 }
 
-/// Writes assignments as int32 `[T, k]`.
+/// Writes assignments as int32 `[T, k]`; a token with fewer experts than another is filled up with
+/// −1.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn write_assignments(path: &Path, choices: &Choices) -> io::Result<()> {
     let mut out = BufWriter::new(fs::File::create(path)?);
-    let shape = [choices.tokens() as u64, choices.top_k as u64];
+    let width = (0..choices.tokens()).map(|token| choices.row(token).len()).max().unwrap_or(0);
+    let shape = [choices.tokens() as u64, width as u64];
     let mut writer =
         npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut out).begin_nd()?;
     let id = |expert: &agents::ids::ExpertId| {
         i32::try_from(expert.0).map_err(|_| io::Error::other("an expert id exceeds int32"))
     };
-    for expert in &choices.experts {
-        writer.push(&id(expert)?)?;
+    for token in 0..choices.tokens() {
+        let row = choices.row(token);
+        for expert in row {
+            writer.push(&id(expert)?)?;
+        }
+        for _ in row.len()..width {
+            writer.push(&-1)?;
+        }
     }
     writer.finish()?;
     out.flush()

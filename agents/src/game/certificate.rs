@@ -36,18 +36,22 @@ pub struct Certificate {
 /// Why choices are no assignment of a game.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChoicesError {
-    /// The number of choices or k differs from the game's.
-    #[error(
-        "{choices} choices of {chosen_k} a token given for a game of {tokens} tokens and top_k {top_k}"
-    )]
-    Shape {
-        /// Choices given.
-        choices: usize,
-        /// Their k.
-        chosen_k: usize,
-        /// T of the game.
+    /// The number of rows differs from the game's tokens.
+    #[error("choices of {rows} tokens given for a game of {tokens}")]
+    Tokens {
+        /// Given.
+        rows: usize,
+        /// T.
         tokens: usize,
-        /// k of the game.
+    },
+    /// A token has more or fewer than k experts.
+    #[error("token {token} has {chosen} experts but top_k is {top_k}")]
+    Count {
+        /// Row.
+        token: usize,
+        /// Its experts.
+        chosen: usize,
+        /// k.
         top_k: usize,
     },
     /// An expert does not exist.
@@ -74,16 +78,14 @@ pub enum ChoicesError {
 /// The first token that has not.
 pub fn check_choices(game: &Game<'_>, choices: &Choices) -> Result<(), ChoicesError> {
     let (tokens, experts) = (game.scores.tokens(), game.scores.experts());
-    if choices.top_k != game.top_k || choices.experts.len() != tokens * game.top_k {
-        return Err(ChoicesError::Shape {
-            choices: choices.experts.len(),
-            chosen_k: choices.top_k,
-            tokens,
-            top_k: game.top_k,
-        });
+    if choices.tokens() != tokens {
+        return Err(ChoicesError::Tokens { rows: choices.tokens(), tokens });
     }
     for token in 0..tokens {
         let row = choices.row(token);
+        if row.len() != game.top_k {
+            return Err(ChoicesError::Count { token, chosen: row.len(), top_k: game.top_k });
+        }
         if let Some(expert) = row.iter().find(|expert| expert.index() >= experts) {
             return Err(ChoicesError::NoSuchExpert { token, expert: *expert, experts });
         }

@@ -54,7 +54,7 @@ impl Router for Equilibrium {
         let visits = 2 * u64::from(sweeps) * scores + scores + repair.score_visits();
         let (chosen, prices) = repair.finish();
         Play {
-            choices: Choices { experts: chosen, top_k: k },
+            choices: Choices::uniform(chosen, k),
             prices,
             passes: u32::try_from(visits.div_ceil(scores)).unwrap_or(u32::MAX),
             iterations: sweeps.saturating_add(paths),
@@ -69,10 +69,7 @@ fn everyone_everywhere(game: &Game<'_>, supply: Supply<'_>) -> Play {
     let price = |expert| Some(supply.marginal(expert, load)).filter(|p| p.is_finite());
     let row = (0..experts).map(ExpertId::from_index);
     Play {
-        choices: Choices {
-            experts: std::iter::repeat_n(row, tokens).flatten().collect(),
-            top_k: experts,
-        },
+        choices: Choices::uniform(std::iter::repeat_n(row, tokens).flatten().collect(), experts),
         prices: (0..experts).map(|expert| price(expert).unwrap_or(0.0)).collect(),
         passes: 0,
         iterations: 0,

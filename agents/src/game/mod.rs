@@ -36,6 +36,7 @@ pub use registry::{BuildRouter, RouterNameTaken, RouterRegistry};
 pub use top_k::{TopK, select_top};
 
 use crate::ids::ExpertId;
+use std::ops::Range;
 
 /// Affinities a[t,e], row-major `[T, E]`, all finite.
 #[derive(Clone, Copy, Debug)]
@@ -121,26 +122,61 @@ impl<'a> Scores<'a> {
     }
 }
 
-/// Every token's k distinct experts, ascending within a token: row-major `[T, k]`.
+/// Every token's distinct experts, ascending within a token. Most routers give each token exactly k;
+/// one that drops or lets experts choose may give fewer or more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choices {
-    /// Row-major `[T, k]`.
-    pub experts: Vec<ExpertId>,
-    /// k.
-    pub top_k: usize,
+    /// By token.
+    experts: Vec<ExpertId>,
+    /// Where each token's experts start; one more at the end.
+    starts: Vec<usize>,
 }
 
 impl Choices {
+    /// The same number of experts for every token: `experts` is row-major `[T, k]`.
+    ///
+    /// # Panics
+    /// When there is not a whole number of rows.
+    #[must_use]
+    pub fn uniform(experts: Vec<ExpertId>, top_k: usize) -> Self {
+        assert!(top_k > 0 && experts.len().is_multiple_of(top_k), "whole rows of {top_k}");
+        let starts = (0..=experts.len()).step_by(top_k).collect();
+        Self { experts, starts }
+    }
+
+    /// As many experts as each row has.
+    #[must_use]
+    pub fn ragged(rows: &[Vec<ExpertId>]) -> Self {
+        let mut starts = vec![0];
+        starts.extend(rows.iter().scan(0, |end, row| {
+            *end += row.len();
+            Some(*end)
+        }));
+        Self { experts: rows.concat(), starts }
+    }
+
     /// The experts of one token.
     #[must_use]
     pub fn row(&self, token: usize) -> &[ExpertId] {
-        &self.experts[token * self.top_k..(token + 1) * self.top_k]
+        &self.experts[self.pairs(token)]
+    }
+
+    /// Where a token's experts stand in [`Self::experts`].
+    #[must_use]
+    pub fn pairs(&self, token: usize) -> Range<usize> {
+        self.starts[token]..self.starts[token + 1]
+    }
+
+    /// The experts of all tokens, in token order.
+    #[must_use]
+    pub fn experts(&self) -> &[ExpertId] {
+        &self.experts
     }
 
     /// T.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.experts.len() / self.top_k
+        self.starts.len() - 1
     }
 
     /// n_e for every expert.

@@ -25,7 +25,7 @@ impl Router for TopK {
             }
         });
         Play {
-            choices: Choices { experts, top_k },
+            choices: Choices::uniform(experts, top_k),
             prices: vec![0.0; game.scores.experts()],
             passes: 1,
             iterations: 0,

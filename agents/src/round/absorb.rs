@@ -61,14 +61,14 @@ pub(super) fn combine_replies(
     mut nodes: Query<'_, '_, &mut NodeWork>,
 ) {
     let Inbox { orders, replies, width, combined } = &mut *inbox;
-    let (width, top_k) = (*width, rules.top_k);
-    let rows = rows_by_pair(orders, replies, width, &response, top_k);
-    let gates = gates(&batch, &perceived, &response.0.choices, rules.normalise_gates);
+    let width = *width;
+    let rows = rows_by_pair(orders, replies, width, &response.0.choices);
+    let gates = gates(&perceived.probabilities, &response.0.choices, rules.normalise_gates);
     combined.resize(batch.tokens() * width, 0.0);
     combined.par_chunks_mut(TOKEN_BLOCK * width).enumerate().for_each(|(block, out)| {
         for (offset, out) in out.chunks_mut(width).enumerate() {
             let token = block * TOKEN_BLOCK + offset;
-            let pairs = token * top_k..(token + 1) * top_k;
+            let pairs = response.0.choices.pairs(token);
             for (row, gate) in rows[pairs.clone()].iter().zip(&gates[pairs]) {
                 out.iter_mut().zip(*row).for_each(|(y, value)| *y += gate * value);
             }
@@ -82,29 +82,28 @@ pub(super) fn combine_replies(
     }
 }
 
-/// The gate of every chosen pair, `[T, k]`, by token and ascending expert.
-pub(super) fn gates(
-    batch: &Batch,
-    perceived: &Perceived,
-    choices: &Choices,
-    normalise: bool,
-) -> Vec<f32> {
-    let mut gates: Vec<f32> = (0..choices.tokens())
-        .flat_map(|token| {
-            let row = &perceived.probabilities[token * batch.experts..][..batch.experts];
-            choices.row(token).iter().map(|expert| row[expert.index()])
-        })
-        .collect();
-    if normalise {
-        for gates in gates.chunks_mut(choices.top_k) {
-            let sum: f32 = gates.iter().sum();
-            gates.iter_mut().for_each(|gate| *gate /= sum);
+/// The gate of every chosen pair, by token and ascending expert: its router probability of
+/// `[T, E]`, divided by the sum over the token's pairs if `normalise`.
+///
+/// # Panics
+/// When there is not one row of probabilities a token.
+#[must_use]
+pub fn gates(probabilities: &[f32], choices: &Choices, normalise: bool) -> Vec<f32> {
+    let experts = probabilities.len() / choices.tokens().max(1);
+    assert_eq!(probabilities.len(), choices.tokens() * experts, "one row a token");
+    let mut gates = Vec::with_capacity(choices.experts().len());
+    for (token, row) in probabilities.chunks_exact(experts.max(1)).enumerate() {
+        let start = gates.len();
+        gates.extend(choices.row(token).iter().map(|expert| row[expert.index()]));
+        if normalise {
+            let sum: f32 = gates[start..].iter().sum();
+            gates[start..].iter_mut().for_each(|gate| *gate /= sum);
         }
     }
     gates
 }
 
-/// Where each token's k outputs lie, by token and then ascending expert.
+/// Where each pair's output lies, by token and ascending expert.
 ///
 /// # Panics
 /// When a pair is answered twice or not at all: what is dispatched is combined, exactly once.
@@ -112,18 +111,18 @@ fn rows_by_pair<'a>(
     orders: &Orders,
     replies: &'a Replies,
     width: usize,
-    response: &Response,
-    top_k: usize,
+    choices: &Choices,
 ) -> Vec<&'a [f32]> {
     const MISSING: &[f32] = &[];
-    let mut rows = vec![MISSING; response.0.choices.experts.len()];
+    let mut rows = vec![MISSING; choices.experts().len()];
     for (order, reply) in orders.nodes.iter().zip(&replies.nodes) {
         let mut outputs = reply.outputs.chunks(width);
         for group in &order.groups {
             for TokenId(token) in &group.tokens {
-                let chosen = response.0.choices.row(*token as usize);
+                let token = *token as usize;
+                let chosen = choices.row(token);
                 let slot = chosen.binary_search(&group.expert).expect("ordered pairs were chosen");
-                let row = &mut rows[*token as usize * top_k + slot];
+                let row = &mut rows[choices.pairs(token).start + slot];
                 assert!(row.is_empty(), "token {token} expert {} answered twice", group.expert);
                 *row = outputs.next().expect("lengths were checked");
             }

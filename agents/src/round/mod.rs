@@ -16,13 +16,14 @@ use crate::game::{Certificate, Choices, GameError, Scores};
 use crate::ids::{LayerId, RequestId, StepId};
 use crate::orders::{Orders, Replies};
 use crate::world::{
-    Batch, Certified, FlockResponse, Inbox, Outbox, Response, Rules, WorldSettings, spawn,
+    Batch, Certified, FlockResponse, Inbox, Outbox, Perceived, Response, Rules, WorldSettings,
+    spawn,
 };
 use bevy_ecs::prelude::{IntoScheduleConfigs, Res, Resource, Schedule, SystemSet, World};
 use bevy_ecs::schedule::{LogLevel, ScheduleBuildSettings, ScheduleLabel, SingleThreadedExecutor};
 use bevy_ecs::system::ScheduleSystem;
 
-pub use absorb::AbsorbError;
+pub use absorb::{AbsorbError, gates};
 
 /// The stages of a round, in order. Own systems join one of them through [`Arena::add_systems`].
 #[derive(SystemSet, Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -230,15 +231,14 @@ impl Arena {
         &self.world.resource::<Response>().0.choices
     }
 
-    /// The gates of the latest round's chosen pairs, `[T, k]`, by token and ascending expert.
+    /// The gates of the latest round's chosen pairs, by token and ascending expert.
     ///
     /// # Panics
     /// Before the first round.
     #[must_use]
     pub fn gates(&self) -> Vec<f32> {
-        let (batch, perceived) = (self.world.resource(), self.world.resource());
-        let normalise = self.world.resource::<Rules>().normalise_gates;
-        absorb::gates(batch, perceived, self.choices(), normalise)
+        let probabilities = &self.world.resource::<Perceived>().probabilities;
+        gates(probabilities, self.choices(), self.world.resource::<Rules>().normalise_gates)
     }
 
     /// Feeds the game's state at the latest round to `hash`: choices, prices and flock prices.
@@ -247,7 +247,7 @@ impl Arena {
         let layer = batch.layer;
         hash(&batch.step.0.to_le_bytes());
         hash(&layer.0.to_le_bytes());
-        for expert in &self.choices().experts {
+        for expert in self.choices().experts() {
             hash(&expert.0.to_le_bytes());
         }
         for entity in &self.world.resource::<crate::world::Roster>().experts[layer.index()] {

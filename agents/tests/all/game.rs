@@ -236,10 +236,10 @@ proptest! {
         let table = Table::new(values, experts, top_k, &cost);
         let sets = subsets(experts, top_k);
         let chosen: Vec<&Vec<usize>> = (0..tokens).map(|t| &sets[picks[t] % sets.len()]).collect();
-        let choices = Choices {
-            experts: chosen.iter().flat_map(|set| set.iter().map(|e| ExpertId::from_index(*e))).collect(),
+        let choices = Choices::uniform(
+            chosen.iter().flat_map(|set| set.iter().map(|e| ExpertId::from_index(*e))).collect(),
             top_k,
-        };
+        );
         let loads = choices.loads(experts);
         let utility = |token: usize, set: &[usize], loads: &[u32]| -> f64 {
             let row = &table.values[token * experts..];
@@ -386,14 +386,16 @@ fn choices_that_are_no_assignment_are_named() {
     let table = Table::new(vec![0.0; 6], 3, 2, &QUOTA);
     let check = |experts: &[u32], top_k| {
         let experts = experts.iter().copied().map(ExpertId).collect();
-        check_choices(&table.game(), &Choices { experts, top_k })
+        check_choices(&table.game(), &Choices::uniform(experts, top_k))
     };
     assert_eq!(check(&[0, 1, 1, 2], 2), Ok(()));
     assert_eq!(check(&[0, 1, 2, 1], 2), Err(ChoicesError::Order { token: 1 }));
     assert_eq!(check(&[1, 1, 1, 2], 2), Err(ChoicesError::Order { token: 0 }));
     let beyond = ChoicesError::NoSuchExpert { token: 1, expert: ExpertId(3), experts: 3 };
     assert_eq!(check(&[0, 1, 1, 3], 2), Err(beyond));
-    assert!(matches!(check(&[0, 1, 2], 1), Err(ChoicesError::Shape { .. })));
+    assert_eq!(check(&[0, 1, 2], 1), Err(ChoicesError::Tokens { rows: 3, tokens: 2 }));
+    let count = ChoicesError::Count { token: 0, chosen: 1, top_k: 2 };
+    assert_eq!(check(&[0, 1], 1), Err(count));
 }
 
 /// A user's router: experts in turn, whatever the scores.
@@ -409,7 +411,7 @@ impl Router for InTurn {
             row.sort_unstable();
             chosen.extend(row);
         }
-        let choices = Choices { experts: chosen, top_k: k };
+        let choices = Choices::uniform(chosen, k);
         Play { choices, prices: vec![0.0; experts], passes: 0, iterations: 0 }
     }
 }
