@@ -5,3 +5,4 @@ mod nodes;
 mod parity;
 mod results;
 mod scenario;
+mod tidy;
