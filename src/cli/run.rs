@@ -84,5 +84,7 @@ fn play(scenario: &Scenario, out: Option<PathBuf>) -> Result<RunEnd, Failure> {
     });
     bar.clear();
     runtime.shutdown_timeout(Duration::from_millis(500));
-    end.map_err(Failure::bad_input)
+    end.map_err(|error| {
+        if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }
+    })
 }
