@@ -8,6 +8,7 @@ use super::config::ModelConfig;
 use super::trunk::{FeedForwardWeights, LayerWeights, SwiGlu, Trunk};
 use super::weights::{INDEX_FILE, SINGLE_FILE, Weights, read_json};
 use agents::expert::ExpertShape;
+use agents::linear;
 use safetensors::tensor::Dtype;
 use std::path::{Path, PathBuf};
 
@@ -178,25 +179,15 @@ impl Checkpoint {
             embedding: self.weights.read(names::EMBEDDING)?,
             layers: layers.collect::<Result<_, _>>()?,
             final_norm: self.weights.read(names::FINAL_NORM)?,
-            head: if self.config.tied_head { None } else { Some(self.weights.read(names::HEAD)?) },
+            head: linear::Weights::from_rows(
+                &self.weights.read(if self.config.tied_head {
+                    names::EMBEDDING
+                } else {
+                    names::HEAD
+                })?,
+                self.config.width,
+            ),
         })
-    }
-
-    /// The router of a layer, row-major `[experts, width]`; none in a dense model.
-    ///
-    /// # Errors
-    /// A weight that is not finite.
-    ///
-    /// # Panics
-    /// When there is no such layer.
-    pub fn router(&self, layer: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
-        assert!(layer < self.config.layers, "layer {layer} of {}", self.config.layers);
-        match &self.family.feed_forward {
-            FeedForward::Dense(_) => Ok(None),
-            FeedForward::Experts { router, .. } => {
-                self.weights.read(&names::layer_tensor(router, layer)).map(Some)
-            }
-        }
     }
 
     /// One expert.
@@ -223,25 +214,29 @@ impl Checkpoint {
 
     fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {
         let read = |pattern| self.weights.read(&names::layer_tensor(pattern, layer));
+        let ModelConfig { width, heads, head_dim, hidden, .. } = self.config;
+        let matrix = |pattern, inputs| Ok(linear::Weights::from_rows(&read(pattern)?, inputs));
         let norms = self.family.query_key_norm;
         Ok(LayerWeights {
             attention_norm: read(names::ATTENTION_NORM)?,
-            query: read(names::QUERY)?,
-            key: read(names::KEY)?,
-            value: read(names::VALUE)?,
-            attention_out: read(names::ATTENTION_OUT)?,
+            query: matrix(names::QUERY, width)?,
+            key: matrix(names::KEY, width)?,
+            value: matrix(names::VALUE, width)?,
+            attention_out: matrix(names::ATTENTION_OUT, heads * head_dim)?,
             query_norm: if norms { Some(read(names::QUERY_NORM)?) } else { None },
             key_norm: if norms { Some(read(names::KEY_NORM)?) } else { None },
             feed_forward_norm: read(names::FEED_FORWARD_NORM)?,
             feed_forward: match self.family.feed_forward {
                 FeedForward::Dense(Projections { gate, up, down }) => {
                     FeedForwardWeights::Dense(SwiGlu {
-                        gate: read(gate)?,
-                        up: read(up)?,
-                        down: read(down)?,
+                        gate: matrix(gate, width)?,
+                        up: matrix(up, width)?,
+                        down: matrix(down, hidden)?,
                     })
                 }
-                FeedForward::Experts { router, .. } => FeedForwardWeights::Router(read(router)?),
+                FeedForward::Experts { router, .. } => {
+                    FeedForwardWeights::Router(matrix(router, width)?)
+                }
             },
         })
     }

@@ -5,7 +5,7 @@
 //! run here; for a routed layer the caller gets its input and router logits and returns its output.
 
 use super::config::ModelConfig;
-use agents::linear::{self, linear};
+use agents::linear::{self, Weights};
 use agents::transformer::{
     AttentionShape, Rotary, causal_attention, cross_entropy, rms_norm, swiglu,
 };
@@ -22,8 +22,8 @@ pub struct Trunk {
     pub layers: Vec<LayerWeights>,
     /// `[width]`.
     pub final_norm: Vec<f32>,
-    /// `[vocab, width]`; none when the embedding serves as the head.
-    pub head: Option<Vec<f32>>,
+    /// `[vocab, width]`; the embedding again where the model ties them.
+    pub head: Weights,
 }
 
 /// One layer without its experts.
@@ -32,13 +32,13 @@ pub struct LayerWeights {
     /// `[width]`.
     pub attention_norm: Vec<f32>,
     /// `[heads · head_dim, width]`.
-    pub query: Vec<f32>,
+    pub query: Weights,
     /// `[kv_heads · head_dim, width]`.
-    pub key: Vec<f32>,
+    pub key: Weights,
     /// `[kv_heads · head_dim, width]`.
-    pub value: Vec<f32>,
+    pub value: Weights,
     /// `[width, heads · head_dim]`.
-    pub attention_out: Vec<f32>,
+    pub attention_out: Weights,
     /// `[heads · head_dim]`, where the family has one.
     pub query_norm: Option<Vec<f32>>,
     /// `[kv_heads · head_dim]`, where the family has one.
@@ -55,18 +55,18 @@ pub enum FeedForwardWeights {
     /// One network, run by the trunk.
     Dense(SwiGlu),
     /// A router, `[experts, width]`; the experts are run by the caller.
-    Router(Vec<f32>),
+    Router(Weights),
 }
 
 /// A dense feed-forward network, `W_down (silu(W_gate x) ⊙ W_up x)`.
 #[derive(Clone, Debug)]
 pub struct SwiGlu {
     /// `[hidden, width]`.
-    pub gate: Vec<f32>,
+    pub gate: Weights,
     /// `[hidden, width]`.
-    pub up: Vec<f32>,
+    pub up: Weights,
     /// `[width, hidden]`.
-    pub down: Vec<f32>,
+    pub down: Weights,
 }
 
 /// Why tokens cannot be run through a model.
@@ -150,10 +150,6 @@ impl Trunk {
             awaits_experts: false,
         })
     }
-
-    fn head(&self) -> &[f32] {
-        self.head.as_ref().unwrap_or(&self.embedding)
-    }
 }
 
 impl Pass<'_> {
@@ -171,22 +167,21 @@ impl Pass<'_> {
         assert!(!self.awaits_experts, "layer {} awaits its experts", self.layer);
         assert_eq!(layer, self.layer, "layers run in order");
         let trunk = self.trunk;
-        let (width, weights) = (trunk.config.width, &trunk.layers[layer]);
+        let weights = &trunk.layers[layer];
         let attended = self.attention(weights);
         add(&mut self.hidden, &attended);
         let mut input = self.hidden.clone();
         rms_norm(&mut input, &weights.feed_forward_norm, trunk.config.rms_eps);
         match &weights.feed_forward {
             FeedForwardWeights::Dense(network) => {
-                let hidden = trunk.config.hidden;
-                let mut gate = product(&input, &network.gate, width);
-                swiglu(&mut gate, &product(&input, &network.up, width));
-                add(&mut self.hidden, &product(&gate, &network.down, hidden));
+                let mut gate = network.gate.product(&input);
+                swiglu(&mut gate, &network.up.product(&input));
+                add(&mut self.hidden, &network.down.product(&gate));
                 self.layer += 1;
                 None
             }
             FeedForwardWeights::Router(router) => {
-                self.router_logits = product(&input, router, width);
+                self.router_logits = router.product(&input);
                 self.moe_input = input;
                 self.awaits_experts = true;
                 Some(MoeInput { hidden: &self.moe_input, router_logits: &self.router_logits })
@@ -211,7 +206,7 @@ impl Pass<'_> {
     /// Before the last layer is done.
     #[must_use]
     pub fn logits(&self) -> Vec<f32> {
-        product(&self.normed_output(), self.trunk.head(), self.trunk.config.width)
+        self.trunk.head.product(&self.normed_output())
     }
 
     /// `−ln p(target)` of every token, in nats, without keeping the logits.
@@ -228,7 +223,7 @@ impl Pass<'_> {
         rows.zip(targets.par_chunks(linear::ROW_BLOCK))
             .flat_map_iter(|(rows, targets)| {
                 let mut logits = vec![0.0; targets.len() * vocab];
-                linear::linear_serial(rows, self.trunk.head(), &mut logits, width, vocab);
+                self.trunk.head.product_serial(rows, &mut logits);
                 let rows = logits.chunks_exact(vocab).zip(targets);
                 rows.map(|(row, target)| cross_entropy(row, *target as usize)).collect::<Vec<_>>()
             })
@@ -243,13 +238,12 @@ impl Pass<'_> {
     }
 
     fn attention(&self, weights: &LayerWeights) -> Vec<f32> {
-        let ModelConfig { width, heads, kv_heads, head_dim, rms_eps, clip_qkv, .. } =
-            self.trunk.config;
+        let ModelConfig { heads, kv_heads, head_dim, rms_eps, clip_qkv, .. } = self.trunk.config;
         let mut input = self.hidden.clone();
         rms_norm(&mut input, &weights.attention_norm, rms_eps);
-        let mut q = product(&input, &weights.query, width);
-        let mut k = product(&input, &weights.key, width);
-        let mut v = product(&input, &weights.value, width);
+        let mut q = weights.query.product(&input);
+        let mut k = weights.key.product(&input);
+        let mut v = weights.value.product(&input);
         if let (Some(query_norm), Some(key_norm)) = (&weights.query_norm, &weights.key_norm) {
             rms_norm(&mut q, query_norm, rms_eps);
             rms_norm(&mut k, key_norm, rms_eps);
@@ -263,16 +257,8 @@ impl Pass<'_> {
         self.rotary.rotate(&mut k, kv_heads);
         let shape = AttentionShape { window: self.window, heads, kv_heads, head_dim };
         let attended = causal_attention(&q, &k, &v, shape);
-        product(&attended, &weights.attention_out, heads * head_dim)
+        weights.attention_out.product(&attended)
     }
-}
-
-/// `x · wᵀ` for rows of `inputs` values.
-fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
-    let outputs = w.len() / inputs;
-    let mut out = vec![0.0; x.len() / inputs * outputs];
-    linear(x, w, &mut out, inputs, outputs);
-    out
 }
 
 fn add(hidden: &mut [f32], x: &[f32]) {

@@ -61,7 +61,7 @@ fn build(
         .map(|(layer, experts)| {
             let layer = LayerId::from_index(layer);
             LayerSettings {
-                router: source.router_rows(layer).to_vec(),
+                router: source.router_rows(layer),
                 bits: experts.iter().map(|expert| expert.bits()).collect(),
                 hosts: (0..experts.len()).map(|e| hosts(layer, ExpertId::from_index(e))).collect(),
             }

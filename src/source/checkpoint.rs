@@ -120,9 +120,9 @@ impl ScoreSource for CheckpointSource<'_> {
         self.shape
     }
 
-    fn router_rows(&self, layer: LayerId) -> &[f32] {
+    fn router_rows(&self, layer: LayerId) -> Vec<f32> {
         match &self.trunk.layers[layer.index()].feed_forward {
-            FeedForwardWeights::Router(rows) => rows,
+            FeedForwardWeights::Router(router) => router.rows(),
             FeedForwardWeights::Dense(_) => unreachable!("every layer of the model is routed"),
         }
     }

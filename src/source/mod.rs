@@ -48,7 +48,7 @@ pub trait ScoreSource {
     fn shape(&self) -> SourceShape;
 
     /// Router weight of a layer, row-major `[experts, width]`.
-    fn router_rows(&self, layer: LayerId) -> &[f32];
+    fn router_rows(&self, layer: LayerId) -> Vec<f32>;
 
     /// The f32 weights of one expert.
     ///

@@ -10,7 +10,7 @@ use super::{LayerInput, ScoreSource, SourceShape};
 use crate::model::checkpoint::{CheckpointError, ExpertWeights};
 use agents::expert::ExpertShape;
 use agents::ids::{ExpertId, LayerId, RequestId};
-use agents::linear::linear;
+use agents::linear::Weights;
 use agents::rng::stream;
 use rand::RngExt as _;
 use rand_distr::StandardNormal;
@@ -34,8 +34,8 @@ pub struct SyntheticSource {
     settings: SyntheticSettings,
     /// Names the stream that requests are drawn from.
     requests: &'static str,
-    /// By layer: router rows `[E, width]` and bias `[E]`.
-    routers: Vec<(Vec<f32>, Vec<f32>)>,
+    /// By layer: router `[E, width]` and bias `[E]`.
+    routers: Vec<(Weights, Vec<f32>)>,
     hidden: Vec<f32>,
 }
 
@@ -59,7 +59,8 @@ impl SyntheticSource {
                 let name = format!("synthetic router {layer}");
                 let rows = normal(settings.seed, &name, experts * width, 1.0 / root(width));
                 let name = format!("synthetic skew {layer}");
-                (rows, normal(settings.seed, &name, experts, settings.skew))
+                let bias = normal(settings.seed, &name, experts, settings.skew);
+                (Weights::from_rows(&rows, width), bias)
             })
             .collect();
         Self { settings, requests, routers, hidden: Vec::new() }
@@ -71,8 +72,8 @@ impl ScoreSource for SyntheticSource {
         self.settings.shape
     }
 
-    fn router_rows(&self, layer: LayerId) -> &[f32] {
-        &self.routers[layer.index()].0
+    fn router_rows(&self, layer: LayerId) -> Vec<f32> {
+        self.routers[layer.index()].0.rows()
     }
 
     fn expert(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights, CheckpointError> {
@@ -104,10 +105,9 @@ impl ScoreSource for SyntheticSource {
     }
 
     fn perceive(&mut self, layer: LayerId) -> LayerInput {
-        let SourceShape { width, experts, .. } = self.settings.shape;
-        let (rows, bias) = &self.routers[layer.index()];
-        let mut logits = vec![0.0; self.hidden.len() / width * experts];
-        linear(&self.hidden, rows, &mut logits, width, experts);
+        let experts = self.settings.shape.experts;
+        let (router, bias) = &self.routers[layer.index()];
+        let mut logits = router.product(&self.hidden);
         logits
             .par_chunks_mut(experts)
             .for_each(|row| row.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias));

@@ -2,6 +2,7 @@
 //! against the messages they deserve.
 
 use agents::expert::BitWidth;
+use agents::linear::Weights;
 use nashflock::model::checkpoint::Checkpoint;
 use nashflock::model::eval::{BATCH_WINDOWS, Evaluation, Scored, evaluate};
 use nashflock::model::experts::{LocalExperts, MoeOutput};
@@ -170,17 +171,35 @@ fn shared_key_heads_are_repeated_ones() {
     let mut shared = load("books-dense");
     let mut repeated = load("books-dense");
     (shared.trunk.config.kv_heads, repeated.trunk.config.kv_heads) = (2, 8);
-    let head = shared.trunk.config.head_dim * shared.trunk.config.width;
+    let width = shared.trunk.config.width;
+    let head = shared.trunk.config.head_dim * width;
     for (two, eight) in shared.trunk.layers.iter_mut().zip(&mut repeated.trunk.layers) {
         for (two, eight) in [(&mut two.key, &mut eight.key), (&mut two.value, &mut eight.value)] {
-            two.truncate(2 * head);
-            *eight = [two[..head].repeat(4), two[head..].repeat(4)].concat();
+            let rows = two.rows();
+            let (first, second) = (&rows[..head], &rows[head..2 * head]);
+            *two = Weights::from_rows(&rows[..2 * head], width);
+            *eight = Weights::from_rows(&[first.repeat(4), second.repeat(4)].concat(), width);
         }
     }
     let (ids, _) = oracle("books-dense");
     let logits = |model: &Model| model.run(&ids, WINDOW, |_, _, _, _| {}).logits();
     assert_close("shared key heads", &logits(&shared), &logits(&repeated), 1e-4);
     assert_ne!(bits(&logits(&shared)), bits(&logits(&load("books-dense"))), "heads differ");
+}
+
+/// A copy of a shipped checkpoint with one change in its `config.json`.
+fn copy_with_config(name: &str, from: &str, to: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for entry in std::fs::read_dir(model_directory(name)).expect("the model is shipped") {
+        let path = entry.expect("readable").path();
+        std::fs::copy(&path, folder.path().join(path.file_name().expect("a file")))
+            .expect("copied");
+    }
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).expect("text");
+    assert!(text.contains(from), "config.json holds {from}");
+    std::fs::write(&config, text.replace(from, to)).expect("written");
+    folder
 }
 
 #[test]
@@ -192,9 +211,18 @@ fn tied_heads_and_clipped_projections_are_honoured() {
         bits(&model.run(&ids, WINDOW, |_, _, _, _| {}).logits())
     };
     let plain = logits(|_| {});
-    let tied = logits(|trunk| trunk.head = None);
-    assert!(tied == logits(|trunk| trunk.head = Some(trunk.embedding.clone())));
+    let tied = logits(|trunk| {
+        trunk.head = Weights::from_rows(&trunk.embedding, trunk.config.width);
+    });
     assert!(tied != plain);
+    let folder = copy_with_config(
+        "books-dense",
+        "\"tie_word_embeddings\": false",
+        "\"tie_word_embeddings\": true",
+    );
+    let mut model = load("books-dense");
+    model.trunk = Checkpoint::open(folder.path()).and_then(|c| c.trunk()).expect("a tied model");
+    assert!(tied == bits(&model.run(&ids, WINDOW, |_, _, _, _| {}).logits()));
     assert!(plain == logits(|trunk| trunk.config.clip_qkv = Some(1e6)));
     assert!(plain != logits(|trunk| trunk.config.clip_qkv = Some(0.1)));
 }

@@ -77,7 +77,7 @@ impl Expert {
         bytes.extend_from_slice(&word(self.group().unwrap_or(0)));
         match &self.weights {
             Weights::Full(parts) => {
-                bytes.extend(parts.iter().flatten().flat_map(|w| w.to_le_bytes()));
+                bytes.extend(parts.iter().flat_map(|part| part.rows()).flat_map(f32::to_le_bytes));
             }
             Weights::Quantized(_, parts) => {
                 for Matrix { codes, scales, minima, .. } in parts.iter() {
@@ -102,7 +102,8 @@ impl Expert {
         let payload = &bytes[HEADER_BYTES..];
         let Header { shape, bits, group } = header;
         let weights = if bits == BitWidth::Full {
-            Weights::Full(full_parts(payload)?)
+            let [gate, up, down] = full_parts(payload)?;
+            Weights::full(shape, [&gate, &up, &down])
         } else {
             let mut rest = payload;
             let [gate, up, down] = shape.layouts(bits, group);

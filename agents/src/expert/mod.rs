@@ -40,8 +40,16 @@ pub struct Expert {
 /// Gate and up `[hidden, width]`, down `[width, hidden]`, in this order.
 #[derive(Clone, Debug, PartialEq)]
 enum Weights {
-    Full([Vec<f32>; 3]),
+    Full(Box<[linear::Weights; 3]>),
     Quantized(BitWidth, Box<[Matrix; 3]>),
+}
+
+impl Weights {
+    fn full(shape: ExpertShape, [gate, up, down]: [&[f32]; 3]) -> Self {
+        let rows = linear::Weights::from_rows;
+        let (width, hidden) = (shape.width, shape.hidden);
+        Self::Full(Box::new([rows(gate, width), rows(up, width), rows(down, hidden)]))
+    }
 }
 
 impl ExpertShape {
@@ -103,7 +111,7 @@ impl Expert {
         );
         assert!(parts.iter().all(|part| part.iter().all(|w| w.is_finite())), "weights are finite");
         let weights = if bits == BitWidth::Full {
-            Weights::Full(parts.map(<[f32]>::to_vec))
+            Weights::full(shape, parts)
         } else {
             assert!(GROUP_LENGTHS.contains(&group), "groups have one of {GROUP_LENGTHS:?} weights");
             let [gate, up, down] = shape.layouts(bits, group);
@@ -162,11 +170,12 @@ impl Expert {
         assert!(x.len() == m * width && out.len() == x.len(), "x and out are [m, width]");
         let (mut gate, mut up) = (vec![0.0; m * hidden], vec![0.0; m * hidden]);
         match &self.weights {
-            Weights::Full([w_gate, w_up, w_down]) => {
-                linear::linear_serial(x, w_gate, &mut gate, width, hidden);
-                linear::linear_serial(x, w_up, &mut up, width, hidden);
+            Weights::Full(parts) => {
+                let [w_gate, w_up, w_down] = &**parts;
+                w_gate.product_serial(x, &mut gate);
+                w_up.product_serial(x, &mut up);
                 gate_in_place(&mut gate, &up);
-                linear::linear_serial(&gate, w_down, out, hidden, width);
+                w_down.product_serial(&gate, out);
             }
             Weights::Quantized(_, parts) => {
                 let [w_gate, w_up, w_down] = &**parts;

@@ -7,7 +7,7 @@ use super::{Expert, ExpertShape, Weights};
 pub fn weights(expert: &Expert) -> [Vec<f64>; 3] {
     match &expert.weights {
         Weights::Full(parts) => {
-            parts.each_ref().map(|part| part.iter().copied().map(f64::from).collect())
+            (**parts).each_ref().map(|part| part.rows().into_iter().map(f64::from).collect())
         }
         Weights::Quantized(_, parts) => (**parts).each_ref().map(|matrix| {
             let columns = matrix.layout.columns;
