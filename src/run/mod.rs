@@ -88,10 +88,12 @@ pub async fn run(
         .unwrap_or_else(|| RunDir::default_path(&scenario.name, scenario.seed, clock.started_at()));
     settings.progress.phase("loading");
     let materials = Materials::load(scenario)?;
-    let dir = RunDir::create(&path)?;
+    RunDir::check_vacant(&path)?;
     settings.progress.phase("calibrating and quantizing");
     let experts = fit::fit(&materials, scenario, clock).await?;
     let plan = Plan::new(scenario, &materials, experts)?;
+    // Only now, so that a refused budget or placement leaves nothing behind.
+    let dir = RunDir::create(&path)?;
 
     let mut manifest = Manifest::start(
         RunStart {
