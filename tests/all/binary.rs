@@ -60,7 +60,7 @@ impl Folder {
             .replace("top_k = 3\n", "")
             .replace(
                 "\"4.5bpw\"",
-                "\"4.5bpw\"\ncalibration_text = \"calibration.txt\"\ncalibration_tokens = 128",
+                "\"4.5bpw\"\nwidths = [2, 4]\ncalibration_text = \"calibration.txt\"\ncalibration_tokens = 128",
             )
             .replace("requests = 24", "requests = 6");
         let folder = Self::with(&text);

@@ -17,7 +17,7 @@ const PREFIXES: [&str; 4] = [
 fn every_command_of_the_readme_is_understood() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let Ok(readme) = fs::read_to_string(root.join("README.md")) else {
-        return println!("skipped: there is no README.md");
+        return eprintln!("skipped: there is no README.md");
     };
     let commands = commands(&readme);
     assert!(!commands.is_empty(), "the README shows how to call the binary");
@@ -48,7 +48,7 @@ fn understood(folder: &Folder, command: &[String]) {
 }
 
 fn ran(folder: &Folder, words: &[&str]) -> Ended {
-    println!("ran: nashflock {}", words.join(" "));
+    eprintln!("ran: nashflock {}", words.join(" "));
     let ended = folder.nashflock(words);
     assert_eq!(ended.code, Some(0), "{words:?}: {}", ended.stderr);
     ended
@@ -57,7 +57,7 @@ fn ran(folder: &Folder, words: &[&str]) -> Ended {
 /// With `--help` last, clap checks every flag and value that stands before it and then prints the
 /// help, whatever is missing.
 fn parsed(folder: &Folder, words: &[&str]) -> Ended {
-    println!("parsed: nashflock {}", words.join(" "));
+    eprintln!("parsed: nashflock {}", words.join(" "));
     folder.nashflock(&[words, &["--help"]].concat())
 }
 
