@@ -5,7 +5,7 @@ use super::{Failure, Outcome, check, print, print_json};
 use crate::dispatch::NodeSpec;
 use crate::measure::Clock;
 use crate::results::summary_table;
-use crate::run::{self, PlanError, RunEnd, RunSettings, ServeError};
+use crate::run::{self, RunEnd, RunSettings, ServeError};
 use crate::scenario::{Scenario, sets_of_nodes};
 use clap::Args;
 use serde_json::Value;
@@ -84,9 +84,7 @@ fn play(scenario: &Scenario, out: Option<PathBuf>) -> Result<RunEnd, Failure> {
     });
     bar.clear();
     runtime.shutdown_timeout(Duration::from_millis(500));
-    end.map_err(|error| match error {
-        // The disk is full, say: the input is as good as before.
-        PlanError::Results(error) if !error.is_bad_input() => Failure::dependency(error),
-        error => Failure::bad_input(error),
+    end.map_err(|error| {
+        if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }
     })
 }

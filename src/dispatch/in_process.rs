@@ -1,13 +1,14 @@
 //! The experts in this process: the baseline of every distributed run, and its oracle.
 
 use super::{Dispatch, DispatchError, Ledger, NodeStats, ShardAssignment};
+use crate::measure::Clock;
 use crate::{wire, worker::compute};
 use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId},
     orders::{NodeOrder, NodeReply, Orders, Replies},
 };
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Computes on the rayon pool of the thread that polls [`Dispatch::send`]; it never waits. A node
 /// exists as soon as it has a shard, and computes only what it was given.
@@ -52,9 +53,9 @@ impl InProcess {
             }
             groups.push((expert.clone(), group.tokens.as_slice()));
         }
-        let started = Instant::now();
+        let clock = Clock::start();
         let outputs = compute::outputs(&groups, bytemuck::cast_slice(hidden), width);
-        let compute_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let compute_ns = clock.now_ns();
         wire::check_finite("output", bytemuck::cast_slice(&outputs), width).map_err(text)?;
         let reply = NodeReply { node: order.node, outputs, compute_ns };
         node.ledger.answered(pairs, &reply);

@@ -37,34 +37,26 @@ impl RunDir {
         Path::new("runs").join(format!("{name}-{seed}-{}", compact_utc(started_at)))
     }
 
-    /// Whether nothing is there but, at most, an empty directory. Changes nothing, so that a run can
-    /// ask before its long preparations.
-    ///
-    /// # Errors
-    /// Something is there, or the path cannot be looked at.
-    pub fn check_vacant(path: &Path) -> Result<(), ResultsError> {
-        let not_writable = |source| ResultsError::NotWritable { path: path.to_owned(), source };
-        match fs::metadata(path) {
-            Ok(metadata) if !metadata.is_dir() => {
-                Err(ResultsError::NotADirectory { path: path.to_owned() })
-            }
-            Ok(_) if fs::read_dir(path).map_err(not_writable)?.next().is_some() => {
-                Err(ResultsError::NotEmpty { path: path.to_owned() })
-            }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(not_writable(error)),
-            _ => Ok(()),
-        }
-    }
-
     /// Makes the directory, or takes an empty one, and proves that files can be written there.
     ///
     /// # Errors
     /// Something is there already, or it cannot be written to; nothing was changed then but for
     /// empty directories.
     pub fn create(path: &Path) -> Result<Self, ResultsError> {
-        Self::check_vacant(path)?;
         let not_writable = |source| ResultsError::NotWritable { path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(not_writable)?;
+        match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_dir() => {
+                return Err(ResultsError::NotADirectory { path: path.to_owned() });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(path).map_err(not_writable)?;
+            }
+            Err(error) => return Err(not_writable(error)),
+        }
+        if fs::read_dir(path).map_err(not_writable)?.next().is_some() {
+            return Err(ResultsError::NotEmpty { path: path.to_owned() });
+        }
         let probe = path.join(".writable");
         File::create_new(&probe)
             .and_then(|mut file| file.write_all(b"nashflock"))

@@ -3,7 +3,6 @@
 use super::plan::Plan;
 use super::rounds::{Round, RoundError, play_batch};
 use super::rules;
-use super::serve::ServeError;
 use crate::dispatch::{Dispatch, InProcess, ShardAssignment};
 use crate::measure::Clock;
 use crate::results::Summary;
@@ -70,7 +69,7 @@ impl Plan<'_> {
         &self,
         summary: &mut Summary,
         clock: &Clock,
-    ) -> Result<(), ServeError> {
+    ) -> Result<(), RoundError> {
         let (Some(windows), Some(quality)) = (self.materials.windows(), &mut summary.quality)
         else {
             return Ok(());

@@ -29,6 +29,9 @@ pub(super) struct ModelAndTexts {
     tokens_per_request: usize,
 }
 
+/// A source and the number of its requests.
+pub(super) type CalibrationSource<'a> = (Box<dyn ScoreSource + 'a>, usize);
+
 /// Why a scenario's inputs cannot be used. All of these are found before anything starts.
 #[derive(Debug, thiserror::Error)]
 pub enum MaterialsError {
@@ -139,7 +142,7 @@ impl Materials {
     /// A source of calibration requests, and how many there are; a model without calibration text
     /// has none.
     #[must_use]
-    pub(super) fn calibration_source(&self) -> Option<(Box<dyn ScoreSource + '_>, usize)> {
+    pub(super) fn calibration_source(&self) -> Option<CalibrationSource<'_>> {
         self.try_calibration_source().expect("checked when loaded")
     }
 
@@ -171,9 +174,7 @@ impl Materials {
         }
     }
 
-    fn try_calibration_source(
-        &self,
-    ) -> Result<Option<(Box<dyn ScoreSource + '_>, usize)>, MaterialsError> {
+    fn try_calibration_source(&self) -> Result<Option<CalibrationSource<'_>>, MaterialsError> {
         /// Requests that a synthetic source is calibrated on.
         const SYNTHETIC_REQUESTS: usize = 16;
         match self {

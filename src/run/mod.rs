@@ -2,6 +2,7 @@
 
 mod controls;
 mod fit;
+mod interrupt;
 mod materials;
 mod plan;
 mod record;
@@ -10,18 +11,20 @@ pub mod rules;
 mod serve;
 
 pub use fit::FitError;
+pub use interrupt::Interrupted;
 pub use materials::MaterialsError;
 pub use rounds::RoundError;
 pub use serve::ServeError;
 
 use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
-use crate::results::{Manifest, Quality, ResultsError, RunDir, RunStart, Status, Summary};
+use crate::results::{Manifest, Memory, Quality, ResultsError, RunDir, RunStart, Status, Summary};
 use crate::scenario::{self, Scenario};
+use interrupt::Interrupts;
 use materials::Materials;
 use plan::Plan;
 use record::Recorder;
-use serve::interruptible;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a run needs beside its scenario.
@@ -54,7 +57,7 @@ pub struct RunEnd {
     pub failure: Option<ServeError>,
 }
 
-/// What is wrong before anything starts: exit code 2.
+/// What is wrong before anything starts.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// Checkpoint or text.
@@ -69,6 +72,21 @@ pub enum PlanError {
     /// The run directory.
     #[error(transparent)]
     Results(#[from] ResultsError),
+    /// The system does not let the run hear signals.
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
+}
+
+impl PlanError {
+    /// Whether the input is at fault, and not the machine.
+    #[must_use]
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Results(error) => error.is_bad_input(),
+            Self::Signals(_) => false,
+            Self::Materials(_) | Self::Fit(_) | Self::Placement(_) => true,
+        }
+    }
 }
 
 /// Runs a scenario. Call it on a rayon pool of the scenario's `compute.threads`: all computation of
@@ -81,60 +99,121 @@ pub async fn run(
     settings: RunSettings<'_>,
     clock: &Clock,
 ) -> Result<RunEnd, PlanError> {
-    let resolved = scenario::resolved(scenario);
+    let mut interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
+    settings.progress.phase("loading");
+    let materials = Materials::load(scenario)?;
     let path = settings
         .out
         .clone()
         .unwrap_or_else(|| RunDir::default_path(&scenario.name, scenario.seed, clock.started_at()));
-    settings.progress.phase("loading");
-    let materials = Materials::load(scenario)?;
-    RunDir::check_vacant(&path)?;
-    settings.progress.phase("calibrating and quantizing");
-    let experts = fit::fit(&materials, scenario, clock).await?;
-    let plan = Plan::new(scenario, &materials, experts)?;
-    // Only now, so that a refused budget or placement leaves nothing behind.
     let dir = RunDir::create(&path)?;
+    let mut record = RunFiles::open(dir, scenario, &settings, clock)?;
 
-    let mut manifest = Manifest::start(
-        RunStart {
-            command: settings.command.clone(),
-            scenario: &scenario.name,
-            scenario_toml: &resolved,
-            seed: scenario.seed,
-            threads: scenario.compute.threads,
-            nodes: plan.manifest_nodes(),
-        },
-        clock,
-    );
-    dir.write("scenario.toml", resolved.as_bytes())?;
-    dir.write_manifest(&manifest)?;
-    let mut summary = Summary::new(&scenario.name, scenario.seed, plan.memory());
-    summary.precision = plan.precision();
-    let mut recorder = Recorder::open(&dir, scenario, materials.source().shape(), plan.bits())?;
+    settings.progress.phase("calibrating and quantizing");
+    let fitted = match interrupts.or(fit::fit(&materials, scenario, clock)).await {
+        Ok(Ok(fitted)) => fitted,
+        Ok(Err(error)) => {
+            record.discard();
+            return Err(error.into());
+        }
+        Err(interrupted) => return Ok(record.end(None, Some(interrupted.into()), clock)),
+    };
+    let plan = match Plan::new(scenario, &materials, fitted) {
+        Ok(plan) => plan,
+        Err(error) => {
+            record.discard();
+            return Err(error);
+        }
+    };
+    let shape = materials.source().shape();
+    let mut recorder = Recorder::open(&record.dir, scenario, shape, plan.bits())?;
+    let summary = &mut record.summary;
+    (summary.memory, summary.precision) = (plan.memory(), plan.precision());
 
-    let (served, nodes) = plan.serve(&settings, clock, &mut recorder).await;
+    let (served, nodes) = plan.serve(&settings, clock, &mut interrupts, &mut recorder).await;
     let mut failure = served.err();
     summary.nodes = plan.node_figures(&nodes, recorder.span_ns(), failure.as_ref());
     if let Some((loss, tokens)) = recorder.loss() {
         let loss_uniform = materials.vocabulary().map(|symbols| (symbols as f64).ln());
         summary.quality =
             Some(Quality { loss: Some(loss), loss_uniform, tokens, ..Quality::default() });
+        if failure.is_none() {
+            settings.progress.phase("playing the controls");
+            failure = match interrupts.or(plan.controls(summary, clock)).await {
+                Ok(played) => played.err().map(ServeError::from),
+                Err(interrupted) => Some(interrupted.into()),
+            };
+        }
     }
-    if failure.is_none() && summary.quality.is_some() {
-        settings.progress.phase("playing the controls");
-        failure = interruptible(plan.controls(&mut summary, clock)).await.err();
+    Ok(record.end(Some(recorder), failure, clock))
+}
+
+/// The files of a run that are written at its start and again at its end.
+struct RunFiles {
+    dir: RunDir,
+    manifest: Manifest,
+    summary: Summary,
+}
+
+impl RunFiles {
+    fn open(
+        dir: RunDir,
+        scenario: &Scenario,
+        settings: &RunSettings<'_>,
+        clock: &Clock,
+    ) -> Result<Self, ResultsError> {
+        let resolved = scenario::resolved(scenario);
+        let start = RunStart {
+            command: settings.command.clone(),
+            scenario: &scenario.name,
+            scenario_toml: &resolved,
+            seed: scenario.seed,
+            threads: scenario.compute.threads,
+            nodes: plan::manifest_nodes(scenario),
+        };
+        let manifest = Manifest::start(start, clock);
+        dir.write("scenario.toml", resolved.as_bytes())?;
+        dir.write_manifest(&manifest)?;
+        let nothing_yet = Memory::new(0, 0, BTreeMap::new());
+        let summary = Summary::new(&scenario.name, scenario.seed, nothing_yet);
+        Ok(Self { dir, manifest, summary })
     }
-    (summary.status, summary.status_detail) = status(failure.as_ref());
-    let recorded = recorder.finish(&dir, &mut summary, clock.started_at());
-    manifest.end(clock, exit_code(&summary, failure.as_ref()));
-    let written = recorded
-        .and_then(|()| dir.write_summary(&summary))
-        .and_then(|()| dir.write_manifest(&manifest))
-        .and_then(|()| dir.write_report());
-    if let Err(error) = written {
-        failure.get_or_insert(ServeError::Results(error));
+
+    /// Takes the run directory away again: the input was bad and nothing was started.
+    fn discard(self) {
+        // What cannot be removed stays; the error that is reported says what was wrong.
+        for file in ["scenario.toml", "manifest.json"] {
+            let _ = std::fs::remove_file(self.dir.path().join(file));
+        }
+        for folder in [self.dir.path().join("hist"), self.dir.path().to_owned()] {
+            let _ = std::fs::remove_dir(folder);
+        }
     }
-    Ok(RunEnd { dir, summary, failure })
+
+    /// Writes everything that is known, whatever ended the run.
+    fn end(
+        mut self,
+        recorder: Option<Recorder>,
+        mut failure: Option<ServeError>,
+        clock: &Clock,
+    ) -> RunEnd {
+        let Self { dir, manifest, summary } = &mut self;
+        let recorded =
+            recorder.map_or(Ok(()), |recorder| recorder.finish(dir, summary, clock.started_at()));
+        if let Err(error) = recorded {
+            failure.get_or_insert(error.into());
+        }
+        (summary.status, summary.status_detail) = status(failure.as_ref());
+        manifest.end(clock, exit_code(summary, failure.as_ref()));
+        let written = dir
+            .write_summary(summary)
+            .and_then(|()| dir.write_manifest(manifest))
+            .and_then(|()| dir.write_report());
+        if let Err(error) = written {
+            failure.get_or_insert(error.into());
+        }
+        RunEnd { dir: self.dir, summary: self.summary, failure }
+    }
 }
 
 /// The exit code of a run that had started.
@@ -152,7 +231,9 @@ pub fn exit_code(summary: &Summary, failure: Option<&ServeError>) -> u8 {
 fn status(failure: Option<&ServeError>) -> (Status, Option<String>) {
     match failure {
         None => (Status::Complete, None),
-        Some(error @ ServeError::Interrupted(_)) => (Status::Interrupted, Some(error.to_string())),
+        Some(ServeError::Interrupted(Interrupted(signal))) => {
+            (Status::Interrupted, Some((*signal).to_owned()))
+        }
         Some(error) => (Status::Failed, Some(error.to_string())),
     }
 }

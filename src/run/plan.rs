@@ -37,10 +37,7 @@ impl<'a> Plan<'a> {
         materials: &'a Materials,
         experts: FittedExperts,
     ) -> Result<Self, PlanError> {
-        let node_count = match scenario.nodes.engine {
-            Engine::Peers => scenario.nodes.peers.len(),
-            Engine::Local | Engine::InProcess => scenario.nodes.count as usize,
-        };
+        let node_count = node_count(scenario);
         let replicas = scenario.nodes.replicas as usize;
         let shape = materials.source().shape();
         let load = &scenario.load;
@@ -102,18 +99,6 @@ impl<'a> Plan<'a> {
         self.experts.served.iter().map(layer).collect()
     }
 
-    pub(super) fn manifest_nodes(&self) -> Vec<ManifestNode> {
-        let address = |node: usize| match self.scenario.nodes.engine {
-            Engine::InProcess => "in-process".to_owned(),
-            Engine::Local => "local".to_owned(),
-            Engine::Peers => self.scenario.nodes.peers[node].clone(),
-        };
-        (0..)
-            .zip(0..self.node_count)
-            .map(|(id, node)| ManifestNode { node: id, address: address(node) })
-            .collect()
-    }
-
     pub(super) fn node_figures(
         &self,
         stats: &[NodeStats],
@@ -128,7 +113,7 @@ impl<'a> Plan<'a> {
             _ => None,
         };
         let span_ns = span_ns as f64;
-        let addresses = self.manifest_nodes();
+        let addresses = manifest_nodes(self.scenario);
         let figures = |stats: &NodeStats| NodeFigures {
             node: stats.node.0,
             address: addresses
@@ -141,5 +126,27 @@ impl<'a> Plan<'a> {
             alive: lost != Some(stats.node),
         };
         stats.iter().map(figures).collect()
+    }
+}
+
+/// The nodes that a scenario names, and how each is reached.
+pub(super) fn manifest_nodes(scenario: &Scenario) -> Vec<ManifestNode> {
+    let nodes = &scenario.nodes;
+    let count = node_count(scenario);
+    let address = |node: usize| match nodes.engine {
+        Engine::InProcess => "in-process".to_owned(),
+        Engine::Local => "local".to_owned(),
+        Engine::Peers => nodes.peers[node].clone(),
+    };
+    (0..)
+        .zip(0..count)
+        .map(|(id, node)| ManifestNode { node: id, address: address(node) })
+        .collect()
+}
+
+fn node_count(scenario: &Scenario) -> usize {
+    match scenario.nodes.engine {
+        Engine::Peers => scenario.nodes.peers.len(),
+        Engine::Local | Engine::InProcess => scenario.nodes.count as usize,
     }
 }

@@ -13,18 +13,11 @@ use crate::source::SourceShape;
 use agents::arrival::PlannedBatch;
 use agents::game::Certificate;
 use agents::round::{Arena, FlockReport};
+use std::ops::Range;
 use std::time::SystemTime;
 
 /// A gap that counts as converged when the scenario states no goal of its own.
 const CONVERGED_GAP: f64 = 1e-4;
-
-/// How a batch ended.
-pub(super) enum BatchEnd {
-    /// Answered, with the summed loss of each request where text is scored.
-    Answered(Option<Vec<f64>>),
-    /// Given up.
-    Failed,
-}
 
 /// Rows and sums of a run.
 pub(super) struct Recorder {
@@ -43,7 +36,9 @@ pub(super) struct Recorder {
     pairs: Pairs,
     tokens_answered: u64,
     /// From the start of serving to the end of the last batch, on the run's clock.
-    serving_ns: std::ops::Range<u64>,
+    serving_ns: Range<u64>,
+    /// The first request without a row.
+    next_request: u32,
     payload_bytes: u64,
     loss: f64,
     tokens_scored: u64,
@@ -132,6 +127,7 @@ impl Recorder {
             pairs: Pairs::default(),
             tokens_answered: 0,
             serving_ns: 0..0,
+            next_request: 0,
             payload_bytes: 0,
             loss: 0.0,
             tokens_scored: 0,
@@ -213,51 +209,69 @@ impl Recorder {
         self.note(written);
     }
 
-    /// Records how the requests of a batch ended.
+    /// Records an answered batch: `times_ns` from its start to its end on the run's clock,
+    /// `intended_ns` from the start of serving, `losses` one a request where text is scored.
     pub(super) fn batch(
         &mut self,
         batch: &PlannedBatch,
         intended_ns: &[u64],
-        (started_ns, finished_ns): (u64, u64),
-        end: &BatchEnd,
+        times_ns: Range<u64>,
+        losses: Option<&[f64]>,
     ) {
-        self.serving_ns.end = finished_ns;
+        self.serving_ns.end = times_ns.end;
+        self.next_request = batch.requests.end;
         let tokens = self.shape.tokens_per_request as u64;
         let late_after_ns = u64::from(self.scenario.load.deadline_ms) * 1_000_000;
         for (place, request) in batch.request_ids().enumerate() {
-            let intended_ns = intended_ns[request.index()];
-            let latency_ns = finished_ns.saturating_sub(intended_ns);
-            let (outcome, loss_sum) = match end {
-                BatchEnd::Failed => {
-                    self.outcomes.error += 1;
-                    ("error", None)
-                }
-                BatchEnd::Answered(losses) => {
-                    self.latency.record_from(intended_ns, finished_ns);
-                    self.tokens_answered += tokens;
-                    let loss = losses.as_ref().map(|losses| losses[place]);
-                    if let Some(loss) = loss {
-                        self.loss += loss;
-                        self.tokens_scored += tokens;
-                    }
-                    let late = latency_ns > late_after_ns;
-                    *(if late { &mut self.outcomes.late } else { &mut self.outcomes.ok }) += 1;
-                    (if late { "late" } else { "ok" }, loss)
-                }
-            };
-            let row = RequestRow {
+            let intended_ns = self.serving_ns.start + intended_ns[request.index()];
+            let latency_ns = times_ns.end.saturating_sub(intended_ns);
+            self.latency.record_from(intended_ns, times_ns.end);
+            self.tokens_answered += tokens;
+            let loss_sum = losses.map(|losses| losses[place]);
+            if let Some(loss) = loss_sum {
+                self.loss += loss;
+                self.tokens_scored += tokens;
+            }
+            let late = latency_ns > late_after_ns;
+            *(if late { &mut self.outcomes.late } else { &mut self.outcomes.ok }) += 1;
+            self.request(RequestRow {
                 request: u64::from(request.0),
                 step: Some(u64::from(batch.step.0)),
                 tokens,
                 intended_ns,
-                started_ns: Some(started_ns),
-                finished_ns,
+                started_ns: Some(times_ns.start),
+                finished_ns: times_ns.end,
                 latency_ns,
-                outcome: outcome.to_owned(),
+                outcome: if late { "late" } else { "ok" }.to_owned(),
                 loss_sum,
-            };
-            let written = self.requests.push(row);
-            self.note(written);
+            });
+        }
+    }
+
+    /// Records as errors the requests that have arrived but will not be answered. Those that had
+    /// not arrived yet are no requests of this run.
+    pub(super) fn give_up(&mut self, intended_ns: &[u64], now_ns: u64) {
+        if self.serving_ns.is_empty() && self.serving_ns.start == 0 {
+            // Serving never began, so nothing has arrived.
+            return;
+        }
+        self.serving_ns.end = now_ns;
+        let waiting = intended_ns.iter().enumerate().skip(self.next_request as usize);
+        let start_ns = self.serving_ns.start;
+        let arrived = waiting.map(|(id, at)| (id as u64, start_ns + at));
+        for (request, intended_ns) in arrived.take_while(|(_, at)| *at <= now_ns) {
+            self.outcomes.error += 1;
+            self.request(RequestRow {
+                request,
+                step: None,
+                tokens: self.shape.tokens_per_request as u64,
+                intended_ns,
+                started_ns: None,
+                finished_ns: now_ns,
+                latency_ns: now_ns - intended_ns,
+                outcome: "error".to_owned(),
+                loss_sum: None,
+            });
         }
     }
 
@@ -292,6 +306,7 @@ impl Recorder {
         summary.outcomes = self.outcomes;
         summary.pairs = Some(self.pairs);
         summary.goals = self.goals(summary);
+        self.null_reasons(summary);
         self.rounds.finish()?;
         self.requests.finish()?;
         let (tag, latency) = ("requests".to_owned(), self.latency);
@@ -299,6 +314,11 @@ impl Recorder {
             Interval { start_ns: self.serving_ns.start, duration_ns: elapsed_ns, tag, latency };
         dir.write_hlog("requests", started_at, &[interval])?;
         dir.write_layers(&Layers::new(self.layers))
+    }
+
+    fn request(&mut self, row: RequestRow) {
+        let written = self.requests.push(row);
+        self.note(written);
     }
 
     fn note(&mut self, written: Result<(), ResultsError>) {
@@ -350,6 +370,22 @@ impl Recorder {
             max_over_mean_first: Some(first.max_over_mean),
             max_over_mean_last: Some(last.max_over_mean),
         })
+    }
+
+    /// Why a certificate is absent, where the play itself is the reason.
+    fn null_reasons(&self, summary: &mut Summary) {
+        const OVER_QUOTA: &str = "the play exceeds a quota, so its potential is minus infinity";
+        let router = (&summary.convergence.relative_gap, "convergence.relative_gap");
+        let flock = summary.flock.as_ref().map(|flock| (&flock.relative_gap, "flock.relative_gap"));
+        let absent = [Some(router), flock].into_iter().flatten().filter(|(gap, _)| gap.is_none());
+        let keys: Vec<&str> = absent.map(|(_, key)| key).collect();
+        if self.play.rounds > 0 {
+            for key in keys {
+                summary.null_reasons.insert(key.to_owned(), OVER_QUOTA.to_owned());
+                let epsilon = key.replace("relative_gap", "epsilon_nash");
+                summary.null_reasons.insert(epsilon, OVER_QUOTA.to_owned());
+            }
+        }
     }
 
     fn throughput(&self, elapsed_ns: u64) -> Throughput {

@@ -1,11 +1,11 @@
 //! Serving: nodes are started, batches are played when they close, and the nodes are always ended.
 
-use super::Progress;
-use super::RunSettings;
 use super::controls::shards_on;
+use super::interrupt::{Interrupted, Interrupts};
 use super::plan::Plan;
-use super::record::{BatchEnd, Recorder};
+use super::record::Recorder;
 use super::rounds::{Round, RoundError, play_batch};
+use super::{Progress, RunSettings};
 use crate::dispatch::{
     Deadlines, Dispatch, DispatchError, InProcess, Local, LocalSettings, NodeStats, Remote,
 };
@@ -31,8 +31,8 @@ pub enum ServeError {
     #[error(transparent)]
     Results(#[from] ResultsError),
     /// The user or the system asked to stop.
-    #[error("interrupted by {0}")]
-    Interrupted(&'static str),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }
 
 impl Plan<'_> {
@@ -41,6 +41,7 @@ impl Plan<'_> {
         &self,
         settings: &RunSettings<'_>,
         clock: &Clock,
+        interrupts: &mut Interrupts,
         recorder: &mut Recorder,
     ) -> (Result<(), ServeError>, Vec<NodeStats>) {
         let nodes = &self.scenario.nodes;
@@ -50,26 +51,27 @@ impl Plan<'_> {
         };
         settings.progress.phase("starting nodes");
         match nodes.engine {
-            Engine::InProcess => self.serve_on(InProcess::new(), settings, clock, recorder).await,
+            Engine::InProcess => {
+                self.serve_on(InProcess::new(), settings, clock, interrupts, recorder).await
+            }
             Engine::Local => {
-                let local = LocalSettings {
-                    threads: nodes.threads as usize,
-                    deadlines,
-                    ..LocalSettings::default()
-                };
-                let spawning = Local::spawn(settings.program, nodes.count, local);
-                match interruptible(async { Ok(spawning.await?) }).await {
-                    Ok(local) => self.serve_on(local, settings, clock, recorder).await,
-                    Err(error) => (Err(error), Vec::new()),
+                let threads = nodes.threads as usize;
+                let local = LocalSettings { threads, deadlines, ..LocalSettings::default() };
+                match interrupts.or(Local::spawn(settings.program, nodes.count, local)).await {
+                    Ok(Ok(local)) => {
+                        self.serve_on(local, settings, clock, interrupts, recorder).await
+                    }
+                    Ok(Err(error)) => (Err(error.into()), Vec::new()),
+                    Err(interrupted) => (Err(interrupted.into()), Vec::new()),
                 }
             }
-            Engine::Peers => {
-                let connecting = Remote::connect(&nodes.peers, deadlines);
-                match interruptible(async { Ok(connecting.await?) }).await {
-                    Ok(remote) => self.serve_on(remote, settings, clock, recorder).await,
-                    Err(error) => (Err(error), Vec::new()),
+            Engine::Peers => match interrupts.or(Remote::connect(&nodes.peers, deadlines)).await {
+                Ok(Ok(remote)) => {
+                    self.serve_on(remote, settings, clock, interrupts, recorder).await
                 }
-            }
+                Ok(Err(error)) => (Err(error.into()), Vec::new()),
+                Err(interrupted) => (Err(interrupted.into()), Vec::new()),
+            },
         }
     }
 
@@ -78,15 +80,19 @@ impl Plan<'_> {
         mut dispatch: impl Dispatch,
         settings: &RunSettings<'_>,
         clock: &Clock,
+        interrupts: &mut Interrupts,
         recorder: &mut Recorder,
     ) -> (Result<(), ServeError>, Vec<NodeStats>) {
-        let served = interruptible(async {
+        let served = interrupts.or(async {
             settings.progress.phase("loading shards");
             dispatch.load(shards_on(&self.experts.served, |l, e| self.hosts(l, e))).await?;
             settings.progress.phase("serving");
             self.serve_batches(&mut dispatch, settings.progress, clock, recorder).await
         });
-        let served = served.await;
+        let served = served.await.unwrap_or_else(|interrupted| Err(interrupted.into()));
+        if served.is_err() {
+            recorder.give_up(&self.intended_ns, clock.now_ns());
+        }
         (served, dispatch.close().await)
     }
 
@@ -105,8 +111,6 @@ impl Plan<'_> {
         let remote = self.scenario.nodes.engine != Engine::InProcess;
         let serving_from_ns = clock.now_ns();
         recorder.serving_from(serving_from_ns);
-        let intended_ns: Vec<u64> =
-            self.intended_ns.iter().map(|arrival| serving_from_ns + arrival).collect();
         let requests = self.intended_ns.len() as u64;
         for batch in &self.batches {
             clock.sleep_until_ns(serving_from_ns + batch.closes_ns).await;
@@ -123,17 +127,9 @@ impl Plan<'_> {
                     recorder.round(round, arena, route_ns.load(Ordering::Relaxed), payload);
                 },
             );
-            let played = played.await;
-            let times = (started_ns, clock.now_ns());
-            match played {
-                Ok(losses) => {
-                    recorder.batch(batch, &intended_ns, times, &BatchEnd::Answered(losses));
-                }
-                Err(error) => {
-                    recorder.batch(batch, &intended_ns, times, &BatchEnd::Failed);
-                    return Err(error.into());
-                }
-            }
+            let losses = played.await?;
+            let times = started_ns..clock.now_ns();
+            recorder.batch(batch, &self.intended_ns, times, losses.as_deref());
             if let Some(error) = recorder.failure() {
                 return Err(error.into());
             }
@@ -172,17 +168,4 @@ fn payload_bytes(round: &Round<'_>, width: usize) -> (u64, u64) {
         sent += rows.len() * row_bytes;
     }
     (sent as u64, received as u64)
-}
-
-/// Runs `work` until it ends or the process is asked to stop.
-pub(super) async fn interruptible<T>(
-    work: impl Future<Output = Result<T, ServeError>>,
-) -> Result<T, ServeError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).expect("the runtime drives signals");
-    tokio::select! {
-        done = work => done,
-        _ = tokio::signal::ctrl_c() => Err(ServeError::Interrupted("Ctrl-C")),
-        _ = terminate.recv() => Err(ServeError::Interrupted("SIGTERM")),
-    }
 }

@@ -141,7 +141,7 @@ pub struct Flock {
     /// Nearest experts that an expert minds, 1 to 65535. Default 7, as starlings keep.
     #[schemars(range(min = 1, max = 65_535))]
     pub neighbours: u32,
-    /// Price change, in affinity, per fair share of excess load, 0 to 1000. Default 0.01.
+    /// Price change, in affinity, per fair share of excess load, 0 to 1000. Default 0.003.
     #[schemars(range(min = 0, max = 1000))]
     pub price_step: f64,
     /// Weight of the neighbours' price changes in an expert's own, 0 to 1. Default 0.3.
@@ -151,7 +151,7 @@ pub struct Flock {
 
 impl Default for Flock {
     fn default() -> Self {
-        Self { enabled: true, neighbours: 7, price_step: 0.01, alignment: 0.3 }
+        Self { enabled: true, neighbours: 7, price_step: 0.003, alignment: 0.3 }
     }
 }
 

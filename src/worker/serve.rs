@@ -4,6 +4,7 @@ use super::{
     Settings, compute,
     store::{Reservation, Store},
 };
+use crate::measure::Clock;
 use crate::wire::{self, NodeWork, WireError};
 use proto::{
     ComputeFault, ComputeReply, ComputeRequest, ShardChunk, ShardReceipt, StatusReply,
@@ -16,7 +17,7 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -95,10 +96,10 @@ impl Shared {
     }
 
     /// Runs on a compute thread. The time that `request` waited for it counts against its deadline.
-    fn answer(&self, request: ComputeRequest, arrived: Instant) -> ComputeReply {
+    fn answer(&self, request: ComputeRequest, since_arrival: Clock) -> ComputeReply {
         let reply = wire::reply_to(&request);
         let computed = wire::decode_order(request, self.message_bytes_max).and_then(|work| {
-            let (outputs, compute_ns) = self.compute(&work, arrived)?;
+            let (outputs, compute_ns) = self.compute(&work, since_arrival)?;
             wire::encode_outputs(reply.clone(), outputs, work.width, compute_ns)
         });
         computed.unwrap_or_else(|error| {
@@ -107,8 +108,8 @@ impl Shared {
         })
     }
 
-    fn compute(&self, work: &NodeWork, arrived: Instant) -> Result<(Vec<f32>, u64), WireError> {
-        let waited = arrived.elapsed();
+    fn compute(&self, work: &NodeWork, since_arrival: Clock) -> Result<(Vec<f32>, u64), WireError> {
+        let waited = Duration::from_nanos(since_arrival.now_ns());
         if waited >= work.deadline {
             let (had, waited) = (work.deadline.as_millis(), waited.as_millis());
             let detail = format!("the request had {had} ms left and waited {waited} ms");
@@ -124,9 +125,9 @@ impl Shared {
             wire::check_width(&expert, work.width)?;
             groups.push((expert, group.tokens.as_slice()));
         }
-        let started = Instant::now();
+        let clock = Clock::start();
         let outputs = compute::outputs(&groups, &work.hidden, work.width);
-        let compute_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let compute_ns = clock.now_ns();
         self.token_experts.fetch_add(work.pairs as u64, Relaxed);
         self.compute_ns.fetch_add(compute_ns, Relaxed);
         Ok((outputs, compute_ns))
@@ -283,13 +284,13 @@ async fn answer_all(
 
 /// Computes away from the async threads, which keep answering health and keepalive.
 async fn answer(shared: &Arc<Shared>, request: ComputeRequest) -> Result<ComputeReply, Status> {
-    let arrived = Instant::now();
+    let since_arrival = Clock::start();
     shared.requests.fetch_add(1, Relaxed);
     let (done, reply) = oneshot::channel();
     let job = shared.clone();
     shared.pool.spawn(move || {
         // An error means that the stream ended meanwhile.
-        let _ = done.send(job.answer(request, arrived));
+        let _ = done.send(job.answer(request, since_arrival));
     });
     reply.await.map_err(|_| Status::internal("the computation panicked: see the node's log"))
 }

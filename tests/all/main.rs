@@ -11,3 +11,4 @@ mod nodes;
 mod parity;
 mod results;
 mod scenario;
+mod tidy;
