@@ -27,6 +27,8 @@ fn a_bad_scenario_starts_nothing() {
         ("budget in bits", "run scenario.toml --set precision.budget=1.9bpw", &["precision.budget", "below the smallest of `precision.widths`, 2", "above 2bpw"]),
         ("budget in percent", "run scenario.toml --set precision.budget=99%", &["precision.budget", "0.32 bits a weight", "above 2bpw"]),
         ("budget in bytes", "run scenario.toml --set precision.budget=3kB", &["precision.budget 3000B", "too small", "smallest feasible size is 27648 bytes"]),
+        ("budget, new out", "run scenario.toml --set precision.budget=3kB --out new/er/est", &["precision.budget 3000B"]),
+        ("budget, empty out", "run scenario.toml --set precision.budget=3kB --out empty", &["precision.budget 3000B"]),
         ("no nodes", "run scenario.toml --nodes local:0", &["--nodes", "local:N takes 1 to 256 workers, not \"0\""]),
         ("virtual nodes", "run scenario.toml --nodes virtual:3", &["--nodes", "virtual:N is not available", "the forms are in-process, local:N"]),
         ("replicas", "run scenario.toml --nodes local:2 --set nodes.replicas=3", &["`nodes.replicas` is 3 but `nodes.count` is 2", "fewer replicas or more nodes"]),
@@ -169,6 +171,7 @@ impl Files {
         write("latin.txt", b"ab\xff\xfe");
         write("short.txt", b"The flock.");
         fs::create_dir(folder.path("full")).expect("a folder is made");
+        fs::create_dir(folder.path("empty")).expect("a folder is made");
         write("full/kept.txt", b"kept");
         write_matrices(write);
         copy_folder(&model("books-dense"), &folder.path("dense"));

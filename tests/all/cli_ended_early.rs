@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use nashflock::results::RunDir;
+use nashflock::results::{RunDir, Status};
 use tempfile::TempDir;
 
 use crate::binary::{Ended, Folder, Running, SYNTHETIC, is_alive, signal, until};
@@ -45,10 +45,28 @@ fn an_interrupted_run_keeps_what_it_has_and_leaves_no_worker() {
         let summary = check_run_dir(&folder.path("out"), 1, REQUESTS - 1);
         assert_eq!(summary, ended.json());
         assert_eq!(summary["status"], "interrupted");
-        assert_eq!(summary["status_detail"], format!("interrupted by {said}"));
+        assert_eq!(summary["status_detail"], said);
         assert!(summary["nodes"].as_array().expect("a list").iter().all(|n| n["alive"] == true));
         assert_eq!(exit_code_in_manifest(&folder), Some(130));
     }
+}
+
+#[test]
+fn a_run_interrupted_before_it_serves_says_so_in_its_summary() {
+    let folder = Folder::with_checkpoint();
+    let args = ["run", "scenario.toml", "--out", "out", "--json", "--nodes", "local:2"];
+    let run = Running::start(folder.command(&args));
+    // Calibrating and quantizing follow, which take longer than a signal.
+    until("the run has begun", || folder.path("out/manifest.json").exists());
+    signal("INT", run.pid());
+    let ended = run.end();
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(130), "interrupted by Ctrl-C\n"));
+    let dir = RunDir::open(&folder.path("out")).expect("a run directory");
+    let summary = dir.read_summary().expect("readable");
+    assert_eq!((summary.status, summary.outcomes.ok), (Status::Interrupted, 0));
+    assert_eq!(ended.json()["status"], "interrupted");
+    assert!(folder.path("out/report.html").exists());
+    assert_eq!(exit_code_in_manifest(&folder), Some(130));
 }
 
 #[test]
