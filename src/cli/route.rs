@@ -39,8 +39,8 @@ pub(super) struct RouteArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     repeat: u32,
     /// Threads [default: the cores of the machine]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -89,7 +89,7 @@ pub(super) fn route(args: &RouteArgs) -> Outcome {
     let cost = cost.build(scores.tokens(), experts, args.top_k);
     let game = Game { scores, top_k: args.top_k, cost: cost.as_ref() };
     let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(args.threads.unwrap_or(0))
+        .num_threads(args.threads.unwrap_or(0) as usize)
         .build()
         .map_err(|error| Failure::Dependency(format!("cannot start threads: {error}")))?;
     let (play, certificate, times) = pool.install(|| {

@@ -25,6 +25,8 @@ const REQUESTS_HLOG: &str = "requests";
 #[derive(Clone, Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Directories that were not there before, innermost first.
+    made: Vec<PathBuf>,
 }
 
 impl RunDir {
@@ -44,6 +46,8 @@ impl RunDir {
     /// empty directories.
     pub fn create(path: &Path) -> Result<Self, ResultsError> {
         let not_writable = |source| ResultsError::NotWritable { path: path.to_owned(), source };
+        let is_new = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let made = path.ancestors().take_while(is_new).map(Path::to_owned).collect();
         match fs::metadata(path) {
             Ok(metadata) if !metadata.is_dir() => {
                 return Err(ResultsError::NotADirectory { path: path.to_owned() });
@@ -63,7 +67,20 @@ impl RunDir {
             .map_err(not_writable)?;
         fs::remove_file(&probe).map_err(not_writable)?;
         fs::create_dir(path.join("hist")).map_err(not_writable)?;
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), made })
+    }
+
+    /// Takes away the given files and every directory that [`RunDir::create`] made, as far as that
+    /// is empty then.
+    pub fn discard(self, files: &[&str]) {
+        // What cannot be removed stays: the caller has an error of its own to report.
+        for file in files {
+            let _ = fs::remove_file(self.path.join(file));
+        }
+        let _ = fs::remove_dir(self.path.join("hist"));
+        for folder in self.made {
+            let _ = fs::remove_dir(folder);
+        }
     }
 
     /// A directory that a run has left.
@@ -73,7 +90,7 @@ impl RunDir {
     pub fn open(path: &Path) -> Result<Self, ResultsError> {
         let manifest = path.join("manifest.json");
         match fs::metadata(&manifest) {
-            Ok(_) => Ok(Self { path: path.to_owned() }),
+            Ok(_) => Ok(Self { path: path.to_owned(), made: Vec::new() }),
             Err(source) => Err(ResultsError::Read { file: manifest, source }),
         }
     }

@@ -57,6 +57,17 @@ pub enum MaterialsError {
         /// E.
         experts: usize,
     },
+    /// The flock asks for more neighbours than an expert has.
+    #[error(
+        "flock.neighbours is {neighbours} but the checkpoint has {experts} experts a layer, so at \
+         most experts - 1 neighbours: lower it, or set flock.enabled = false"
+    )]
+    Neighbours {
+        /// Asked for.
+        neighbours: usize,
+        /// E.
+        experts: usize,
+    },
 }
 
 impl Materials {
@@ -114,6 +125,10 @@ impl Materials {
         let top_k = scenario.game.top_k.map_or(shape.top_k, |top_k| top_k as usize);
         if top_k > shape.experts {
             return Err(MaterialsError::TopK { top_k, experts: shape.experts });
+        }
+        let neighbours = scenario.flock.neighbours as usize;
+        if scenario.flock.enabled && neighbours >= shape.experts {
+            return Err(MaterialsError::Neighbours { neighbours, experts: shape.experts });
         }
         Ok(())
     }
@@ -183,7 +198,14 @@ impl ModelAndTexts {
     ) -> Result<Box<dyn ScoreSource + 'a>, MaterialsError> {
         CheckpointSource::new(&self.checkpoint, &self.trunk, ids, self.tokens_per_request)
             .map(|source| Box::new(source) as Box<dyn ScoreSource>)
-            .map_err(|source| MaterialsError::Source { what, source })
+            .map_err(|source| {
+                let what = match source {
+                    SourceError::Dense => "source.checkpoint",
+                    SourceError::LongRequest { .. } => "load.tokens_per_request",
+                    SourceError::ShortText { .. } | SourceError::Vocabulary { .. } => what,
+                };
+                MaterialsError::Source { what, source }
+            })
     }
 }
 

@@ -181,13 +181,7 @@ impl RunFiles {
 
     /// Takes the run directory away again: the input was bad and nothing was started.
     fn discard(self) {
-        // What cannot be removed stays; the error that is reported says what was wrong.
-        for file in ["scenario.toml", "manifest.json"] {
-            let _ = std::fs::remove_file(self.dir.path().join(file));
-        }
-        for folder in [self.dir.path().join("hist"), self.dir.path().to_owned()] {
-            let _ = std::fs::remove_dir(folder);
-        }
+        self.dir.discard(&["scenario.toml", "manifest.json"]);
     }
 
     /// Writes everything that is known, whatever ended the run.

@@ -60,8 +60,9 @@ fn from_npy(bytes: &[u8]) -> Result<ScoreMatrix, String> {
     let is_f32 = matches!(header.dtype(), DType::Plain(kind) if kind.to_string() == "<f4");
     if !is_f32 || header.order() != Order::C {
         let found = header.dtype().descr();
+        let order = if header.order() == Order::C { "C" } else { "Fortran" };
         return Err(format!(
-            "holds {found} but little-endian f32 in C order is needed: save \
+            "holds {found} in {order} order but little-endian f32 in C order is needed: save \
              numpy.ascontiguousarray(x, dtype='<f4')"
         ));
     }

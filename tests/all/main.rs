@@ -1,6 +1,12 @@
 //! The integration tests of the shell, one module a subject.
 
+mod binary;
 mod checkpoints;
+mod cli_bad_input;
+mod cli_ended_early;
+mod cli_readme;
+mod cli_route;
+mod cli_run;
 mod nodes;
 mod parity;
 mod results;
