@@ -115,13 +115,13 @@ pub struct Convergence {
 /// The flock rules alone, on the same scores as the router.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FlockComparison {
-    /// Largest regret in the last batch.
+    /// Largest regret in the last quarter of the batches.
     pub epsilon_nash: Option<f64>,
-    /// Relative gap in the last batch.
+    /// Largest relative gap in the last quarter of the batches.
     pub relative_gap: Option<f64>,
-    /// Largest load over the fair share in the first batch.
+    /// Largest load over the fair share, mean over the first quarter of the batches.
     pub max_over_mean_first: Option<f64>,
-    /// Largest load over the fair share in the last batch.
+    /// The same over the last quarter.
     pub max_over_mean_last: Option<f64>,
 }
 

@@ -27,7 +27,10 @@ pub fn summary_table(summary: &Summary) -> String {
         row(
             "flock alone",
             number(flock.max_over_mean_last),
-            format!("max over mean; {} in the first batch", number(flock.max_over_mean_first)),
+            format!(
+                "max over mean, last quarter; {} in the first",
+                number(flock.max_over_mean_first)
+            ),
         );
     }
     if let Some(quality) = &summary.quality {

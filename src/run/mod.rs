@@ -9,6 +9,7 @@ mod record;
 mod rounds;
 pub mod rules;
 mod serve;
+mod sums;
 
 pub use fit::FitError;
 pub use interrupt::Interrupted;
@@ -126,7 +127,8 @@ pub async fn run(
         }
     };
     let shape = materials.source().shape();
-    let mut recorder = Recorder::open(&record.dir, scenario, shape, plan.bits())?;
+    let mut recorder =
+        Recorder::open(&record.dir, scenario, shape, plan.bits(), plan.batches.len())?;
     let summary = &mut record.summary;
     (summary.memory, summary.precision) = (plan.memory(), plan.precision());
 

@@ -2,22 +2,19 @@
 //! never reaches back into the world.
 
 use super::rounds::Round;
+use super::sums::{FlockSums, PlaySums};
 use crate::measure::Latency;
 use crate::measure::latency::Interval;
 use crate::results::{
-    Convergence, FlockComparison, Goal, LayerFigures, Layers, Outcomes, Pairs, RequestRow,
-    ResultsError, RoundRow, RunDir, Summary, TableWriter, Throughput,
+    Goal, LayerFigures, Layers, Outcomes, Pairs, RequestRow, ResultsError, RoundRow, RunDir,
+    Summary, TableWriter, Throughput,
 };
 use crate::scenario::Scenario;
 use crate::source::SourceShape;
 use agents::arrival::PlannedBatch;
-use agents::game::Certificate;
-use agents::round::{Arena, FlockReport};
+use agents::round::Arena;
 use std::ops::Range;
 use std::time::SystemTime;
-
-/// A gap that counts as converged when the scenario states no goal of its own.
-const CONVERGED_GAP: f64 = 1e-4;
 
 /// Rows and sums of a run.
 pub(super) struct Recorder {
@@ -30,8 +27,7 @@ pub(super) struct Recorder {
     state: blake3::Hasher,
     outcomes: Outcomes,
     play: PlaySums,
-    flock_first: Option<FlockStep>,
-    flock_last: Option<FlockStep>,
+    flock: FlockSums,
     layers: Vec<LayerFigures>,
     pairs: Pairs,
     tokens_answered: u64,
@@ -46,54 +42,6 @@ pub(super) struct Recorder {
     failure: Option<ResultsError>,
 }
 
-/// Sums over all rounds.
-#[derive(Default)]
-struct PlaySums {
-    rounds: u64,
-    tokens: u64,
-    iterations: u64,
-    passes: u64,
-    route_ns: u64,
-    epsilon_nash: f64,
-    relative_gap: f64,
-    max_over_mean_worst: f64,
-    /// Weighted by tokens.
-    max_over_mean: f64,
-    max_over_mean_top_k: f64,
-    score_loss: f64,
-    kept_share_min: Option<f32>,
-}
-
-/// The flock at one step, the worst of its layers.
-#[derive(Clone, Copy)]
-struct FlockStep {
-    step: u32,
-    epsilon_nash: f64,
-    relative_gap: f64,
-    max_over_mean: f64,
-}
-
-impl FlockStep {
-    fn new(step: u32, report: &FlockReport) -> Self {
-        let FlockReport { certificate, max_over_mean } = report;
-        Self {
-            step,
-            epsilon_nash: certificate.epsilon_nash,
-            relative_gap: certificate.relative_gap,
-            max_over_mean: *max_over_mean,
-        }
-    }
-
-    fn worst(self, other: Self) -> Self {
-        Self {
-            step: self.step,
-            epsilon_nash: self.epsilon_nash.max(other.epsilon_nash),
-            relative_gap: self.relative_gap.max(other.relative_gap),
-            max_over_mean: self.max_over_mean.max(other.max_over_mean),
-        }
-    }
-}
-
 impl Recorder {
     /// Opens the tables of a run directory.
     ///
@@ -104,6 +52,7 @@ impl Recorder {
         scenario: &Scenario,
         shape: SourceShape,
         bits: Vec<Vec<u32>>,
+        steps: usize,
     ) -> Result<Self, ResultsError> {
         let layer = |(layer, bits): (u32, Vec<u32>)| LayerFigures {
             layer,
@@ -121,8 +70,7 @@ impl Recorder {
             state: blake3::Hasher::new(),
             outcomes: Outcomes::default(),
             play: PlaySums::default(),
-            flock_first: None,
-            flock_last: None,
+            flock: FlockSums::over(steps),
             layers: (0..).zip(bits).map(layer).collect(),
             pairs: Pairs::default(),
             tokens_answered: 0,
@@ -165,12 +113,7 @@ impl Recorder {
         let fair_share = mean(&play.loads);
         let max_over_mean_top_k = largest(&play.loads_top_k) / fair_share;
         let tokens = (round.output.len() / self.shape.width) as u64;
-        self.play.add(play.certificate, tokens, max_over_mean_top_k);
-        self.play.iterations += u64::from(play.iterations);
-        self.play.passes += u64::from(play.passes);
-        self.play.route_ns += route_ns;
-        let kept = self.play.kept_share_min.get_or_insert(f32::INFINITY);
-        *kept = kept.min(play.kept_share_min);
+        self.play.add(play, tokens, max_over_mean_top_k, route_ns);
         let figures = &mut self.layers[round.layer.index()];
         add_loads(&mut figures.loads, &play.loads);
         add_loads(&mut figures.loads_top_k, &play.loads_top_k);
@@ -179,7 +122,7 @@ impl Recorder {
         self.pairs.combined += dispatched;
         self.payload_bytes += bytes_sent + bytes_received;
         if let Some(flock) = flock {
-            self.flock_round(round.step.0, flock);
+            self.flock.add(round.step.index(), flock);
         }
 
         let finite = |value: f64| value.is_finite().then_some(value);
@@ -299,8 +242,9 @@ impl Recorder {
     ) -> Result<(), ResultsError> {
         let elapsed_ns = self.span_ns();
         summary.state_hash = self.state.finalize().to_hex().to_string();
-        summary.convergence = self.convergence();
-        summary.flock = self.flock();
+        let gap_max = self.scenario.goals.relative_gap_max;
+        summary.convergence = self.play.convergence(&self.scenario.game.router, gap_max);
+        summary.flock = self.flock.comparison();
         summary.throughput = self.throughput(elapsed_ns);
         summary.latency_ns = self.latency.quantiles();
         summary.outcomes = self.outcomes;
@@ -327,51 +271,6 @@ impl Recorder {
         }
     }
 
-    fn flock_round(&mut self, step: u32, report: &FlockReport) {
-        let now = FlockStep::new(step, report);
-        let joined =
-            |earlier: FlockStep| if earlier.step == step { earlier.worst(now) } else { now };
-        self.flock_last = Some(self.flock_last.map_or(now, joined));
-        match self.flock_first {
-            Some(first) if first.step != step => {}
-            _ => self.flock_first = self.flock_last,
-        }
-    }
-
-    fn convergence(&self) -> Convergence {
-        let play = &self.play;
-        let mean = |sum: f64| (play.tokens > 0).then(|| sum / play.tokens as f64);
-        let worst = |value: f64| (play.rounds > 0 && value.is_finite()).then_some(value);
-        let gap_max = self.scenario.goals.relative_gap_max.unwrap_or(CONVERGED_GAP);
-        Convergence {
-            router: self.scenario.game.router.clone(),
-            rounds: play.rounds,
-            iterations: play.iterations,
-            passes: play.passes,
-            route_ns: play.route_ns,
-            epsilon_nash: worst(play.epsilon_nash),
-            relative_gap: worst(play.relative_gap),
-            max_over_mean: mean(play.max_over_mean),
-            max_over_mean_worst: worst(play.max_over_mean_worst),
-            max_over_mean_top_k: mean(play.max_over_mean_top_k),
-            score_loss: mean(play.score_loss),
-            kept_share_min: play.kept_share_min.map(f64::from),
-            converged: play.rounds > 0 && play.relative_gap <= gap_max,
-            ..Convergence::default()
-        }
-    }
-
-    fn flock(&self) -> Option<FlockComparison> {
-        let (first, last) = (self.flock_first?, self.flock_last?);
-        let finite = |value: f64| value.is_finite().then_some(value);
-        Some(FlockComparison {
-            epsilon_nash: finite(last.epsilon_nash),
-            relative_gap: finite(last.relative_gap),
-            max_over_mean_first: Some(first.max_over_mean),
-            max_over_mean_last: Some(last.max_over_mean),
-        })
-    }
-
     /// Why a certificate is absent, where the play itself is the reason.
     fn null_reasons(&self, summary: &mut Summary) {
         const OVER_QUOTA: &str = "the play exceeds a quota, so its potential is minus infinity";
@@ -379,7 +278,7 @@ impl Recorder {
         let flock = summary.flock.as_ref().map(|flock| (&flock.relative_gap, "flock.relative_gap"));
         let absent = [Some(router), flock].into_iter().flatten().filter(|(gap, _)| gap.is_none());
         let keys: Vec<&str> = absent.map(|(_, key)| key).collect();
-        if self.play.rounds > 0 {
+        if self.play.rounds() > 0 {
             for key in keys {
                 summary.null_reasons.insert(key.to_owned(), OVER_QUOTA.to_owned());
                 let epsilon = key.replace("relative_gap", "epsilon_nash");
@@ -417,20 +316,6 @@ impl Recorder {
                 Some(Goal { name: name.to_owned(), limit, measured, met })
             })
             .collect()
-    }
-}
-
-impl PlaySums {
-    fn add(&mut self, certificate: Certificate, tokens: u64, max_over_mean_top_k: f64) {
-        let weight = tokens as f64;
-        self.rounds += 1;
-        self.tokens += tokens;
-        self.epsilon_nash = self.epsilon_nash.max(certificate.epsilon_nash);
-        self.relative_gap = self.relative_gap.max(certificate.relative_gap);
-        self.max_over_mean_worst = self.max_over_mean_worst.max(certificate.max_over_mean);
-        self.max_over_mean += weight * certificate.max_over_mean;
-        self.max_over_mean_top_k += weight * max_over_mean_top_k;
-        self.score_loss += weight * certificate.score_loss;
     }
 }
 

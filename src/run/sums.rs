@@ -1,0 +1,136 @@
+//! Sums over rounds: what the summary says of the router and of the flock.
+
+use crate::results::{Convergence, FlockComparison};
+use agents::round::{FlockReport, PlayReport};
+
+/// A gap that counts as converged when the scenario states no goal of its own.
+const CONVERGED_GAP: f64 = 1e-4;
+
+/// The router over all rounds.
+#[derive(Default)]
+pub(super) struct PlaySums {
+    rounds: u64,
+    tokens: u64,
+    iterations: u64,
+    passes: u64,
+    route_ns: u64,
+    epsilon_nash: f64,
+    relative_gap: f64,
+    max_over_mean_worst: f64,
+    /// Weighted by tokens, as the two below.
+    max_over_mean: f64,
+    max_over_mean_top_k: f64,
+    score_loss: f64,
+    kept_share_min: Option<f32>,
+}
+
+impl PlaySums {
+    /// Adds one round.
+    pub(super) fn add(
+        &mut self,
+        play: &PlayReport,
+        tokens: u64,
+        max_over_mean_top_k: f64,
+        route_ns: u64,
+    ) {
+        let (certificate, weight) = (&play.certificate, tokens as f64);
+        self.rounds += 1;
+        self.tokens += tokens;
+        self.iterations += u64::from(play.iterations);
+        self.passes += u64::from(play.passes);
+        self.route_ns += route_ns;
+        self.epsilon_nash = self.epsilon_nash.max(certificate.epsilon_nash);
+        self.relative_gap = self.relative_gap.max(certificate.relative_gap);
+        self.max_over_mean_worst = self.max_over_mean_worst.max(certificate.max_over_mean);
+        self.max_over_mean += weight * certificate.max_over_mean;
+        self.max_over_mean_top_k += weight * max_over_mean_top_k;
+        self.score_loss += weight * certificate.score_loss;
+        let kept = self.kept_share_min.get_or_insert(f32::INFINITY);
+        *kept = kept.min(play.kept_share_min);
+    }
+
+    /// Rounds added.
+    pub(super) fn rounds(&self) -> u64 {
+        self.rounds
+    }
+
+    /// The figures of the summary; `gap_max` is the scenario's goal.
+    pub(super) fn convergence(&self, router: &str, gap_max: Option<f64>) -> Convergence {
+        let mean = |sum: f64| (self.tokens > 0).then(|| sum / self.tokens as f64);
+        let worst = |value: f64| (self.rounds > 0 && value.is_finite()).then_some(value);
+        Convergence {
+            router: router.to_owned(),
+            rounds: self.rounds,
+            iterations: self.iterations,
+            passes: self.passes,
+            route_ns: self.route_ns,
+            epsilon_nash: worst(self.epsilon_nash),
+            relative_gap: worst(self.relative_gap),
+            max_over_mean: mean(self.max_over_mean),
+            max_over_mean_worst: worst(self.max_over_mean_worst),
+            max_over_mean_top_k: mean(self.max_over_mean_top_k),
+            score_loss: mean(self.score_loss),
+            kept_share_min: self.kept_share_min.map(f64::from),
+            converged: self.rounds > 0 && self.relative_gap <= gap_max.unwrap_or(CONVERGED_GAP),
+            ..Convergence::default()
+        }
+    }
+}
+
+/// The flock over the first and the last quarter of a run: one batch alone is mostly noise.
+#[derive(Default)]
+pub(super) struct FlockSums {
+    steps: usize,
+    first: Quarter,
+    last: Quarter,
+}
+
+#[derive(Default)]
+struct Quarter {
+    rounds: u64,
+    max_over_mean: f64,
+    epsilon_nash: f64,
+    relative_gap: f64,
+}
+
+impl FlockSums {
+    /// For a run of `steps` batches.
+    pub(super) fn over(steps: usize) -> Self {
+        Self { steps, ..Self::default() }
+    }
+
+    /// Adds one round of batch `step`.
+    pub(super) fn add(&mut self, step: usize, report: &FlockReport) {
+        let quarter = self.steps.div_ceil(4);
+        if step < quarter {
+            self.first.add(report);
+        }
+        if step + quarter >= self.steps {
+            self.last.add(report);
+        }
+    }
+
+    /// The figures of the summary; none where no flock flew.
+    pub(super) fn comparison(&self) -> Option<FlockComparison> {
+        let finite = |value: f64| (self.last.rounds > 0 && value.is_finite()).then_some(value);
+        (self.first.rounds > 0).then(|| FlockComparison {
+            epsilon_nash: finite(self.last.epsilon_nash),
+            relative_gap: finite(self.last.relative_gap),
+            max_over_mean_first: self.first.mean(),
+            max_over_mean_last: self.last.mean(),
+        })
+    }
+}
+
+impl Quarter {
+    fn add(&mut self, report: &FlockReport) {
+        self.rounds += 1;
+        self.max_over_mean += report.max_over_mean;
+        self.epsilon_nash = self.epsilon_nash.max(report.certificate.epsilon_nash);
+        self.relative_gap = self.relative_gap.max(report.certificate.relative_gap);
+    }
+
+    fn mean(&self) -> Option<f64> {
+        (self.rounds > 0).then(|| self.max_over_mean / self.rounds as f64)
+    }
+}
