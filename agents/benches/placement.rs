@@ -5,7 +5,8 @@
 //! each load times a log-normal factor with σ = 0.5.
 
 use agents::placement::{
-    Dispatch, EplbShape, Placement, certify_dispatch, dispatch, dispatch_tokens, eplb,
+    Dispatch, EplbShape, Placement, PlanSettings, Previous, certify_dispatch, dispatch,
+    dispatch_tokens, eplb, plan,
 };
 use agents::rng::stream;
 use divan::Bencher;
@@ -89,4 +90,28 @@ fn eplb_baseline(bencher: Bencher, (replicas, nodes): (usize, usize)) {
     let case = Case::new((replicas, nodes));
     let shape = EplbShape { replicas, groups: 1, servers: 2, gpus: nodes };
     bencher.bench_local(|| eplb(&case.fresh, shape));
+}
+
+/// From nothing.
+#[divan::bench(args = SHAPES)]
+fn plan_fresh(bencher: Bencher, (replicas, nodes): (usize, usize)) {
+    let case = Case::new((replicas, nodes));
+    let slots = vec![replicas / nodes; nodes];
+    let settings = PlanSettings { slots: &slots, evaluations_max: 500, previous: None };
+    bencher.bench_local(|| plan(&case.fresh, &settings));
+}
+
+/// New loads on the old copies, a moved shard worth a thousandth of the mean node load.
+#[divan::bench(args = SHAPES)]
+fn plan_from_previous(bencher: Bencher, (replicas, nodes): (usize, usize)) {
+    let case = Case::new((replicas, nodes));
+    let slots = vec![replicas / nodes; nodes];
+    let mean = case.stale.iter().sum::<f64>() / nodes as f64;
+    let previous = Previous {
+        placement: &case.placement,
+        shard_bytes: &[1; EXPERTS],
+        load_per_byte: 1e-3 * mean,
+    };
+    let settings = PlanSettings { slots: &slots, evaluations_max: 500, previous: Some(previous) };
+    bencher.bench_local(|| plan(&case.stale, &settings));
 }

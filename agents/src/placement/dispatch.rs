@@ -91,7 +91,7 @@ pub fn dispatch(
     loads: &[f64],
     warm: Option<&Dispatch>,
 ) -> Result<Dispatch, LoadError> {
-    check_loads(placement, loads)?;
+    check_loads(placement.experts(), loads)?;
     let mut flow = Flow::new(placement);
     match warm {
         None => flow.pour(loads),
@@ -115,9 +115,10 @@ pub fn dispatch(
     Ok(Dispatch { node_loads: node_loads(placement, &shares), shares, tight })
 }
 
-fn check_loads(placement: &Placement, loads: &[f64]) -> Result<(), LoadError> {
-    if loads.len() != placement.experts() {
-        return Err(LoadError::Experts { given: loads.len(), experts: placement.experts() });
+/// Whether there is one finite load of at least zero for each expert.
+pub(super) fn check_loads(experts: usize, loads: &[f64]) -> Result<(), LoadError> {
+    if loads.len() != experts {
+        return Err(LoadError::Experts { given: loads.len(), experts });
     }
     let wrong = |load: &f64| !(load.is_finite() && *load >= 0.0);
     if let Some(at) = loads.iter().position(wrong) {

@@ -21,12 +21,15 @@
 
 mod certificate;
 mod dispatch;
+mod draft;
 mod eplb;
+mod search;
 mod tokens;
 
 pub use certificate::{DispatchCertificate, DispatchFault, certify_dispatch, tight_set_bound};
 pub use dispatch::{Dispatch, LoadError, TightSet, dispatch};
 pub use eplb::{Eplb, EplbError, EplbShape, eplb};
+pub use search::{Plan, PlanError, PlanSettings, Previous, placement_lower_bound, plan};
 pub use tokens::{TokenDispatch, dispatch_tokens};
 
 use crate::ids::{ExpertId, NodeId};
