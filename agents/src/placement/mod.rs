@@ -23,6 +23,8 @@ mod certificate;
 mod dispatch;
 mod draft;
 mod eplb;
+mod exchange;
+mod flow;
 mod search;
 mod tokens;
 

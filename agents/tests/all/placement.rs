@@ -267,6 +267,35 @@ fn whole_tokens_are_dispatched_as_well_as_enumeration_finds() {
     assert!(compared > 100, "only {compared} instances leave a choice");
 }
 
+/// Larger than a linear program would like: the certificate is the oracle.
+#[test]
+fn layers_of_serving_size_are_certified_and_long_chains_level_out() {
+    for seed in 0..40 {
+        let mut rng = stream(seed, "serving size");
+        let nodes = rng.random_range(2..19_usize) * 7 + 1;
+        let hosts = (0..256).map(|_| {
+            let copies = if rng.random_bool(0.6) { 1 } else { rng.random_range(2..12) };
+            let first = rng.random_range(0..nodes);
+            // The step is coprime to N, so the nodes are distinct.
+            (0..copies).map(|at| NodeId::from_index((first + at * 7) % nodes)).collect()
+        });
+        let hosts: Vec<Vec<NodeId>> = hosts.collect();
+        let loads: Vec<f64> = (0..256).map(|_| 1000.0_f64.powf(rng.random())).collect();
+        let placement = Placement::new(nodes, &hosts).expect("steps are distinct");
+        let split = dispatch(&placement, &loads, None).expect("amounts");
+        let certificate = certify_dispatch(&placement, &loads, &split).expect("valid");
+        assert!(certificate.relative_gap.abs() <= 1e-11, "layer {seed}: {certificate:?}");
+        assert!(certificate.largest_gain <= 1e-10 * certificate.max_load, "layer {seed}");
+    }
+    // Everything arrives at one end of 3000 nodes in a row.
+    let hosts: Vec<Vec<NodeId>> = (0..2999).map(|at| nodes(&[at, at + 1])).collect();
+    let placement = Placement::new(3000, &hosts).expect("valid");
+    let mut loads = vec![1.0; 2999];
+    loads[0] = 2.0;
+    let split = dispatch(&placement, &loads, None).expect("amounts");
+    assert_close(split.max_load(), 1.0, 1.0, "every node carries one");
+}
+
 #[test]
 fn hot_experts_and_degenerate_placements_come_out_as_reasoned() {
     let all = nodes(&[0, 1, 2, 3]);
