@@ -55,7 +55,7 @@ pub enum DispatchFault {
     Sum {
         /// The expert.
         expert: ExpertId,
-        /// Σ_g x[e,g].
+        /// Σ_g `x[e,g]`.
         sum: f64,
         /// w_e.
         load: f64,

@@ -7,9 +7,9 @@ use crate::ids::{ExpertId, NodeId};
 /// A split of the experts' loads over their copies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dispatch {
-    /// x[e,g] ≥ 0 for every copy, in the order of [`Placement::copies_of`]; in units of the loads.
+    /// `x[e,g]` ≥ 0 for every copy, in the order of [`Placement::copies_of`]; in units of the loads.
     pub shares: Vec<f64>,
-    /// L_g = Σ_e x[e,g], `[N]`.
+    /// L_g = Σ_e `x[e,g]`: `[N]`.
     pub node_loads: Vec<f64>,
     /// Why the largest node load cannot be lower.
     pub tight: TightSet,

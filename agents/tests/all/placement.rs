@@ -447,6 +447,22 @@ fn optimal_dispatch_on_eplbs_own_placement_beats_its_equal_split() {
     assert_close(split.max_load(), 200.0, 1.0, "optimal dispatch");
 }
 
+/// Ties go to the first expert, as `torch.max` documents; two copies may share a GPU.
+#[test]
+fn eplb_keeps_the_ties_and_the_doubled_copies_of_the_original() {
+    let shape = |replicas, gpus| EplbShape { replicas, groups: 1, servers: 1, gpus };
+    let tied = eplb(&[1.0; 3], shape(4, 2)).expect("divides");
+    assert_eq!(tied.copies, [2, 1, 1]);
+    // Three copies of 33 and one of 1, heaviest first to the lighter GPU: 33 + 33 and 33 + 1.
+    let loads = [99.0, 1.0];
+    let doubled = eplb(&loads, shape(4, 2)).expect("divides");
+    assert_eq!(doubled.slots, [0, 0, 0, 1].map(ExpertId));
+    assert_eq!(doubled.equal_split_loads(&loads), [66.0, 34.0]);
+    assert_eq!(doubled.placement().hosts(ExpertId(0)), nodes(&[0, 1]));
+    let split = dispatch(&doubled.placement(), &loads, None).expect("amounts");
+    assert_close(split.max_load(), 50.0, 1.0, "the same copies, better used");
+}
+
 #[test]
 fn eplb_refuses_what_its_authors_exclude() {
     let shape = EplbShape { replicas: 16, groups: 4, servers: 2, gpus: 8 };
