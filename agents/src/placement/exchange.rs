@@ -99,14 +99,6 @@ impl<'a> Sight<'a> {
         Self { draft, loads, dispatch, served, outside, limit }
     }
 
-    /// All exchanges that may lower the largest load, in the order of the ids.
-    pub(super) fn estimates(&self) -> Vec<Estimate> {
-        let mut found = Vec::new();
-        self.relocations(&mut found);
-        self.further_copies(&mut found);
-        found
-    }
-
     fn load(&self, node: NodeId) -> f64 {
         self.dispatch.node_loads[node.index()]
     }
@@ -121,8 +113,9 @@ impl<'a> Sight<'a> {
         }
     }
 
-    /// Swaps and moves out of the tight set.
-    fn relocations(&self, found: &mut Vec<Estimate>) {
+    /// Swaps and moves out of the tight set, in the order of the ids.
+    pub(super) fn relocations(&self) -> Vec<Estimate> {
+        let mut found = Vec::new();
         for from in self.dispatch.tight.nodes.iter().copied() {
             for to in self.outside.iter().copied() {
                 for (hot, leaving) in self.held(from) {
@@ -131,17 +124,24 @@ impl<'a> Sight<'a> {
                     }
                     if self.draft.has_free_slot(to) {
                         let exchange = Exchange::Move { hot, from, to };
-                        self.note_relocation(found, leaving, 0.0, exchange, (hot, from, to));
+                        self.note_relocation(&mut found, leaving, 0.0, exchange, (hot, from, to));
                     }
                     for (cold, coming) in self.held(to) {
                         if coming < leaving && !self.draft.holds(from, cold) {
                             let exchange = Exchange::Swap { hot, from, cold, to };
-                            self.note_relocation(found, leaving, coming, exchange, (hot, from, to));
+                            self.note_relocation(
+                                &mut found,
+                                leaving,
+                                coming,
+                                exchange,
+                                (hot, from, to),
+                            );
                         }
                     }
                 }
             }
         }
+        found
     }
 
     fn note_relocation(
@@ -163,8 +163,9 @@ impl<'a> Sight<'a> {
         self.note(found, Estimate { level, pair, exchange });
     }
 
-    /// Further copies of the hottest experts of the tight set outside it.
-    fn further_copies(&self, found: &mut Vec<Estimate>) {
+    /// Further copies of the hottest experts of the tight set outside it, hottest first.
+    pub(super) fn further_copies(&self) -> Vec<Estimate> {
+        let mut found = Vec::new();
         let tight = &self.dispatch.tight;
         let mut hottest = tight.experts.clone();
         hottest.sort_by(|a, b| self.loads[b.index()].total_cmp(&self.loads[a.index()]));
@@ -183,7 +184,7 @@ impl<'a> Sight<'a> {
                 if self.draft.has_free_slot(to) {
                     let level = estimate(0.0);
                     self.note(
-                        found,
+                        &mut found,
                         Estimate { level, pair: level, exchange: Exchange::Add { hot, to } },
                     );
                     continue;
@@ -194,10 +195,11 @@ impl<'a> Sight<'a> {
                     if let Some(least) = least {
                         let level = estimate(dropped).max(least + dropped);
                         let exchange = Exchange::Replace { hot, cold, to };
-                        self.note(found, Estimate { level, pair: level, exchange });
+                        self.note(&mut found, Estimate { level, pair: level, exchange });
                     }
                 }
             }
         }
+        found
     }
 }

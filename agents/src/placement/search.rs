@@ -5,8 +5,8 @@ use super::draft::{Draft, copies_for};
 use super::exchange::{Exchange, Sight};
 use super::{Dispatch, LoadError, Placement, dispatch};
 
-/// Exchanges of one round that are dispatched exactly, the most promising first.
-const TRIALS_PER_ROUND: usize = 64;
+/// Exchanges of a kind that are dispatched exactly in one round, the most promising first.
+const TRIALS_PER_KIND: usize = 64;
 
 /// An objective counts as lower when it is by this part.
 pub(super) const LOWER: f64 = 1e-9;
@@ -103,8 +103,9 @@ pub fn placement_lower_bound(loads: &[f64], slots: &[usize]) -> Result<f64, Plan
 
 /// Chooses copies so that the largest node load under optimal dispatch is low. The problem is
 /// NP-hard (3-partition), so this is a heuristic with a printed gap: a greedy start and a local
-/// search that swaps, moves, adds and replaces copies around the tight set as long as the
-/// objective falls. The objective is max load + `load_per_byte` · moved bytes, then Σ L_g².
+/// search that swaps, moves, adds and replaces copies around the tight set as long as the load
+/// above the lower bound falls. Of the placements seen it returns the one with the lowest
+/// max load + `load_per_byte` · moved bytes, then Σ L_g².
 ///
 /// With a previous placement the search also starts from that, repaired where it does not fit the
 /// slots, and the lower objective wins. Deterministic; at least one dispatch a start.
@@ -129,8 +130,8 @@ pub fn plan(loads: &[f64], settings: &PlanSettings<'_>) -> Result<Plan, PlanErro
     let mut evaluations = 0;
     let mut best: Option<Outcome> = None;
     for start in starts {
-        let mut search = Search { loads, settings, draft: start, evaluations: 0 };
-        let found = search.run(lower_bound)?;
+        let mut search = Search { loads, settings, lower_bound, draft: start, evaluations: 0 };
+        let found = search.run()?;
         evaluations += search.evaluations;
         if best.as_ref().is_none_or(|best| found.beats(best)) {
             best = Some(found);
@@ -150,36 +151,50 @@ pub fn plan(loads: &[f64], settings: &PlanSettings<'_>) -> Result<Plan, PlanErro
 }
 
 /// A placement with its dispatch and objective.
+#[derive(Clone)]
 struct Outcome {
     placement: Placement,
     dispatch: Dispatch,
     moved_bytes: u64,
     objective: f64,
+    /// Σ_g max(0, L_g − lower bound) plus the price of moving. It falls while one of several
+    /// equally loaded sets after the other is relieved, where the objective stands still.
+    overload: f64,
     squares: f64,
 }
 
 impl Outcome {
     fn beats(&self, other: &Self) -> bool {
-        self.objective < other.objective * (1.0 - LOWER)
-            || (self.objective <= other.objective * (1.0 + EQUAL)
-                && self.squares < other.squares * (1.0 - LOWER))
+        self.is_lower(other, self.objective, other.objective)
+    }
+
+    fn is_step_from(&self, other: &Self) -> bool {
+        self.is_lower(other, self.overload, other.overload)
+    }
+
+    fn is_lower(&self, other: &Self, own: f64, others: f64) -> bool {
+        own < others * (1.0 - LOWER)
+            || (own <= others * (1.0 + EQUAL) && self.squares < other.squares * (1.0 - LOWER))
     }
 }
 
 struct Search<'a> {
     loads: &'a [f64],
     settings: &'a PlanSettings<'a>,
+    lower_bound: f64,
     draft: Draft<'a>,
     evaluations: usize,
 }
 
 impl Search<'_> {
-    fn run(&mut self, lower_bound: f64) -> Result<Outcome, LoadError> {
-        let mut best = self.evaluate()?;
+    /// Steps to neighbours with less overload and returns the best placement seen.
+    fn run(&mut self) -> Result<Outcome, LoadError> {
+        let mut here = self.evaluate()?;
+        let mut best = here.clone();
         loop {
-            let done = best.objective <= lower_bound * (1.0 + LOWER);
-            let trials = if done { Vec::new() } else { self.promising(&best) };
-            let mut improved = false;
+            let done = here.dispatch.max_load() <= self.lower_bound * (1.0 + LOWER);
+            let trials = if done { Vec::new() } else { self.promising(&here) };
+            let mut stepped = false;
             for exchange in trials {
                 if self.evaluations >= self.settings.evaluations_max {
                     return Ok(best);
@@ -187,12 +202,15 @@ impl Search<'_> {
                 exchange.apply(&mut self.draft);
                 let found = self.evaluate()?;
                 if found.beats(&best) {
-                    (best, improved) = (found, true);
+                    best.clone_from(&found);
+                }
+                if found.is_step_from(&here) {
+                    (here, stepped) = (found, true);
                     break;
                 }
                 exchange.undo(&mut self.draft);
             }
-            if !improved {
+            if !stepped {
                 return Ok(best);
             }
         }
@@ -202,22 +220,31 @@ impl Search<'_> {
         self.evaluations += 1;
         let placement = self.draft.placement();
         let dispatch = dispatch(&placement, self.loads, None)?;
-        let (mut objective, mut moved_bytes) = (dispatch.max_load(), 0);
+        let (mut moved_bytes, mut price) = (0, 0.0);
         if let Some(previous) = &self.settings.previous {
             moved_bytes = placement.moved_bytes(previous.placement, previous.shard_bytes);
-            objective += previous.load_per_byte * moved_bytes as f64;
+            price = previous.load_per_byte * moved_bytes as f64;
         }
+        let objective = dispatch.max_load() + price;
+        let over = dispatch.node_loads.iter().map(|load| (load - self.lower_bound).max(0.0));
+        let overload = over.sum::<f64>() + price;
         let squares = dispatch.node_loads.iter().map(|load| load * load).sum();
-        Ok(Outcome { placement, dispatch, moved_bytes, objective, squares })
+        Ok(Outcome { placement, dispatch, moved_bytes, objective, overload, squares })
     }
 
-    /// The exchanges with the lowest estimates, ascending.
+    /// The exchanges with the lowest estimates, the two kinds in turn.
     fn promising(&self, best: &Outcome) -> Vec<Exchange> {
         let sight = Sight::new(&self.draft, self.loads, &best.dispatch, &best.placement);
-        let mut found = sight.estimates();
-        // Stable, so equals are tried in the order of the ids.
-        found.sort_by(|a, b| a.level.total_cmp(&b.level).then(a.pair.total_cmp(&b.pair)));
-        found.truncate(TRIALS_PER_ROUND);
-        found.into_iter().map(|estimate| estimate.exchange).collect()
+        // The two kinds are estimated with different optimism, so neither may crowd the other out.
+        let mut kinds = [sight.relocations(), sight.further_copies()];
+        for kind in &mut kinds {
+            // Stable, so equals are tried in the order of the ids.
+            kind.sort_by(|a, b| a.level.total_cmp(&b.level).then(a.pair.total_cmp(&b.pair)));
+            kind.truncate(TRIALS_PER_KIND);
+        }
+        let most = kinds.iter().map(Vec::len).max().unwrap_or(0);
+        let by_rank =
+            (0..most).flat_map(|rank| kinds.iter().filter_map(move |kind| kind.get(rank)));
+        by_rank.map(|estimate| estimate.exchange).collect()
     }
 }

@@ -601,6 +601,30 @@ fn moving_is_weighed_against_balance_and_counted_in_bytes() {
     assert_eq!(moved[3], 0, "nothing moves when a byte costs more than all loads");
 }
 
+/// Loads drift after placement. A shard costs a thousandth of the mean load, so staying is not
+/// worth it, and neither is placing everything anew.
+#[test]
+fn drifted_loads_are_rebalanced_by_moving_few_shards() {
+    for seed in 0..10 {
+        let mut rng = stream(seed, "drift");
+        let planned: Vec<f64> = (0..128).map(|_| 40.0_f64.powf(rng.random())).collect();
+        let loads: Vec<f64> =
+            planned.iter().map(|load| load * 4.0_f64.powf(rng.random())).collect();
+        let shape = EplbShape { replicas: 160, groups: 1, servers: 1, gpus: 32 };
+        let before = eplb(&planned, shape).expect("divides").placement();
+        let mean = loads.iter().sum::<f64>() / 32.0;
+        let previous =
+            Previous { placement: &before, shard_bytes: &[1; 128], load_per_byte: 1e-3 * mean };
+        let settings = PlanSettings { previous: Some(previous), ..settings(&[5; 32]) };
+        let found = checked_plan(&loads, &settings);
+        let stay = dispatch(&before, &loads, None).expect("amounts").max_load() / mean;
+        let rebalanced = found.dispatch.max_load() / mean;
+        assert!(stay > 1.15, "seed {seed}: {stay} needs no plan");
+        assert!(rebalanced < 1.05, "seed {seed}: {stay} to {rebalanced}");
+        assert!((1..64).contains(&found.moved_bytes), "seed {seed}: {} moved", found.moved_bytes);
+    }
+}
+
 #[test]
 fn experts_of_a_node_that_died_are_placed_on_the_others() {
     let loads: Vec<f64> = (1..=8).map(f64::from).collect();
