@@ -8,7 +8,7 @@ use crate::ids::{ExpertId, NodeId};
 /// Rounding allowed in the sum of an expert's shares, as a part of its load.
 const ROUNDING: f64 = 1e-9;
 
-/// The distance of a dispatch from the optimum and from equilibrium. Loads are in the caller's unit.
+/// The distance of a dispatch from the optimum and from equilibrium, in the loads' unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DispatchCertificate {
     /// max_g L_g.

@@ -7,7 +7,7 @@ use crate::ids::{ExpertId, NodeId};
 /// A split of the experts' loads over their copies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dispatch {
-    /// `x[e,g]` ≥ 0 for every copy, in the order of [`Placement::copies_of`]; in units of the loads.
+    /// `x[e,g]` ≥ 0 for every copy, in the order of [`Placement::copies_of`] and the loads' unit.
     pub shares: Vec<f64>,
     /// L_g = Σ_e `x[e,g]`: `[N]`.
     pub node_loads: Vec<f64>,
@@ -80,8 +80,8 @@ pub enum LoadError {
 /// set reached first, always into R, is the [`TightSet`].
 ///
 /// The split is the equilibrium of the nonatomic game in which work picks the copy on the least
-/// loaded node. Exact up to rounding: no node exceeds the mean of its final set by more than 1e-12 of
-/// it. Deterministic: the same arguments give the same bits.
+/// loaded node. Exact up to rounding: no node exceeds the mean of its final set by more than 1e-12
+/// of it. Deterministic: the same arguments give the same bits.
 ///
 /// # Errors
 /// Loads that are negative, not finite, or not one an expert; a warm start of another placement.
