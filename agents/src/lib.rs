@@ -15,6 +15,7 @@ pub mod game;
 pub mod ids;
 pub mod linear;
 pub mod orders;
+pub mod placement;
 pub mod precision;
 pub mod rng;
 pub mod round;

@@ -2,5 +2,6 @@
 
 mod expert;
 mod game;
+mod placement;
 mod precision;
 mod round;
