@@ -23,15 +23,18 @@
 mod certificate;
 mod cost;
 mod equilibrium;
+mod information;
 mod prices;
 mod registry;
 mod repair;
+pub mod routers;
 mod rows;
 mod top_k;
 
-pub use certificate::{Certificate, ChoicesError, certify, check_choices};
+pub use certificate::{Certificate, ChoicesError, TokenSets, certify, check_choices};
 pub use cost::{BuildCost, CostError, CostRegistry, CostSettings, GameShape};
 pub use equilibrium::Equilibrium;
+pub use information::{Dynamics, Information};
 pub use registry::{BuildRouter, RouterNameTaken, RouterRegistry};
 pub use top_k::{TopK, select_top};
 
