@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::CongestionCost;
+use super::tabled::Tabled;
 use crate::ids::ExpertId;
 
 /// The size of one game: what a cost must know to scale itself.
@@ -37,6 +38,29 @@ pub enum CostSettings {
         /// λ, in units of the scores: the cost at a load of one fair share. Finite and ≥ 0.
         price_per_fair_share: f64,
     },
+    /// `c_e(n) = price_per_fair_share · (n / q)^degree`.
+    Polynomial {
+        /// λ, in units of the scores. Finite and ≥ 0.
+        price_per_fair_share: f64,
+        /// d, finite and ≥ 0; 1 is [`Self::Linear`], 4 the road model of the US Bureau of Public
+        /// Roads.
+        degree: f64,
+    },
+    /// The mean time in the queue of a single server with general service times, `c_e(n) =
+    /// price_per_ms · W`, `W = ρ/(1 − ρ) · (1 + C²)/2 · s`, utilisation `ρ = n s / window`
+    /// (Pollaczek–Khinchine, M/G/1); infinite from ρ = 1 on.
+    Latency {
+        /// s, the measured service time of a token in ms, one for every expert: that of the node
+        /// which hosts it. One value alone holds for all. Finite and ≥ 0.
+        service_ms: Vec<f64>,
+        /// The time in ms in which the batch is to be served, finite and > 0.
+        window_ms: f64,
+        /// C, the standard deviation of a service time over its mean: 0 if all are alike, 1 if
+        /// exponential. Finite and ≥ 0.
+        variation: f64,
+        /// The worth of a ms of waiting in units of the scores. Finite and ≥ 0.
+        price_per_ms: f64,
+    },
 }
 
 /// Why a cost cannot be built.
@@ -56,6 +80,16 @@ pub enum CostError {
         /// Smallest value allowed.
         least: f64,
     },
+    /// Service times are given for another number of experts.
+    #[error(
+        "cost 'latency' has {given} service times for {experts} experts: give one each, or one"
+    )]
+    ServiceTimes {
+        /// Times given.
+        given: usize,
+        /// E.
+        experts: usize,
+    },
     /// No cost has this name.
     #[error("no congestion cost is called '{name}': choose one of {known}")]
     Unknown {
@@ -73,30 +107,54 @@ pub enum CostError {
 }
 
 impl CostSettings {
-    /// Checks the parameter's range.
+    /// Checks the ranges of the parameters.
     ///
     /// # Errors
-    /// [`CostError::Range`], naming the parameter.
+    /// [`CostError::Range`] of the first parameter out of range.
     pub fn check(&self) -> Result<(), CostError> {
-        let (cost, parameter, value, least) = match self {
-            Self::Quota { capacity_factor } => ("quota", "capacity_factor", *capacity_factor, 1.0),
-            Self::Linear { price_per_fair_share } => {
-                ("linear", "price_per_fair_share", *price_per_fair_share, 0.0)
+        match self {
+            Self::Quota { capacity_factor } => {
+                check_range("quota", "capacity_factor", *capacity_factor, 1.0)
             }
-        };
-        if value.is_finite() && value >= least {
-            return Ok(());
+            Self::Linear { price_per_fair_share } => {
+                check_range("linear", "price_per_fair_share", *price_per_fair_share, 0.0)
+            }
+            Self::Polynomial { price_per_fair_share, degree } => {
+                check_range("polynomial", "price_per_fair_share", *price_per_fair_share, 0.0)?;
+                check_range("polynomial", "degree", *degree, 0.0)
+            }
+            Self::Latency { service_ms, window_ms, variation, price_per_ms } => {
+                for service_ms in service_ms {
+                    check_range("latency", "service_ms", *service_ms, 0.0)?;
+                }
+                check_range("latency", "window_ms", *window_ms, f64::MIN_POSITIVE)?;
+                check_range("latency", "variation", *variation, 0.0)?;
+                check_range("latency", "price_per_ms", *price_per_ms, 0.0)
+            }
         }
-        Err(CostError::Range { cost: cost.into(), parameter: parameter.into(), value, least })
+    }
+
+    /// Checks the ranges, and that there are as many parameters as `experts` need.
+    ///
+    /// # Errors
+    /// Those of [`Self::check`], and [`CostError::ServiceTimes`].
+    pub fn check_for(&self, experts: usize) -> Result<(), CostError> {
+        self.check()?;
+        match self {
+            Self::Latency { service_ms, .. } if ![1, experts].contains(&service_ms.len()) => {
+                Err(CostError::ServiceTimes { given: service_ms.len(), experts })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The cost for a game of T tokens, E experts and k experts a token.
     ///
     /// # Panics
-    /// When [`Self::check`] fails.
+    /// When [`Self::check_for`] fails.
     #[must_use]
     pub fn build(&self, tokens: usize, experts: usize, top_k: usize) -> Box<dyn CongestionCost> {
-        assert_eq!(self.check(), Ok(()), "settings are checked before a cost is built");
+        assert_eq!(self.check_for(experts), Ok(()), "settings are checked before a cost is built");
         let shape = GameShape { tokens, experts, top_k };
         match self {
             Self::Quota { capacity_factor } => Box::new(Quota {
@@ -107,8 +165,37 @@ impl CostSettings {
                 slope: price_per_fair_share / shape.fair_share(),
                 tokens: tokens as f64,
             }),
+            Self::Polynomial { price_per_fair_share, degree } => {
+                let price = |load: f64| (load / shape.fair_share()).powf(*degree);
+                Box::new(Tabled::new(tokens, &[0.0], |_, load| {
+                    scaled(*price_per_fair_share, price(load))
+                }))
+            }
+            Self::Latency { service_ms, window_ms, variation, price_per_ms } => {
+                let spread = f64::midpoint(1.0, variation * variation);
+                Box::new(Tabled::new(tokens, service_ms, |service_ms, load| {
+                    let utilisation = load * service_ms / window_ms;
+                    if utilisation >= 1.0 {
+                        return f64::INFINITY;
+                    }
+                    let wait_ms = utilisation / (1.0 - utilisation) * spread * service_ms;
+                    scaled(*price_per_ms, wait_ms)
+                }))
+            }
         }
     }
+}
+
+fn check_range(cost: &str, parameter: &str, value: f64, least: f64) -> Result<(), CostError> {
+    if value.is_finite() && value >= least {
+        return Ok(());
+    }
+    Err(CostError::Range { cost: cost.into(), parameter: parameter.into(), value, least })
+}
+
+/// The product, 0 if the price is, whatever overflowed.
+fn scaled(price: f64, amount: f64) -> f64 {
+    if price == 0.0 { 0.0 } else { price * amount }
 }
 
 /// Builds a cost from its one parameter for a game of the given shape.
@@ -122,7 +209,9 @@ pub struct CostRegistry {
 }
 
 impl CostRegistry {
-    /// `quota` (its parameter is the capacity factor) and `linear` (price per fair share).
+    /// `quota` (its parameter is the capacity factor), `linear` and `quadratic` (price per fair
+    /// share). [`CostSettings::Polynomial`] of another degree and [`CostSettings::Latency`] need
+    /// more than one number: register them with their other parameters captured.
     #[must_use]
     pub fn standard() -> Self {
         let standard = |settings: CostSettings, shape: GameShape| {
@@ -144,6 +233,16 @@ impl CostRegistry {
                     "price_per_fair_share × load / (Tk/E)",
                     Box::new(move |price_per_fair_share, shape| {
                         standard(CostSettings::Linear { price_per_fair_share }, shape)
+                    }),
+                )
+            })
+            .and_then(|()| {
+                registry.insert(
+                    "quadratic",
+                    "price_per_fair_share × (load / (Tk/E))²",
+                    Box::new(move |price_per_fair_share, shape| {
+                        let degree = 2.0;
+                        standard(CostSettings::Polynomial { price_per_fair_share, degree }, shape)
                     }),
                 )
             })
@@ -258,6 +357,16 @@ mod tests {
             CostSettings::Quota { capacity_factor: 1.3 },
             CostSettings::Linear { price_per_fair_share: 0.0 },
             CostSettings::Linear { price_per_fair_share: 0.7 },
+            CostSettings::Polynomial { price_per_fair_share: 0.0, degree: 1e6 },
+            CostSettings::Polynomial { price_per_fair_share: 0.7, degree: 0.0 },
+            CostSettings::Polynomial { price_per_fair_share: 0.3, degree: 2.0 },
+            CostSettings::Polynomial { price_per_fair_share: 0.1, degree: 4.5 },
+            CostSettings::Latency {
+                service_ms: vec![0.8],
+                window_ms: 6.0,
+                variation: 0.5,
+                price_per_ms: 0.4,
+            },
         ];
         for (tokens, experts, top_k) in [(1, 1, 1), (5, 3, 2), (16, 4, 1), (7, 2, 2)] {
             for settings in &settings {
@@ -287,6 +396,33 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_node_waits_longer_and_is_barred_earlier() {
+        let latency = |service_ms: Vec<f64>, variation| CostSettings::Latency {
+            service_ms,
+            window_ms: 8.0,
+            variation,
+            price_per_ms: 1.0,
+        };
+        let cost = latency(vec![1.0, 2.0, 1.0], 1.0).build(8, 3, 1);
+        let marginal = |expert, load| cost.marginal(ExpertId(expert), load);
+        // M/M/1: the mean wait is ρ/(1 − ρ) · s. Half busy: one service time.
+        assert!((marginal(0, 4) - 1.0).abs() < 1e-12 && (marginal(1, 2) - 2.0).abs() < 1e-12);
+        assert_eq!(marginal(0, 5).to_bits(), marginal(2, 5).to_bits());
+        assert!(marginal(1, 3) > marginal(0, 3) && marginal(0, 7).is_finite());
+        assert!(marginal(1, 4).is_infinite() && marginal(0, 8).is_infinite());
+        assert!(cost.total(ExpertId(1), 4).is_infinite());
+        // M/D/1 waits half of M/M/1.
+        let even = latency(vec![1.0], 0.0).build(8, 3, 1);
+        assert!((even.marginal(ExpertId(2), 4) - 0.5).abs() < 1e-12);
+        let refused = latency(vec![1.0, 2.0], 1.0).check_for(3).expect_err("two for three");
+        assert_eq!(refused, CostError::ServiceTimes { given: 2, experts: 3 });
+        for service_ms in [-1.0, f64::NAN] {
+            let refused = latency(vec![1.0, service_ms], 1.0).check();
+            assert!(matches!(refused, Err(CostError::Range { .. })));
+        }
+    }
+
+    #[test]
     fn parameters_out_of_range_and_unknown_names_are_refused() {
         let shape = GameShape { tokens: 8, experts: 4, top_k: 2 };
         let registry = CostRegistry::standard();
@@ -297,7 +433,10 @@ mod tests {
             assert!(matches!(refused, Some(CostError::Range { .. })), "{name} {parameter}");
         }
         let message = registry.build("tax", 1.0, shape).err().expect("unknown").to_string();
-        assert_eq!(message, "no congestion cost is called 'tax': choose one of linear, quota");
+        assert_eq!(
+            message,
+            "no congestion cost is called 'tax': choose one of linear, quadratic, quota"
+        );
     }
 
     #[test]
@@ -314,6 +453,6 @@ mod tests {
         let cost = registry.build("free", 0.0, shape).expect("registered");
         assert_eq!(cost.marginal(ExpertId(3), 8).to_bits(), 0.0_f64.to_bits());
         let names: Vec<&str> = registry.summaries().map(|(name, _)| name).collect();
-        assert_eq!(names, ["free", "linear", "quota"]);
+        assert_eq!(names, ["free", "linear", "quadratic", "quota"]);
     }
 }

@@ -29,6 +29,7 @@ mod registry;
 mod repair;
 pub mod routers;
 mod rows;
+mod tabled;
 mod top_k;
 
 pub use certificate::{Certificate, ChoicesError, TokenSets, certify, check_choices};
