@@ -4,3 +4,5 @@ mod expert;
 mod game;
 mod precision;
 mod round;
+mod routers;
+mod routers_traces;
