@@ -160,7 +160,7 @@ fn exponential_weights_cycle_where_linear_ones_settle() {
 #[test]
 fn switching_at_once_oscillates_and_smooth_migration_settles() {
     let cost = CostSettings::Linear { price_per_fair_share: 1.0 };
-    let table = Table::new(skewed(2048, 16, 6, false), 16, 2, &cost);
+    let table = Table::new(skewed(1024, 16, 6, false), 16, 2, &cost);
     let (_, exact) = table.play(&Equilibrium::default(), None);
     let (_, start) = table.play(&TopK, None);
     for period in [1, 8] {
