@@ -22,6 +22,7 @@
 
 mod certificate;
 mod cost;
+mod cost_registry;
 mod equilibrium;
 mod information;
 mod prices;
@@ -33,7 +34,8 @@ mod tabled;
 mod top_k;
 
 pub use certificate::{Certificate, ChoicesError, TokenSets, certify, check_choices};
-pub use cost::{BuildCost, CostError, CostRegistry, CostSettings, GameShape};
+pub use cost::{CostError, CostSettings, GameShape};
+pub use cost_registry::{BuildCost, CostRegistry};
 pub use equilibrium::Equilibrium;
 pub use information::{Dynamics, Information};
 pub use registry::{BuildRouter, RouterNameTaken, RouterRegistry};

@@ -16,9 +16,9 @@ use crate::ids::ExpertId;
 /// while a place is free. A token's value of what is left over only falls, so at the end no place
 /// it holds is worth less than ε below any that it does not hold.
 ///
-/// Guaranteed under a quota when no bid limit was met: `Φ_max − Φ ≤ Tkε` (Bertsekas and Castañón
-/// 1989), loads within capacity. Beyond the limit the empty slots take the best expert with a
-/// free place, or any. Under a cost that bars nothing, capacity is the fair share. Not causal.
+/// Guaranteed under a quota below T when the turns sufficed: `Φ_max − Φ ≤ Tkε` (Bertsekas and Castañón
+/// 1989), loads within capacity. Beyond them the empty slots take the best expert with a
+/// free place, or any. Under a cost that bars no load up to T, capacity is the fair share. Not causal.
 /// Warm prices are not used, for an unfilled expert has to start at 0. Iterations: tokens that
 /// bid. Passes: rows read for it, over T. Label: tested.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -10,7 +10,7 @@ use crate::ids::ExpertId;
 /// Scores and costs are rounded to a grid of 2^30 steps in the largest of them. On the grid every
 /// move raises Φ by at least one step (Rosenthal 1973), so the end is an exact pure Nash
 /// equilibrium of the rounded game, in any order of the tokens; of the game itself it is one up
-/// to 4k half steps, exactly if its numbers lie on the grid. Guaranteed at an equilibrium:
+/// to 2k steps, exactly if its numbers lie on the grid. Guaranteed at an equilibrium:
 /// `Φ_max − Φ ≤ Tkδ` with `δ = max_e c_e(n_e+1) − c_e(n_e)`: take `p_e = c_e(n_e)` as prices,
 /// which the play does. Under a quota δ is infinite and nothing is said about Φ.
 ///

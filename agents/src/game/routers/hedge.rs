@@ -29,10 +29,12 @@ pub enum Played {
 /// affinity, `c_e(n_e + 1 − x[t,e]) − a[t,e]` with `n_e = Σ_t x[t,e]`, scaled to [0, 1] between
 /// the cheapest first token and a load of twice the fair share, and clamped to it.
 ///
-/// Guaranteed: the average play has no regret, so it is a coarse correlated equilibrium. The
-/// linear rule converges to Nash equilibria of congestion games for constant η; the exponential
-/// one may cycle or be chaotic even for two tokens and two experts (Palaiopanos, Panageas and
-/// Piliouras 2017). The result is rounded to the k likeliest experts, of which none of this is
+/// Guaranteed at k = 1 while no loss is clamped: a token's mean regret is at most
+/// `η + ln E/(η · rounds)` of the loss scale, so the rounds together are a coarse correlated
+/// equilibrium up to that (Arora, Hazan and Kale 2012, for the linear rule). The linear rule
+/// converges to Nash equilibria of congestion games for constant η; the exponential one may cycle
+/// or be chaotic even for two tokens and two experts (Palaiopanos, Panageas and Piliouras 2017).
+/// The result is rounded to the k likeliest experts, of which none of this is
 /// guaranteed. Where the cost bars loads, the tokens learn from a linear toll of one score range
 /// a fair share; the certificate is in the game itself. Prices: the costs that the played loads
 /// lead to. Not causal. Iterations: rounds. Passes: as many. Label: lightly tested.
