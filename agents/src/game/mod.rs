@@ -44,7 +44,7 @@ pub use top_k::{TopK, select_top};
 use crate::ids::ExpertId;
 use std::ops::Range;
 
-/// Affinities a[t,e], row-major `[T, E]`, all finite.
+/// Affinities `a[t,e]`, row-major `[T, E]`, all finite.
 #[derive(Clone, Copy, Debug)]
 pub struct Scores<'a> {
     values: &'a [f32],

@@ -449,6 +449,9 @@ fn partial_information_costs_score_and_one_dispatcher_is_the_whole() {
     }
 }
 
+// Braess' paradox is not here: its strategies are paths, and sets of any k experts with additive
+// scores cannot bar the sets of edges that are no path.
+
 /// Pigou's two roads: one takes time 1, the other the share of travellers on it.
 struct Pigou {
     travellers: u32,

@@ -2,7 +2,7 @@
 //! Published figures are for `sigmoid(N(0,1) + 0.5·N_e)`, T = 4096, E = 64, k = 8, quota 1.
 
 use agents::game::routers::{
-    BiasUpdate, Hedge, Logit, LossFreeBias, Migration, Played, Quantile, QuantileBalancing,
+    BiasUpdate, Bip, Hedge, Logit, LossFreeBias, Migration, Played, Quantile, QuantileBalancing,
     Sinkhorn, SmoothStale, WeightRule,
 };
 use agents::game::{CostSettings, Dynamics, Equilibrium, Information, Play, Router, TopK};
@@ -88,6 +88,14 @@ fn sweeps_of_quantile_balancing_follow_the_published_row() {
             }
         }
     }
+}
+
+#[test]
+fn sweeps_of_bip_balance_more_slowly() {
+    let table = published(2);
+    let ends_at = |sweeps| violation(&table, &Bip { sweeps }.route(&table.game(), None));
+    let found: Vec<f64> = [0, 1, 4, 16, 64].map(ends_at).into();
+    assert!(found.is_sorted_by(|a, b| a > b) && found[4] < 0.05, "{found:?}");
 }
 
 #[test]
@@ -184,6 +192,12 @@ fn switching_at_once_oscillates_and_smooth_migration_settles() {
         let settled: Vec<f64> = [3000, 3001, 3500].map(|n| share(n * period)).into();
         assert!(largest(&settled) < 0.08, "{settled:?}");
         assert!(largest(&settled) - least(&settled) < 0.01, "{settled:?}");
+        // Far beyond the threshold, tokens that see old boards overshoot together again.
+        let rash = Migration::Smooth { smoothness: 400.0 };
+        let rash: Vec<f64> = (30..36).map(|n| play(rash, boards(n)).max_over_mean).collect();
+        let calm = play(smooth, 3000 * period).max_over_mean;
+        assert!((calm - exact.max_over_mean).abs() < 0.05, "{calm} {}", exact.max_over_mean);
+        assert!(least(&rash) > exact.max_over_mean + 0.1 * f64::from(period), "{rash:?}");
     }
 }
 
