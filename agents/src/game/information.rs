@@ -14,7 +14,8 @@ pub enum Information {
     /// Prices of `batches` batches ago and the token itself: it takes its top k of `a − p`.
     /// Causal across batches. Afterwards the router takes the batch, warm from the prices that
     /// were in force, and the prices it ends with come into force `batches` batches later.
-    /// The first prices are 0.
+    /// The first prices are 0. Only the router's prices play here: one that posts none leaves
+    /// plain top-k.
     Stale {
         /// Age of the prices in batches, at least 1. 1 is what training uses.
         batches: usize,

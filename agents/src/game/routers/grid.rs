@@ -43,7 +43,9 @@ impl<'g> Grid<'g> {
 
     #[expect(clippy::cast_possible_truncation, reason = "the conversion saturates, then clamps")]
     fn round(&self, value: f64) -> i64 {
-        ((value * self.per_unit).round() as i64).clamp(-MOST, MOST)
+        let steps = value * self.per_unit;
+        // Half away from zero, as `round` does, which is a call where the target has no rounding.
+        ((steps + 0.5_f64.copysign(steps)) as i64).clamp(-MOST, MOST)
     }
 }
 
