@@ -5,4 +5,5 @@ mod game;
 mod precision;
 mod round;
 mod routers;
+mod routers_rules;
 mod routers_traces;
