@@ -11,7 +11,7 @@ use super::answer::{answer, level, start};
 ///
 /// Guaranteed: the plan is the unique equilibrium of logit responders at temperature τ, and rows
 /// and columns of it converge to their marginals (Sinkhorn 1967). Its top k is another matter:
-/// balance is not guaranteed. Not causal. Iterations: price updates. Passes: two more.
+/// balance is not guaranteed. Not causal. Iterations: price updates. Passes: up to two more.
 /// Label: tested.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sinkhorn {
