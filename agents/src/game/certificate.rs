@@ -7,29 +7,56 @@ use rayon::prelude::*;
 use super::{Choices, Game, TOKEN_BLOCK};
 use crate::ids::ExpertId;
 
+/// Which sets a token may choose. Each game contains the one before, with the same Φ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenSets {
+    /// Exactly k experts: the game of MODEL.md section 1.
+    ExactlyK,
+    /// At most k: a slot may stay empty, which is worth 0, the worth of the residual path.
+    AtMostK,
+    /// Any number of experts, none included.
+    AnyNumber,
+}
+
 /// The distance of a play from equilibrium and from the optimum (MODEL.md section 1).
+///
+/// A play is certified in the smallest game that contains it: [`Self::sets`] names it. Of a play
+/// with dropped or extra pairs, ε and the dual bound therefore compare an expert with nothing,
+/// which is worth 0, so they mean something for affinities that are at least 0, such as
+/// probabilities, and little for logits. The bound of a larger game holds for the plays of a
+/// smaller one too; gaps of plays with different `sets` are distances from different optima.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Certificate {
+    /// The game of the other figures.
+    pub sets: TokenSets,
+    /// Pairs missing: `Σ_t max(0, k − |S_t|)`.
+    pub dropped: usize,
+    /// Pairs beyond k: `Σ_t max(0, |S_t| − k)`.
+    pub extra: usize,
     /// ε: the most any token gains by changing its set, the others staying. In score units, ≥ 0.
-    /// Exact for any subset it may choose: with `v[t,e] = a[t,e] − c_e(n_e + 1 − x[t,e])` its
-    /// best answer is the top k of v. Infinite when a token sits on a barred expert and has an
-    /// unbarred alternative; 0 for a token that has none.
+    /// Exact for any set it may choose: with `v[t,e] = a[t,e] − c_e(n_e + 1 − x[t,e])` its
+    /// best answer is the top k of v, of which [`TokenSets::AtMostK`] takes the positive ones and
+    /// [`TokenSets::AnyNumber`] takes all positive v. Infinite when a token sits on a barred
+    /// expert and has an unbarred alternative; 0 for a token that has none.
     pub epsilon_nash: f64,
     /// Φ of the choices; −inf when an expert is loaded beyond what it allows.
     pub potential: f64,
-    /// `D(p) = Σ_t top-k-sum(a_t − p) + Σ_e C*_e(p_e)`, at least the largest Φ of this game for
-    /// any prices (weak duality).
+    /// `D(p) = Σ_t best(a_t − p) + Σ_e C*_e(p_e)`, at least the largest Φ of this game for any
+    /// prices (weak duality). The best is the top-k-sum, or what [`Self::epsilon_nash`] says of
+    /// v in the larger games.
     pub dual_bound: f64,
     /// `(D − Φ) / |D|`, with 0/0 = 0: the optimum is at most this far away. May be negative by
-    /// rounding, at the scale of 1e-15. Infinite when Φ is.
+    /// rounding, at the scale of 1e-15. Infinite when Φ is, and when D = 0
+    /// but Φ is not.
     pub relative_gap: f64,
-    /// `max_e n_e / (Tk/E)`, at least 1.
+    /// `max_e n_e / (Tk/E)`, at least 1 unless pairs were dropped.
     pub max_over_mean: f64,
     /// `Σ a·x`.
     pub score: f64,
-    /// `Σ a·x` of plain top-k, the most any assignment has.
+    /// `Σ a·x` of plain top-k, the most any assignment of exactly k has.
     pub score_top_k: f64,
-    /// `(score_top_k − score) / |score_top_k|`, with 0/0 = 0: what balance costs.
+    /// `(score_top_k − score) / |score_top_k|`, with 0/0 = 0: what balance costs. Extra pairs may
+    /// make it negative.
     pub score_loss: f64,
 }
 
@@ -43,16 +70,6 @@ pub enum ChoicesError {
         rows: usize,
         /// T.
         tokens: usize,
-    },
-    /// A token has more or fewer than k experts.
-    #[error("token {token} has {chosen} experts but top_k is {top_k}")]
-    Count {
-        /// Row.
-        token: usize,
-        /// Its experts.
-        chosen: usize,
-        /// k.
-        top_k: usize,
     },
     /// An expert does not exist.
     #[error("token {token} chose expert {expert}: there are {experts}")]
@@ -72,7 +89,8 @@ pub enum ChoicesError {
     },
 }
 
-/// Whether every token has k distinct experts in range, ascending.
+/// Whether every token has distinct experts in range, ascending. Any number of them: the
+/// certificate counts those that differ from k.
 ///
 /// # Errors
 /// The first token that has not.
@@ -83,9 +101,6 @@ pub fn check_choices(game: &Game<'_>, choices: &Choices) -> Result<(), ChoicesEr
     }
     for token in 0..tokens {
         let row = choices.row(token);
-        if row.len() != game.top_k {
-            return Err(ChoicesError::Count { token, chosen: row.len(), top_k: game.top_k });
-        }
         if let Some(expert) = row.iter().find(|expert| expert.index() >= experts) {
             return Err(ChoicesError::NoSuchExpert { token, expert: *expert, experts });
         }
@@ -109,13 +124,26 @@ pub fn certify(game: &Game<'_>, choices: &Choices, prices: &[f64]) -> Certificat
     let tokens = game.scores.tokens();
     let loads = choices.loads(experts);
     let crowd = Crowd::new(game, &loads);
+    let counts = || (0..tokens).map(|token| choices.pairs(token).len());
+    let dropped = counts().map(|count| game.top_k.saturating_sub(count)).sum();
+    let extra = counts().map(|count| count.saturating_sub(game.top_k)).sum();
+    let sets = match (dropped, extra) {
+        (0, 0) => TokenSets::ExactlyK,
+        (_, 0) => TokenSets::AtMostK,
+        _ => TokenSets::AnyNumber,
+    };
+    let most = match sets {
+        TokenSets::ExactlyK => None,
+        TokenSets::AtMostK => Some(game.top_k),
+        TokenSets::AnyNumber => Some(experts),
+    };
 
     let blocks: Vec<Sums> = (0..tokens.div_ceil(TOKEN_BLOCK))
         .into_par_iter()
         .map(|block| {
             let first = block * TOKEN_BLOCK;
             let last = (first + TOKEN_BLOCK).min(tokens);
-            Sums::of_tokens(game, choices, prices, &crowd, first..last)
+            Sums::of_tokens(game, choices, prices, (&crowd, most), first..last)
         })
         .collect();
     let sums = blocks.into_iter().fold(Sums::default(), Sums::then);
@@ -127,6 +155,9 @@ pub fn certify(game: &Game<'_>, choices: &Choices, prices: &[f64]) -> Certificat
     let dual_bound = sums.priced + conjugate;
     let fair_share = tokens as f64 * game.top_k as f64 / experts as f64;
     Certificate {
+        sets,
+        dropped,
+        extra,
         epsilon_nash: sums.regret,
         potential,
         dual_bound,
@@ -172,14 +203,18 @@ impl Sums {
         game: &Game<'_>,
         choices: &Choices,
         prices: &[f64],
-        crowd: &Crowd,
+        (crowd, most): (&Crowd, Option<usize>),
         tokens: std::ops::Range<usize>,
     ) -> Self {
         let mut sums = Self::default();
         let mut scratch = Vec::with_capacity(prices.len());
         let mut values = Vec::with_capacity(prices.len());
-        let mut best_and_own =
-            |values: &[f64], token| sum_best_and_chosen(values, choices.row(token), &mut scratch);
+        let k = game.top_k;
+        let mut best_and_own = |values: &[f64], token| match most {
+            None => sum_best_and_chosen(values, choices.row(token), &mut scratch),
+            Some(most) => sum_gains_and_chosen(values, choices.row(token), most, &mut scratch),
+        };
+        let mut top_scratch = Vec::new();
         for token in tokens {
             let row = game.scores.row(token);
             let scores = || row.iter().map(|score| f64::from(*score));
@@ -188,7 +223,8 @@ impl Sums {
             values.extend(scores());
             let (best, own) = best_and_own(&values, token);
             sums.score += own;
-            sums.score_top_k += best;
+            sums.score_top_k +=
+                if most.is_none() { best } else { sum_largest(&values, k, &mut top_scratch) };
 
             values.clear();
             values.extend(scores().zip(prices).map(|(score, price)| score - price));
@@ -236,14 +272,36 @@ fn sum_best_and_chosen(values: &[f64], chosen: &[ExpertId], scratch: &mut Vec<f6
         // The chosen differ from the largest by equal values only.
         return (own, own);
     }
-    let mut ties = chosen.len() - above;
-    let best = values
-        .iter()
-        .filter(|value| {
-            let tied = **value == threshold && ties > 0;
-            ties -= usize::from(tied);
-            tied || **value > threshold
-        })
-        .sum();
+    let best = sum_largest(values, chosen.len(), scratch);
     (best, own)
+}
+
+/// The largest sum over sets of at most `most` values, the empty one included, and the sum of the
+/// chosen ones. The first is at least the second but for −inf and rounding.
+fn sum_gains_and_chosen(
+    values: &[f64],
+    chosen: &[ExpertId],
+    most: usize,
+    scratch: &mut Vec<f64>,
+) -> (f64, f64) {
+    let own: f64 = chosen.iter().map(|expert| values[expert.index()]).sum();
+    if values.iter().filter(|value| **value > 0.0).count() > most {
+        return (sum_largest(values, most, scratch).max(own), own);
+    }
+    let gains: f64 = values.iter().filter(|value| **value > 0.0).sum();
+    (gains.max(own), own)
+}
+
+/// The sum of the `count` largest values in expert order; of equal ones the first are taken.
+fn sum_largest(values: &[f64], count: usize, scratch: &mut Vec<f64>) -> f64 {
+    scratch.clear();
+    scratch.extend_from_slice(values);
+    let threshold = *scratch.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1;
+    let mut ties = count - values.iter().filter(|value| **value > threshold).count();
+    let largest = values.iter().filter(|value| {
+        let tied = **value == threshold && ties > 0;
+        ties -= usize::from(tied);
+        tied || **value > threshold
+    });
+    largest.sum()
 }

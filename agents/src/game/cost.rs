@@ -1,8 +1,7 @@
-//! Congestion costs, and a registry of them by name.
-
-use std::collections::BTreeMap;
+//! Congestion costs.
 
 use super::CongestionCost;
+use super::tabled::Tabled;
 use crate::ids::ExpertId;
 
 /// The size of one game: what a cost must know to scale itself.
@@ -37,6 +36,29 @@ pub enum CostSettings {
         /// λ, in units of the scores: the cost at a load of one fair share. Finite and ≥ 0.
         price_per_fair_share: f64,
     },
+    /// `c_e(n) = price_per_fair_share · (n / q)^degree`.
+    Polynomial {
+        /// λ, in units of the scores. Finite and ≥ 0.
+        price_per_fair_share: f64,
+        /// d, finite and ≥ 0; 1 is [`Self::Linear`], 4 the road model of the US Bureau of Public
+        /// Roads.
+        degree: f64,
+    },
+    /// The mean time in the queue of a single server with general service times, `c_e(n) =
+    /// price_per_ms · W`, `W = ρ/(1 − ρ) · (1 + C²)/2 · s`, utilisation `ρ = n s / window`
+    /// (Pollaczek–Khinchine, M/G/1); infinite from ρ = 1 on.
+    Latency {
+        /// s, the measured service time of a token in ms, one for every expert: that of the node
+        /// which hosts it. One value alone holds for all. Finite and ≥ 0.
+        service_ms: Vec<f64>,
+        /// The time in ms in which the batch is to be served, finite and > 0.
+        window_ms: f64,
+        /// C, the standard deviation of a service time over its mean: 0 if all are alike, 1 if
+        /// exponential. Finite and ≥ 0.
+        variation: f64,
+        /// The worth of a ms of waiting in units of the scores. Finite and ≥ 0.
+        price_per_ms: f64,
+    },
 }
 
 /// Why a cost cannot be built.
@@ -56,6 +78,16 @@ pub enum CostError {
         /// Smallest value allowed.
         least: f64,
     },
+    /// Service times are given for another number of experts.
+    #[error(
+        "cost 'latency' has {given} service times for {experts} experts: give one each, or one"
+    )]
+    ServiceTimes {
+        /// Times given.
+        given: usize,
+        /// E.
+        experts: usize,
+    },
     /// No cost has this name.
     #[error("no congestion cost is called '{name}': choose one of {known}")]
     Unknown {
@@ -73,30 +105,54 @@ pub enum CostError {
 }
 
 impl CostSettings {
-    /// Checks the parameter's range.
+    /// Checks the ranges of the parameters.
     ///
     /// # Errors
-    /// [`CostError::Range`], naming the parameter.
+    /// [`CostError::Range`] of the first parameter out of range.
     pub fn check(&self) -> Result<(), CostError> {
-        let (cost, parameter, value, least) = match self {
-            Self::Quota { capacity_factor } => ("quota", "capacity_factor", *capacity_factor, 1.0),
-            Self::Linear { price_per_fair_share } => {
-                ("linear", "price_per_fair_share", *price_per_fair_share, 0.0)
+        match self {
+            Self::Quota { capacity_factor } => {
+                check_range("quota", "capacity_factor", *capacity_factor, 1.0)
             }
-        };
-        if value.is_finite() && value >= least {
-            return Ok(());
+            Self::Linear { price_per_fair_share } => {
+                check_range("linear", "price_per_fair_share", *price_per_fair_share, 0.0)
+            }
+            Self::Polynomial { price_per_fair_share, degree } => {
+                check_range("polynomial", "price_per_fair_share", *price_per_fair_share, 0.0)?;
+                check_range("polynomial", "degree", *degree, 0.0)
+            }
+            Self::Latency { service_ms, window_ms, variation, price_per_ms } => {
+                for service_ms in service_ms {
+                    check_range("latency", "service_ms", *service_ms, 0.0)?;
+                }
+                check_range("latency", "window_ms", *window_ms, f64::MIN_POSITIVE)?;
+                check_range("latency", "variation", *variation, 0.0)?;
+                check_range("latency", "price_per_ms", *price_per_ms, 0.0)
+            }
         }
-        Err(CostError::Range { cost: cost.into(), parameter: parameter.into(), value, least })
+    }
+
+    /// Checks the ranges, and that there are as many parameters as `experts` need.
+    ///
+    /// # Errors
+    /// Those of [`Self::check`], and [`CostError::ServiceTimes`].
+    pub fn check_for(&self, experts: usize) -> Result<(), CostError> {
+        self.check()?;
+        match self {
+            Self::Latency { service_ms, .. } if ![1, experts].contains(&service_ms.len()) => {
+                Err(CostError::ServiceTimes { given: service_ms.len(), experts })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The cost for a game of T tokens, E experts and k experts a token.
     ///
     /// # Panics
-    /// When [`Self::check`] fails.
+    /// When [`Self::check_for`] fails.
     #[must_use]
     pub fn build(&self, tokens: usize, experts: usize, top_k: usize) -> Box<dyn CongestionCost> {
-        assert_eq!(self.check(), Ok(()), "settings are checked before a cost is built");
+        assert_eq!(self.check_for(experts), Ok(()), "settings are checked before a cost is built");
         let shape = GameShape { tokens, experts, top_k };
         match self {
             Self::Quota { capacity_factor } => Box::new(Quota {
@@ -107,90 +163,37 @@ impl CostSettings {
                 slope: price_per_fair_share / shape.fair_share(),
                 tokens: tokens as f64,
             }),
+            Self::Polynomial { price_per_fair_share, degree } => {
+                let price = |load: f64| (load / shape.fair_share()).powf(*degree);
+                Box::new(Tabled::new(tokens, &[0.0], |_, load| {
+                    scaled(*price_per_fair_share, price(load))
+                }))
+            }
+            Self::Latency { service_ms, window_ms, variation, price_per_ms } => {
+                let spread = f64::midpoint(1.0, variation * variation);
+                Box::new(Tabled::new(tokens, service_ms, |service_ms, load| {
+                    let utilisation = load * service_ms / window_ms;
+                    if utilisation >= 1.0 {
+                        return f64::INFINITY;
+                    }
+                    let wait_ms = utilisation / (1.0 - utilisation) * spread * service_ms;
+                    scaled(*price_per_ms, wait_ms)
+                }))
+            }
         }
     }
 }
 
-/// Builds a cost from its one parameter for a game of the given shape.
-pub type BuildCost =
-    dyn Fn(f64, GameShape) -> Result<Box<dyn CongestionCost>, CostError> + Send + Sync;
-
-/// Costs by name. Each takes one parameter; a cost of a user's crate that needs more captures it
-/// in its constructor.
-pub struct CostRegistry {
-    entries: BTreeMap<String, (String, Box<BuildCost>)>,
+fn check_range(cost: &str, parameter: &str, value: f64, least: f64) -> Result<(), CostError> {
+    if value.is_finite() && value >= least {
+        return Ok(());
+    }
+    Err(CostError::Range { cost: cost.into(), parameter: parameter.into(), value, least })
 }
 
-impl CostRegistry {
-    /// `quota` (its parameter is the capacity factor) and `linear` (price per fair share).
-    #[must_use]
-    pub fn standard() -> Self {
-        let standard = |settings: CostSettings, shape: GameShape| {
-            settings.check()?;
-            Ok(settings.build(shape.tokens, shape.experts, shape.top_k))
-        };
-        let mut registry = Self { entries: BTreeMap::new() };
-        registry
-            .insert(
-                "quota",
-                "free up to capacity_factor × Tk/E tokens an expert, then barred",
-                Box::new(move |capacity_factor, shape| {
-                    standard(CostSettings::Quota { capacity_factor }, shape)
-                }),
-            )
-            .and_then(|()| {
-                registry.insert(
-                    "linear",
-                    "price_per_fair_share × load / (Tk/E)",
-                    Box::new(move |price_per_fair_share, shape| {
-                        standard(CostSettings::Linear { price_per_fair_share }, shape)
-                    }),
-                )
-            })
-            .expect("the standard names differ");
-        registry
-    }
-
-    /// Adds a cost with a one-line summary.
-    ///
-    /// # Errors
-    /// [`CostError::Taken`] when the name is in use.
-    pub fn insert(
-        &mut self,
-        name: &str,
-        summary: &str,
-        build: Box<BuildCost>,
-    ) -> Result<(), CostError> {
-        if self.entries.contains_key(name) {
-            return Err(CostError::Taken { name: name.into() });
-        }
-        self.entries.insert(name.into(), (summary.into(), build));
-        Ok(())
-    }
-
-    /// Name and one-line summary of every cost, by name.
-    pub fn summaries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.entries.iter().map(|(name, (summary, _))| (name.as_str(), summary.as_str()))
-    }
-
-    /// Builds the cost called `name`.
-    ///
-    /// # Errors
-    /// [`CostError::Unknown`], and what the constructor refuses.
-    pub fn build(
-        &self,
-        name: &str,
-        parameter: f64,
-        shape: GameShape,
-    ) -> Result<Box<dyn CongestionCost>, CostError> {
-        match self.entries.get(name) {
-            Some((_, build)) => build(parameter, shape),
-            None => Err(CostError::Unknown {
-                name: name.into(),
-                known: self.entries.keys().cloned().collect::<Vec<_>>().join(", "),
-            }),
-        }
-    }
+/// The product, 0 if the price is, whatever overflowed.
+fn scaled(price: f64, amount: f64) -> f64 {
+    if price == 0.0 { 0.0 } else { price * amount }
 }
 
 /// Free up to `capacity` tokens, then barred.
@@ -248,7 +251,7 @@ impl CongestionCost for Linear {
 
 #[cfg(test)]
 mod tests {
-    use super::{CostError, CostRegistry, CostSettings, GameShape};
+    use super::{CostError, CostSettings};
     use crate::ids::ExpertId;
 
     #[test]
@@ -258,6 +261,16 @@ mod tests {
             CostSettings::Quota { capacity_factor: 1.3 },
             CostSettings::Linear { price_per_fair_share: 0.0 },
             CostSettings::Linear { price_per_fair_share: 0.7 },
+            CostSettings::Polynomial { price_per_fair_share: 0.0, degree: 1e6 },
+            CostSettings::Polynomial { price_per_fair_share: 0.7, degree: 0.0 },
+            CostSettings::Polynomial { price_per_fair_share: 0.3, degree: 2.0 },
+            CostSettings::Polynomial { price_per_fair_share: 0.1, degree: 4.5 },
+            CostSettings::Latency {
+                service_ms: vec![0.8],
+                window_ms: 6.0,
+                variation: 0.5,
+                price_per_ms: 0.4,
+            },
         ];
         for (tokens, experts, top_k) in [(1, 1, 1), (5, 3, 2), (16, 4, 1), (7, 2, 2)] {
             for settings in &settings {
@@ -287,33 +300,29 @@ mod tests {
     }
 
     #[test]
-    fn parameters_out_of_range_and_unknown_names_are_refused() {
-        let shape = GameShape { tokens: 8, experts: 4, top_k: 2 };
-        let registry = CostRegistry::standard();
-        for (name, parameter) in
-            [("quota", 0.99), ("quota", f64::NAN), ("linear", -1.0), ("linear", f64::INFINITY)]
-        {
-            let refused = registry.build(name, parameter, shape).err();
-            assert!(matches!(refused, Some(CostError::Range { .. })), "{name} {parameter}");
-        }
-        let message = registry.build("tax", 1.0, shape).err().expect("unknown").to_string();
-        assert_eq!(message, "no congestion cost is called 'tax': choose one of linear, quota");
-    }
-
-    #[test]
-    fn a_cost_of_another_crate_is_built_by_name_and_cannot_displace_one() {
-        let mut registry = CostRegistry::standard();
-        let free = |_, shape: GameShape| {
-            let settings = CostSettings::Linear { price_per_fair_share: 0.0 };
-            Ok(settings.build(shape.tokens, shape.experts, shape.top_k))
+    fn a_slow_node_waits_longer_and_is_barred_earlier() {
+        let latency = |service_ms: Vec<f64>, variation| CostSettings::Latency {
+            service_ms,
+            window_ms: 8.0,
+            variation,
+            price_per_ms: 1.0,
         };
-        registry.insert("free", "costs nothing", Box::new(free)).expect("a new name");
-        let taken = registry.insert("quota", "mine", Box::new(free)).err();
-        assert_eq!(taken, Some(CostError::Taken { name: "quota".into() }));
-        let shape = GameShape { tokens: 8, experts: 4, top_k: 2 };
-        let cost = registry.build("free", 0.0, shape).expect("registered");
-        assert_eq!(cost.marginal(ExpertId(3), 8).to_bits(), 0.0_f64.to_bits());
-        let names: Vec<&str> = registry.summaries().map(|(name, _)| name).collect();
-        assert_eq!(names, ["free", "linear", "quota"]);
+        let cost = latency(vec![1.0, 2.0, 1.0], 1.0).build(8, 3, 1);
+        let marginal = |expert, load| cost.marginal(ExpertId(expert), load);
+        // M/M/1: the mean wait is ρ/(1 − ρ) · s. Half busy: one service time.
+        assert!((marginal(0, 4) - 1.0).abs() < 1e-12 && (marginal(1, 2) - 2.0).abs() < 1e-12);
+        assert_eq!(marginal(0, 5).to_bits(), marginal(2, 5).to_bits());
+        assert!(marginal(1, 3) > marginal(0, 3) && marginal(0, 7).is_finite());
+        assert!(marginal(1, 4).is_infinite() && marginal(0, 8).is_infinite());
+        assert!(cost.total(ExpertId(1), 4).is_infinite());
+        // M/D/1 waits half of M/M/1.
+        let even = latency(vec![1.0], 0.0).build(8, 3, 1);
+        assert!((even.marginal(ExpertId(2), 4) - 0.5).abs() < 1e-12);
+        let refused = latency(vec![1.0, 2.0], 1.0).check_for(3).expect_err("two for three");
+        assert_eq!(refused, CostError::ServiceTimes { given: 2, experts: 3 });
+        for service_ms in [-1.0, f64::NAN] {
+            let refused = latency(vec![1.0, service_ms], 1.0).check();
+            assert!(matches!(refused, Err(CostError::Range { .. })));
+        }
     }
 }

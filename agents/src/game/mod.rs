@@ -22,16 +22,22 @@
 
 mod certificate;
 mod cost;
+mod cost_registry;
 mod equilibrium;
+mod information;
 mod prices;
 mod registry;
 mod repair;
+pub mod routers;
 mod rows;
+mod tabled;
 mod top_k;
 
-pub use certificate::{Certificate, ChoicesError, certify, check_choices};
-pub use cost::{BuildCost, CostError, CostRegistry, CostSettings, GameShape};
+pub use certificate::{Certificate, ChoicesError, TokenSets, certify, check_choices};
+pub use cost::{CostError, CostSettings, GameShape};
+pub use cost_registry::{BuildCost, CostRegistry};
 pub use equilibrium::Equilibrium;
+pub use information::{Dynamics, Information};
 pub use registry::{BuildRouter, RouterNameTaken, RouterRegistry};
 pub use top_k::{TopK, select_top};
 

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::routers::{
+    Auction, BestResponse, BestResponseBatched, Bip, DropBy, ExpertChoice, GroupLimited, Hash,
+    Hedge, Logit, LossFreeBias, Quantile, QuantileBalancing, Sinkhorn, SmoothStale, TopKCapacity,
+};
 use super::{Equilibrium, Router, TopK};
 
 /// Makes a router with its settings.
@@ -37,6 +41,101 @@ impl RouterRegistry {
             "equilibrium",
             "the exact maximum of the potential with prices that prove it (tested)",
             Box::new(|| Box::new(Equilibrium::default())),
+        );
+        add(
+            "top_k_capacity",
+            "top-k, experts drop their lowest scores beyond the fair share (tested)",
+            Box::new(|| Box::new(TopKCapacity { capacity_factor: 1.0, drop: DropBy::Probability })),
+        );
+        add(
+            "top_k_capacity_position",
+            "top-k, experts drop the latest tokens beyond the fair share (tested)",
+            Box::new(|| Box::new(TopKCapacity { capacity_factor: 1.0, drop: DropBy::Position })),
+        );
+        add(
+            "hash",
+            "experts by a hash of the row, whatever the scores (tested)",
+            Box::new(|| Box::new(Hash { seed: 0 })),
+        );
+        add(
+            "sinkhorn",
+            "top-k of the balanced soft plan at unit temperature (tested)",
+            Box::new(|| Box::new(Sinkhorn::default())),
+        );
+        add(
+            "auction",
+            "tokens bid for places, within Tk epsilon of the optimum under a quota (tested)",
+            Box::new(|| Box::new(Auction::default())),
+        );
+        add(
+            "expert_choice",
+            "each expert takes its best fair share of tokens (tested)",
+            Box::new(|| Box::new(ExpertChoice { capacity_factor: 1.0 })),
+        );
+        add(
+            "loss_free_bias",
+            "bias corrected by the sign of the excess load (tested)",
+            Box::new(|| Box::new(LossFreeBias::sign())),
+        );
+        add(
+            "loss_free_bias_proportional",
+            "bias corrected in proportion to the excess load (tested)",
+            Box::new(|| Box::new(LossFreeBias::proportional())),
+        );
+        add(
+            "bip",
+            "dual descent on the assignment with inequalities, 4 sweeps (lightly tested)",
+            Box::new(|| Box::new(Bip { sweeps: 4 })),
+        );
+        add(
+            "quantile_balancing",
+            "each price the quantile that fills its expert, 8 sweeps (tested)",
+            Box::new(|| Box::new(QuantileBalancing { sweeps: 8, quantile: Quantile::Exact })),
+        );
+        add(
+            "quantile_balancing_histogram",
+            "the same with quantiles from a histogram of 1000 bins (lightly tested)",
+            Box::new(|| {
+                Box::new(QuantileBalancing {
+                    sweeps: 8,
+                    quantile: Quantile::Histogram { bins: 1000 },
+                })
+            }),
+        );
+        add(
+            "best_response",
+            "tokens in turn move to their best set until none would (tested)",
+            Box::new(|| Box::new(BestResponse::default())),
+        );
+        add(
+            "best_response_batched",
+            "all move at once, only if the potential rises (tested)",
+            Box::new(|| Box::new(BestResponseBatched::default())),
+        );
+        add(
+            "logit",
+            "asynchronous log-linear learning at temperature 0.01 (tested)",
+            Box::new(|| Box::new(Logit::default())),
+        );
+        add(
+            "hedge_linear",
+            "multiplicative weights with linear updates, average play rounded (lightly tested)",
+            Box::new(|| Box::new(Hedge::linear())),
+        );
+        add(
+            "smooth_stale",
+            "smooth migration under loads that are 4 rounds old (tested)",
+            Box::new(|| Box::new(SmoothStale::default())),
+        );
+        add(
+            "group_limited",
+            "top-k inside the best 4 of 8 groups of experts (tested)",
+            Box::new(|| Box::new(GroupLimited::new(Box::new(TopK), 8, 4))),
+        );
+        add(
+            "group_limited_equilibrium",
+            "the equilibrium inside the best 4 of 8 groups of experts (lightly tested)",
+            Box::new(|| Box::new(GroupLimited::new(Box::new(Equilibrium::default()), 8, 4))),
         );
         registry
     }

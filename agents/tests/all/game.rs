@@ -11,28 +11,28 @@ use agents::rng::stream;
 use pathfinding::prelude::{Matrix, kuhn_munkres};
 use proptest::prelude::*;
 
-const QUOTA: CostSettings = CostSettings::Quota { capacity_factor: 1.0 };
+pub(crate) const QUOTA: CostSettings = CostSettings::Quota { capacity_factor: 1.0 };
 
 /// A game that owns its parts.
-struct Table {
-    values: Vec<f32>,
-    experts: usize,
-    top_k: usize,
-    cost: Box<dyn CongestionCost>,
+pub(crate) struct Table {
+    pub(crate) values: Vec<f32>,
+    pub(crate) experts: usize,
+    pub(crate) top_k: usize,
+    pub(crate) cost: Box<dyn CongestionCost>,
 }
 
 impl Table {
-    fn new(values: Vec<f32>, experts: usize, top_k: usize, cost: &CostSettings) -> Self {
+    pub(crate) fn new(values: Vec<f32>, experts: usize, top_k: usize, cost: &CostSettings) -> Self {
         let cost = cost.build(values.len() / experts, experts, top_k);
         Self { values, experts, top_k, cost }
     }
 
-    fn game(&self) -> Game<'_> {
+    pub(crate) fn game(&self) -> Game<'_> {
         let scores = Scores::new(&self.values, self.experts).expect("finite scores");
         Game { scores, top_k: self.top_k, cost: self.cost.as_ref() }
     }
 
-    fn play(&self, router: &dyn Router, warm: Option<&[f64]>) -> (Play, Certificate) {
+    pub(crate) fn play(&self, router: &dyn Router, warm: Option<&[f64]>) -> (Play, Certificate) {
         let play = router.route(&self.game(), warm);
         assert_eq!(check_choices(&self.game(), &play.choices), Ok(()));
         let certificate = certify(&self.game(), &play.choices, &play.prices);
@@ -42,12 +42,16 @@ impl Table {
     /// The largest potential, by dynamic programming over all load vectors: tokens one by one,
     /// every k-subset, the best score for each vector of loads, congestion at the end.
     fn best_potential(&self) -> f64 {
-        let subsets = subsets(self.experts, self.top_k);
+        self.best_potential_over(&subsets(self.experts, self.top_k))
+    }
+
+    /// The same when tokens may choose any of the given sets.
+    pub(crate) fn best_potential_over(&self, subsets: &[Vec<usize>]) -> f64 {
         let mut best = BTreeMap::from([(vec![0_u32; self.experts], 0.0_f64)]);
         for row in self.values.chunks(self.experts) {
             let mut next: BTreeMap<Vec<u32>, f64> = BTreeMap::new();
             for (loads, score) in &best {
-                for subset in &subsets {
+                for subset in subsets {
                     let mut loads = loads.clone();
                     let mut score = *score;
                     for expert in subset {
@@ -68,7 +72,7 @@ impl Table {
     }
 
     /// The tolerance that rounding explains: sums of Tk scores in f64.
-    fn rounding(&self) -> f64 {
+    pub(crate) fn rounding(&self) -> f64 {
         let largest = self.values.iter().fold(0.0_f64, |most, v| most.max(f64::from(v.abs())));
         1e-12 * largest.max(f64::MIN_POSITIVE) * self.values.len() as f64
     }
@@ -88,7 +92,7 @@ impl Table {
     }
 }
 
-fn subsets(experts: usize, k: usize) -> Vec<Vec<usize>> {
+pub(crate) fn subsets(experts: usize, k: usize) -> Vec<Vec<usize>> {
     (0_u32..1 << experts)
         .filter(|bits| bits.count_ones() as usize == k)
         .map(|bits| (0..experts).filter(|e| bits & (1 << e) != 0).collect())
@@ -101,7 +105,7 @@ fn normal(rng: &mut impl rand::Rng) -> f32 {
 }
 
 /// Rows of the given kind: how the tests reach ties, dominance and extreme magnitudes.
-fn rows(kind: &str, tokens: usize, experts: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn rows(kind: &str, tokens: usize, experts: usize, seed: u64) -> Vec<f32> {
     let mut rng = stream(seed, kind);
     let mut values: Vec<f32> = (0..tokens * experts).map(|_| normal(&mut rng)).collect();
     let copies = values[..experts].to_vec();
@@ -127,7 +131,7 @@ fn rows(kind: &str, tokens: usize, experts: usize, seed: u64) -> Vec<f32> {
     values
 }
 
-const KINDS: [&str; 11] = [
+pub(crate) const KINDS: [&str; 11] = [
     "normal",
     "equal",
     "zero",
@@ -394,8 +398,7 @@ fn choices_that_are_no_assignment_are_named() {
     let beyond = ChoicesError::NoSuchExpert { token: 1, expert: ExpertId(3), experts: 3 };
     assert_eq!(check(&[0, 1, 1, 3], 2), Err(beyond));
     assert_eq!(check(&[0, 1, 2], 1), Err(ChoicesError::Tokens { rows: 3, tokens: 2 }));
-    let count = ChoicesError::Count { token: 0, chosen: 1, top_k: 2 };
-    assert_eq!(check(&[0, 1], 1), Err(count));
+    assert_eq!(check(&[0, 1], 1), Ok(()), "the certificate counts dropped pairs");
 }
 
 /// A user's router: experts in turn, whatever the scores.
@@ -421,7 +424,7 @@ fn a_router_of_another_crate_plays_by_name() {
     let mut registry = RouterRegistry::standard();
     registry.insert("in_turn", "experts in turn", Box::new(|| Box::new(InTurn))).expect("new");
     assert!(registry.insert("top_k", "mine", Box::new(|| Box::new(InTurn))).is_err());
-    assert_eq!(registry.names().collect::<Vec<_>>(), ["equilibrium", "in_turn", "top_k"]);
+    assert!(registry.names().any(|name| name == "in_turn") && registry.names().is_sorted());
     assert!(registry.get("nobody").is_none());
     let table = Table::new(rows("normal", 50, 6, 9), 6, 2, &QUOTA);
     let potential = |name: &str| {

@@ -5,3 +5,6 @@ mod game;
 mod placement;
 mod precision;
 mod round;
+mod routers;
+mod routers_rules;
+mod routers_traces;
