@@ -143,6 +143,8 @@ fn as_json(
         "score_loss": certificate.score_loss,
         "potential": certificate.potential,
         "dual_bound": certificate.dual_bound,
+        "dropped": certificate.dropped,
+        "extra": certificate.extra,
         "passes": play.passes,
         "iterations": play.iterations,
         "tokens": play.choices.tokens(),

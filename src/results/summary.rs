@@ -105,6 +105,12 @@ pub struct Convergence {
     pub max_over_mean_top_k: Option<f64>,
     /// Share of the affinity of plain top-k that balance cost.
     pub score_loss: Option<f64>,
+    /// Slots that tokens were left without, summed over tokens with fewer than k experts.
+    #[serde(default)]
+    pub dropped_pairs: u64,
+    /// Pairs beyond k of a token, summed.
+    #[serde(default)]
+    pub extra_pairs: u64,
     /// Smallest share of its top-k affinity that any token kept.
     #[serde(default)]
     pub kept_share_min: Option<f64>,

@@ -22,6 +22,8 @@ pub(super) struct PlaySums {
     max_over_mean_top_k: f64,
     score_loss: f64,
     kept_share_min: Option<f32>,
+    dropped_pairs: u64,
+    extra_pairs: u64,
 }
 
 impl PlaySums {
@@ -45,6 +47,8 @@ impl PlaySums {
         self.max_over_mean += weight * certificate.max_over_mean;
         self.max_over_mean_top_k += weight * max_over_mean_top_k;
         self.score_loss += weight * certificate.score_loss;
+        self.dropped_pairs += certificate.dropped as u64;
+        self.extra_pairs += certificate.extra as u64;
         let kept = self.kept_share_min.get_or_insert(f32::INFINITY);
         *kept = kept.min(play.kept_share_min);
     }
@@ -70,6 +74,8 @@ impl PlaySums {
             max_over_mean_worst: worst(self.max_over_mean_worst),
             max_over_mean_top_k: mean(self.max_over_mean_top_k),
             score_loss: mean(self.score_loss),
+            dropped_pairs: self.dropped_pairs,
+            extra_pairs: self.extra_pairs,
             kept_share_min: self.kept_share_min.map(f64::from),
             converged: self.rounds > 0 && self.relative_gap <= gap_max.unwrap_or(CONVERGED_GAP),
             ..Convergence::default()

@@ -385,6 +385,8 @@ fn full_summary() -> Summary {
         converged: true,
         max_over_mean_worst: Some(1.018),
         kept_share_min: Some(0.61),
+        dropped_pairs: 0,
+        extra_pairs: 0,
     };
     summary.flock = Some(FlockComparison {
         epsilon_nash: Some(0.041),
