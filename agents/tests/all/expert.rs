@@ -191,20 +191,19 @@ proptest! {
         offset in -3.0_f32..3.0,
     ) {
         let weights: Vec<f32> = weights.iter().map(|w| (w + offset) * 2.0_f32.powi(exponent)).collect();
-        let mut last = f64::INFINITY;
         for max_code in [3, 15, 255] {
             let group = Group::fit(&weights, max_code);
             prop_assert!((0..weights.len()).all(|i| group.code(i) <= max_code));
             prop_assert!(group.squared_error <= min_max_error(&weights, max_code) * (1.0 + 1e-9));
             let measured = measured_error(&weights, &group);
             prop_assert!((measured - group.squared_error).abs() <= 1e-9 * measured);
-            // More codes can only lose by the rounding of f16: of the minimum, and of the scale times
-            // the code, relative and below the normal numbers absolute.
+            // Half a step, and the rounding of f16: of the minimum, and of the scale times the code,
+            // relative and below the normal numbers absolute. More codes are no promise beyond that:
+            // a coarse grid may fit by luck what a finer one, from other ends, does not.
             let (low, high) = weights.iter().fold((f32::MAX, f32::MIN), |(l, h), w| (l.min(*w), h.max(*w)));
-            let limit = f64::from(low.abs() + (high - low)) / 2048.0 + 256.0 / f64::from(1 << 25);
-            let floor = weights.len() as f64 * limit * limit;
-            prop_assert!(group.squared_error <= last.max(floor));
-            last = group.squared_error;
+            let f16_error = f64::from(low.abs() + (high - low)) / 2048.0 + 256.0 / f64::from(1 << 25);
+            let limit = f64::from(high - low) / f64::from(max_code) / 2.0 + f16_error;
+            prop_assert!(group.squared_error <= weights.len() as f64 * limit * limit);
         }
     }
 
