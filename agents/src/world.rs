@@ -107,11 +107,11 @@ pub struct Response(pub Play);
 
 /// What there is to report of the play: written by the certify stage.
 #[derive(Resource, Debug)]
-pub struct Certified(pub crate::round::PlayReport);
+pub struct Certified(pub crate::report::PlayReport);
 
 /// What the flock alone would have done: written by the flock stage.
 #[derive(Resource, Debug, Default)]
-pub struct FlockResponse(pub Option<crate::round::FlockReport>);
+pub struct FlockResponse(pub Option<crate::report::FlockReport>);
 
 /// Orders to send: written by the order stage.
 #[derive(Resource, Debug)]

@@ -1,7 +1,7 @@
 //! Sums over rounds: what the summary says of the router and of the flock.
 
 use crate::results::{Convergence, FlockComparison};
-use agents::round::{FlockReport, PlayReport};
+use agents::report::{FlockReport, PlayReport};
 
 /// A gap that counts as converged when the scenario states no goal of its own.
 const CONVERGED_GAP: f64 = 1e-4;

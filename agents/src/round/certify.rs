@@ -1,8 +1,9 @@
 //! Certify: code apart from the router says how good the play is, beside plain top-k as the control.
 
-use super::{PlayReport, respond};
+use super::respond;
 use crate::components::{KeptShare, Token};
 use crate::game::{Choices, Game, Router as _, Scores, TopK, certify};
+use crate::report::PlayReport;
 use crate::world::{Batch, Certified, Perceived, Response, Rules};
 use bevy_ecs::prelude::{Commands, Query, Res};
 

@@ -1,9 +1,10 @@
 //! Flock: what the experts' own local prices would have led to, and their next update.
 
-use super::{FlockReport, respond};
+use super::respond;
 use crate::components::{FlockPrice, Neighbours};
 use crate::flock::price;
 use crate::game::{Game, Router as _, Scores, TopK, certify};
+use crate::report::FlockReport;
 use crate::world::{Batch, FlockResponse, Perceived, Roster, Rules};
 use bevy_ecs::prelude::{Query, Res, ResMut};
 
