@@ -20,7 +20,6 @@ use std::time::SystemTime;
 pub(super) struct Recorder {
     scenario: Scenario,
     shape: SourceShape,
-    top_k: usize,
     rounds: TableWriter<RoundRow>,
     requests: TableWriter<RequestRow>,
     latency: Latency,
@@ -62,7 +61,6 @@ impl Recorder {
         };
         Ok(Self {
             shape,
-            top_k: scenario.game.top_k.map_or(shape.top_k, |top_k| top_k as usize),
             scenario: scenario.clone(),
             rounds: dir.table()?,
             requests: dir.table()?,
@@ -122,7 +120,7 @@ impl Recorder {
         self.pairs.combined += dispatched;
         self.payload_bytes += bytes_sent + bytes_received;
         if let Some(flock) = flock {
-            self.flock.add(round.step.index(), flock);
+            self.flock.add(round.step.index(), tokens, flock);
         }
 
         let finite = |value: f64| value.is_finite().then_some(value);
@@ -275,7 +273,9 @@ impl Recorder {
     fn null_reasons(&self, summary: &mut Summary) {
         const OVER_QUOTA: &str = "the play exceeds a quota, so its potential is minus infinity";
         let router = (&summary.convergence.relative_gap, "convergence.relative_gap");
-        let flock = summary.flock.as_ref().map(|flock| (&flock.relative_gap, "flock.relative_gap"));
+        // A run that ended before the flock's last quarter did not measure it.
+        let flock = summary.flock.as_ref().filter(|flock| flock.max_over_mean_last.is_some());
+        let flock = flock.map(|flock| (&flock.relative_gap, "flock.relative_gap"));
         let absent = [Some(router), flock].into_iter().flatten().filter(|(gap, _)| gap.is_none());
         let keys: Vec<&str> = absent.map(|(_, key)| key).collect();
         if self.play.rounds() > 0 {
@@ -289,12 +289,11 @@ impl Recorder {
 
     fn throughput(&self, elapsed_ns: u64) -> Throughput {
         let rate = |count: u64| (elapsed_ns > 0).then(|| count as f64 * 1e9 / elapsed_ns as f64);
-        let pairs = self.tokens_answered * (self.top_k * self.shape.layers) as u64;
         let offered = self.scenario.load.rate_per_s * self.shape.tokens_per_request as f64;
         Throughput {
             tokens_per_s: rate(self.tokens_answered),
             offered_tokens_per_s: Some(offered),
-            token_experts_per_s: rate(pairs),
+            token_experts_per_s: rate(self.pairs.combined),
             bytes_per_s: rate(self.payload_bytes),
             elapsed_ns,
         }
