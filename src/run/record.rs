@@ -115,9 +115,6 @@ impl Recorder {
         let figures = &mut self.layers[round.layer.index()];
         add_loads(&mut figures.loads, &play.loads);
         add_loads(&mut figures.loads_top_k, &play.loads_top_k);
-        let dispatched: u64 = play.loads.iter().map(|load| u64::from(*load)).sum();
-        self.pairs.dispatched += dispatched;
-        self.pairs.combined += dispatched;
         self.payload_bytes += bytes_sent + bytes_received;
         if let Some(flock) = flock {
             self.flock.add(round.step.index(), tokens, flock);
@@ -148,6 +145,12 @@ impl Recorder {
         };
         let written = self.rounds.push(row);
         self.note(written);
+    }
+
+    /// Notes the pairs that were ordered and combined over the run, the last round's too where it
+    /// failed.
+    pub(super) fn pairs(&mut self, (dispatched, combined): (u64, u64)) {
+        self.pairs = Pairs { dispatched, combined, missing: dispatched - combined, shed: 0 };
     }
 
     /// Records an answered batch: `times_ns` from its start to its end on the run's clock,

@@ -86,6 +86,7 @@ fn a_lost_worker_ends_the_run_with_4_and_a_message_that_names_it() {
     assert_eq!(summary["status"], "failed");
     assert!(summary["outcomes"]["error"].as_u64() >= Some(1), "{}", summary["outcomes"]);
     assert!(summary["outcomes"]["ok"].as_u64() >= Some(1), "{}", summary["outcomes"]);
+    assert!(summary["pairs"]["missing"].as_u64() >= Some(1), "{}", summary["pairs"]);
     let nodes = summary["nodes"].as_array().expect("a list");
     let lost: Vec<_> = nodes.iter().filter(|node| node["alive"] == false).collect();
     assert_eq!((nodes.len(), lost.len()), (2, 1), "{nodes:?}");

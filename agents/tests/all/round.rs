@@ -141,7 +141,16 @@ fn dispatched_pairs_equal_combined_pairs_on_every_node() {
     let world = arena.world_mut();
     let work: Vec<NodeWork> = world.query::<&NodeWork>().iter(world).copied().collect();
     assert!(work.iter().all(|work| work.pairs == work.combined && work.compute_ns == 5));
-    assert_eq!(work.iter().map(|work| work.pairs).sum::<u64>(), (TOKENS * TOP_K) as u64);
+    let pairs = (TOKENS * TOP_K) as u64;
+    assert_eq!(arena.pairs(), (pairs, pairs));
+    assert_eq!(work.iter().map(|work| work.pairs).sum::<u64>(), pairs);
+
+    let requests = [RequestId(0)];
+    let logits = random(9, EXPERTS);
+    let unanswered =
+        Perception { step: StepId(1), layer: LayerId(0), requests: &requests, logits: &logits };
+    arena.decide(&unanswered).expect("finite logits");
+    assert_eq!(arena.pairs(), (pairs + TOP_K as u64, pairs), "ordered and never combined");
 }
 
 #[test]
