@@ -16,7 +16,7 @@ pub struct Token {
 pub struct Seat(pub Option<RequestId>);
 
 /// Share of its plain top-k affinity that a token kept in the current layer's play.
-/// 1 where congestion cost it nothing; a logit affinity may leave the range 0 to 1.
+/// 1 where congestion cost it nothing; meaningless where logits make the top-k affinity ≤ 0.
 #[derive(Component, Clone, Copy, Debug, Default, PartialEq)]
 pub struct KeptShare(pub f32);
 
@@ -57,7 +57,8 @@ pub struct Neighbours(pub Vec<ExpertId>);
 pub struct Precision {
     /// Bits of its codes.
     pub bits: BitWidth,
-    /// Sum of the gate weights routed to it since the run began: its observed importance.
+    /// Sum of the router probabilities routed to it since the run began, before gates are
+    /// normalised: its observed importance.
     pub routed_gate: f64,
 }
 

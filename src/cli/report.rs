@@ -23,7 +23,7 @@ pub(super) fn report(args: &ReportArgs) -> Outcome {
     dir.write_report().map_err(failed)?;
     let path = dir.path().join("report.html");
     if args.json {
-        return print_json(&json!({"report": path}));
+        return print_json(&json!({"report": path.to_string_lossy()}));
     }
     print(&path.display().to_string())
 }

@@ -73,8 +73,9 @@ fn play(scenario: &Scenario, out: Option<PathBuf>) -> Result<RunEnd, Failure> {
         .build()
         .map_err(|error| Failure::Dependency(format!("cannot start threads: {error}")))?;
     let bar = Bar::new();
-    let settings =
-        RunSettings { command: std::env::args().collect(), program: &program, out, progress: &bar };
+    // A path need not be UTF-8; the manifest's text has to be.
+    let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let settings = RunSettings { command, program: &program, out, progress: &bar };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {
         runtime.block_on(async {

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(Args)]
 pub(super) struct WorkerArgs {
     /// Address to listen on; port 0 takes a free one, which is printed as JSON
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5001")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5001")]
     listen: SocketAddr,
     /// Compute threads [default: the cores of the machine]
     #[arg(long)]

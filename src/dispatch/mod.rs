@@ -167,7 +167,8 @@ impl Ledger {
     fn answered(&mut self, pairs: usize, reply: &NodeReply) {
         self.requests += 1;
         self.token_experts += pairs as u64;
-        self.compute_ns += reply.compute_ns;
+        // A peer states the time: whatever it says, the sum does not overflow.
+        self.compute_ns = self.compute_ns.saturating_add(reply.compute_ns);
     }
 
     fn stats(&self, node: NodeId) -> NodeStats {

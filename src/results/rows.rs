@@ -41,9 +41,9 @@ row! {
         route_ns: u64,
         /// Time from the first order sent to the last reply combined, ns.
         dispatch_ns: u64,
-        /// Payload sent to nodes, bytes.
+        /// Payload sent to nodes, bytes: the hidden rows, each once a node, without ids and framing.
         bytes_sent: u64,
-        /// Payload received from nodes, bytes.
+        /// Payload received from nodes, bytes: an output row a pair, without framing.
         bytes_received: u64,
     }
 }
@@ -57,13 +57,13 @@ row! {
         step: Option<u64>,
         /// Tokens asked for.
         tokens: u64,
-        /// When it was meant to start, ns from the start of the run.
+        /// When it was meant to start, ns from the start of the run, as the times below.
         intended_ns: u64,
         /// When it started; absent where it never did.
         started_ns: Option<u64>,
         /// When it ended, however it ended.
         finished_ns: u64,
-        /// `finished_ns − intended_ns`.
+        /// `finished_ns − intended_ns`. The histogram holds answered requests alone.
         latency_ns: u64,
         /// One of the keys of `outcomes` in the summary: ok, late, timeout, shed, error, partial.
         outcome: String,

@@ -19,7 +19,8 @@ pub struct Summary {
     pub scenario: String,
     /// Seed of every random stream.
     pub seed: u64,
-    /// Hash of the game's state, hex: same scenario and seed, same hash.
+    /// BLAKE3 of every round's choices, prices, flock prices and output, hex: same scenario and seed,
+    /// same hash on the same kind of CPU.
     pub state_hash: String,
     /// How the run ended.
     pub status: Status,
@@ -33,7 +34,8 @@ pub struct Summary {
     pub flock: Option<FlockComparison>,
     /// Work done a second.
     pub throughput: Throughput,
-    /// Latency of requests from their intended start, ns.
+    /// Latency of answered requests, late ones too, from their intended start, ns. Requests given up
+    /// are under `outcomes.error`.
     pub latency_ns: LatencyQuantiles,
     /// How requests ended.
     pub outcomes: Outcomes,
@@ -125,23 +127,26 @@ pub struct FlockComparison {
     pub epsilon_nash: Option<f64>,
     /// Largest relative gap in the last quarter of the batches.
     pub relative_gap: Option<f64>,
-    /// Largest load over the fair share, mean over the first quarter of the batches.
+    /// Largest load over the fair share, mean over the first quarter of the batches, weighted by
+    /// tokens as the router's.
     pub max_over_mean_first: Option<f64>,
     /// The same over the last quarter.
     pub max_over_mean_last: Option<f64>,
 }
 
-/// Work done a second of the run.
+/// Work done a second of serving: from its start to the end of the last batch, without loading,
+/// calibration and controls.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Throughput {
-    /// Tokens that left the last layer.
+    /// Tokens of answered requests.
     pub tokens_per_s: Option<f64>,
-    /// Tokens that the load offered: an open loop serves no more than that.
+    /// Tokens a second that the load's mean rate offers: the control, which an open loop cannot exceed
+    /// for long. A random stretch of arrivals may lie above or below it.
     #[serde(default)]
     pub offered_tokens_per_s: Option<f64>,
     /// Token–expert pairs combined.
     pub token_experts_per_s: Option<f64>,
-    /// Payload sent and received.
+    /// Payload sent and received, as in `rounds`; 0 where the experts are in this process.
     pub bytes_per_s: Option<f64>,
     /// What the rates were divided by, ns.
     #[serde(default)]
@@ -202,7 +207,7 @@ pub struct Pairs {
 /// Size of the experts; scales and offsets are included.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Memory {
-    /// Bytes of all experts as served.
+    /// Resident bytes of all experts as served, one copy of each however many replicas there are.
     pub expert_bytes: u64,
     /// Bytes of the same experts in `base_type`: the control.
     pub expert_bytes_f32: u64,
@@ -235,8 +240,9 @@ impl Memory {
     }
 }
 
-/// How well the precision budget was used: relative squared error of the layers' outputs on
-/// calibration text, summed over experts.
+/// How well the precision budget was used. Costs are relative squared errors of the layers' outputs
+/// on calibration text under plain top-k, summed over experts; for experts that the text never
+/// reached, or without a text, relative squared errors of the weights times a small assumed share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PrecisionFigures {
     /// Bytes that the budget allows.
@@ -250,7 +256,10 @@ pub struct PrecisionFigures {
     pub uniform_cost: Option<f64>,
 }
 
-/// Cross-entropy in nats a token, with its controls.
+/// Cross-entropy in nats a token, with its controls: the same windows, each weighted by how often it
+/// was served, on experts in this process. Under plain top-k a window's loss does not depend on its
+/// batch; under another router it does, and the controls play full batches of
+/// `load.batch_requests_max` windows in order, not the batches that arrivals made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Quality {
     /// Quantized experts, routed by the run's router.
@@ -262,7 +271,7 @@ pub struct Quality {
     /// The same quantized experts under plain top-k.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_top_k: Option<f64>,
-    /// f32 experts under the run's router.
+    /// f32 experts under the run's router, whichever that is, in full batches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_f32_equilibrium: Option<f64>,
     /// The dense baseline.
@@ -281,11 +290,11 @@ pub struct NodeFigures {
     pub address: String,
     /// Expert replicas hosted at the end.
     pub experts: u64,
-    /// Bytes of those.
+    /// Bytes of those as they are sent: 20 bytes of header a shard more than in `memory`.
     pub bytes: u64,
     /// Token–expert pairs computed.
     pub tokens: u64,
-    /// Share of the run spent computing.
+    /// Time that the node reports for computing over the time of serving.
     pub busy_share: Option<f64>,
     /// Whether it answered to the end.
     pub alive: bool,

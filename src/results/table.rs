@@ -53,7 +53,8 @@ pub fn summary_table(summary: &Summary) -> String {
         "throughput",
         format!("{} tokens/s", number(rate.tokens_per_s)),
         format!(
-            "{} token-experts/s, {} of payload",
+            "{} offered, {} token-experts/s, {} of payload",
+            number(rate.offered_tokens_per_s),
             number(rate.token_experts_per_s),
             bytes_per_s(rate.bytes_per_s)
         ),

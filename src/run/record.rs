@@ -20,7 +20,6 @@ use std::time::SystemTime;
 pub(super) struct Recorder {
     scenario: Scenario,
     shape: SourceShape,
-    top_k: usize,
     rounds: TableWriter<RoundRow>,
     requests: TableWriter<RequestRow>,
     latency: Latency,
@@ -62,7 +61,6 @@ impl Recorder {
         };
         Ok(Self {
             shape,
-            top_k: scenario.game.top_k.map_or(shape.top_k, |top_k| top_k as usize),
             scenario: scenario.clone(),
             rounds: dir.table()?,
             requests: dir.table()?,
@@ -117,12 +115,9 @@ impl Recorder {
         let figures = &mut self.layers[round.layer.index()];
         add_loads(&mut figures.loads, &play.loads);
         add_loads(&mut figures.loads_top_k, &play.loads_top_k);
-        let dispatched: u64 = play.loads.iter().map(|load| u64::from(*load)).sum();
-        self.pairs.dispatched += dispatched;
-        self.pairs.combined += dispatched;
         self.payload_bytes += bytes_sent + bytes_received;
         if let Some(flock) = flock {
-            self.flock.add(round.step.index(), flock);
+            self.flock.add(round.step.index(), tokens, flock);
         }
 
         let finite = |value: f64| value.is_finite().then_some(value);
@@ -150,6 +145,12 @@ impl Recorder {
         };
         let written = self.rounds.push(row);
         self.note(written);
+    }
+
+    /// Notes the pairs that were ordered and combined over the run, the last round's too where it
+    /// failed.
+    pub(super) fn pairs(&mut self, (dispatched, combined): (u64, u64)) {
+        self.pairs = Pairs { dispatched, combined, missing: dispatched - combined, shed: 0 };
     }
 
     /// Records an answered batch: `times_ns` from its start to its end on the run's clock,
@@ -275,7 +276,9 @@ impl Recorder {
     fn null_reasons(&self, summary: &mut Summary) {
         const OVER_QUOTA: &str = "the play exceeds a quota, so its potential is minus infinity";
         let router = (&summary.convergence.relative_gap, "convergence.relative_gap");
-        let flock = summary.flock.as_ref().map(|flock| (&flock.relative_gap, "flock.relative_gap"));
+        // A run that ended before the flock's last quarter did not measure it.
+        let flock = summary.flock.as_ref().filter(|flock| flock.max_over_mean_last.is_some());
+        let flock = flock.map(|flock| (&flock.relative_gap, "flock.relative_gap"));
         let absent = [Some(router), flock].into_iter().flatten().filter(|(gap, _)| gap.is_none());
         let keys: Vec<&str> = absent.map(|(_, key)| key).collect();
         if self.play.rounds() > 0 {
@@ -289,12 +292,11 @@ impl Recorder {
 
     fn throughput(&self, elapsed_ns: u64) -> Throughput {
         let rate = |count: u64| (elapsed_ns > 0).then(|| count as f64 * 1e9 / elapsed_ns as f64);
-        let pairs = self.tokens_answered * (self.top_k * self.shape.layers) as u64;
         let offered = self.scenario.load.rate_per_s * self.shape.tokens_per_request as f64;
         Throughput {
             tokens_per_s: rate(self.tokens_answered),
             offered_tokens_per_s: Some(offered),
-            token_experts_per_s: rate(pairs),
+            token_experts_per_s: rate(self.pairs.combined),
             bytes_per_s: rate(self.payload_bytes),
             elapsed_ns,
         }

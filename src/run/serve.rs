@@ -83,13 +83,16 @@ impl Plan<'_> {
         interrupts: &mut Interrupts,
         recorder: &mut Recorder,
     ) -> (Result<(), ServeError>, Vec<NodeStats>) {
+        // Outside of what an interrupt drops: it knows what was ordered when the run was stopped.
+        let mut arena = self.arena(self.materials.source().as_ref());
         let served = interrupts.or(async {
             settings.progress.phase("loading shards");
             dispatch.load(shards_on(&self.experts.served, |l, e| self.hosts(l, e))).await?;
             settings.progress.phase("serving");
-            self.serve_batches(&mut dispatch, settings.progress, clock, recorder).await
+            self.serve_batches(&mut arena, &mut dispatch, settings.progress, clock, recorder).await
         });
         let served = served.await.unwrap_or_else(|interrupted| Err(interrupted.into()));
+        recorder.pairs(arena.pairs());
         if served.is_err() {
             recorder.give_up(&self.intended_ns, clock.now_ns());
         }
@@ -99,6 +102,7 @@ impl Plan<'_> {
     /// The loop. Batches start when they close, or as soon after as the one before has ended.
     async fn serve_batches(
         &self,
+        arena: &mut Arena,
         dispatch: &mut impl Dispatch,
         progress: &dyn Progress,
         clock: &Clock,
@@ -106,8 +110,7 @@ impl Plan<'_> {
     ) -> Result<(), ServeError> {
         let mut source = self.materials.source();
         let width = source.shape().width;
-        let mut arena = self.arena(source.as_ref());
-        let route_ns = time_router(&mut arena, *clock);
+        let route_ns = time_router(arena, *clock);
         let remote = self.scenario.nodes.engine != Engine::InProcess;
         let serving_from_ns = clock.now_ns();
         recorder.serving_from(serving_from_ns);
@@ -118,7 +121,7 @@ impl Plan<'_> {
             let ids: Vec<RequestId> = batch.request_ids().collect();
             let played = play_batch(
                 source.as_mut(),
-                &mut arena,
+                arena,
                 dispatch,
                 clock,
                 (batch.step, &ids),

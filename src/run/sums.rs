@@ -93,7 +93,8 @@ pub(super) struct FlockSums {
 
 #[derive(Default)]
 struct Quarter {
-    rounds: u64,
+    tokens: u64,
+    /// Weighted by tokens, as the router's.
     max_over_mean: f64,
     epsilon_nash: f64,
     relative_gap: f64,
@@ -105,21 +106,21 @@ impl FlockSums {
         Self { steps, ..Self::default() }
     }
 
-    /// Adds one round of batch `step`.
-    pub(super) fn add(&mut self, step: usize, report: &FlockReport) {
+    /// Adds one round of batch `step` with `tokens` tokens.
+    pub(super) fn add(&mut self, step: usize, tokens: u64, report: &FlockReport) {
         let quarter = self.steps.div_ceil(4);
         if step < quarter {
-            self.first.add(report);
+            self.first.add(tokens, report);
         }
         if step + quarter >= self.steps {
-            self.last.add(report);
+            self.last.add(tokens, report);
         }
     }
 
     /// The figures of the summary; none where no flock flew.
     pub(super) fn comparison(&self) -> Option<FlockComparison> {
-        let finite = |value: f64| (self.last.rounds > 0 && value.is_finite()).then_some(value);
-        (self.first.rounds > 0).then(|| FlockComparison {
+        let finite = |value: f64| (self.last.tokens > 0 && value.is_finite()).then_some(value);
+        (self.first.tokens > 0).then(|| FlockComparison {
             epsilon_nash: finite(self.last.epsilon_nash),
             relative_gap: finite(self.last.relative_gap),
             max_over_mean_first: self.first.mean(),
@@ -129,14 +130,50 @@ impl FlockSums {
 }
 
 impl Quarter {
-    fn add(&mut self, report: &FlockReport) {
-        self.rounds += 1;
-        self.max_over_mean += report.max_over_mean;
+    fn add(&mut self, tokens: u64, report: &FlockReport) {
+        self.tokens += tokens;
+        self.max_over_mean += tokens as f64 * report.max_over_mean;
         self.epsilon_nash = self.epsilon_nash.max(report.certificate.epsilon_nash);
         self.relative_gap = self.relative_gap.max(report.certificate.relative_gap);
     }
 
     fn mean(&self) -> Option<f64> {
-        (self.rounds > 0).then(|| self.max_over_mean / self.rounds as f64)
+        (self.tokens > 0).then(|| self.max_over_mean / self.tokens as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FlockSums;
+    use agents::game::Certificate;
+    use agents::round::FlockReport;
+
+    #[test]
+    fn the_flock_is_weighted_by_tokens_over_the_first_and_the_last_quarter() {
+        let report = |max_over_mean| {
+            let certificate = Certificate {
+                epsilon_nash: 0.5,
+                potential: 0.0,
+                dual_bound: 0.0,
+                relative_gap: 0.25,
+                max_over_mean,
+                score: 0.0,
+                score_top_k: 0.0,
+                score_loss: 0.0,
+            };
+            FlockReport { certificate, max_over_mean }
+        };
+        let mut sums = FlockSums::over(8);
+        for (step, (tokens, max_over_mean)) in
+            [(30, 4.0), (10, 2.0), (10, 9.0)].into_iter().enumerate()
+        {
+            sums.add(step, tokens, &report(max_over_mean));
+        }
+        let early = sums.comparison().expect("a flock flew");
+        assert_eq!((early.max_over_mean_first, early.max_over_mean_last), (Some(3.5), None));
+        assert_eq!((early.epsilon_nash, early.relative_gap), (None, None), "not the last quarter");
+        sums.add(7, 20, &report(1.5));
+        let late = sums.comparison().expect("a flock flew");
+        assert_eq!((late.max_over_mean_last, late.relative_gap), (Some(1.5), Some(0.25)));
     }
 }

@@ -22,6 +22,7 @@ pub(super) fn find(
     game(scenario, known, &mut found);
     precision(scenario, &mut found);
     nodes(scenario, &mut found);
+    load(scenario, &mut found);
     files(scenario, &mut found);
     found.problems
 }
@@ -138,6 +139,22 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
             (format!("`nodes.peers` lists {peer} twice"), "list each worker once".into())
         });
     }
+}
+
+/// Tokens of a batch, at most: each is an agent with rows in several matrices.
+const BATCH_TOKENS_MAX: u64 = 1 << 20;
+
+fn load(scenario: &Scenario, found: &mut Found<'_>) {
+    let load = &scenario.load;
+    let (requests, tokens) = (load.batch_requests_max, load.tokens_per_request);
+    let holds = u64::from(requests) * u64::from(tokens) <= BATCH_TOKENS_MAX;
+    found.unless(holds, &["load.batch_requests_max", "load.tokens_per_request"], || {
+        let message = format!(
+            "`load.batch_requests_max` {requests} times `load.tokens_per_request` {tokens} exceeds \
+             {BATCH_TOKENS_MAX} tokens a batch"
+        );
+        (message, "write fewer requests a batch or fewer tokens a request".into())
+    });
 }
 
 fn files(scenario: &Scenario, found: &mut Found<'_>) {

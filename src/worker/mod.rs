@@ -79,7 +79,7 @@ impl Settings {
 pub enum WorkerError {
     /// The address is in use or not of this machine.
     #[error(
-        "cannot listen on {address}: {source}; choose another address with --listen HOST:PORT \
+        "cannot listen on {address}: {source}; choose another address with --listen IP:PORT \
          (port 0 takes a free one)"
     )]
     Bind {

@@ -46,6 +46,9 @@ fn an_interrupted_run_keeps_what_it_has_and_leaves_no_worker() {
         assert_eq!(summary, ended.json());
         assert_eq!(summary["status"], "interrupted");
         assert_eq!(summary["status_detail"], said);
+        // 10 000 requests at 50 a second have not come to their last quarter.
+        let reason = summary["null_reasons"]["flock.relative_gap"].as_str().expect("it is null");
+        assert!(reason.starts_with("not measured"), "{reason}");
         assert!(summary["nodes"].as_array().expect("a list").iter().all(|n| n["alive"] == true));
         assert_eq!(exit_code_in_manifest(&folder), Some(130));
     }
@@ -83,6 +86,7 @@ fn a_lost_worker_ends_the_run_with_4_and_a_message_that_names_it() {
     assert_eq!(summary["status"], "failed");
     assert!(summary["outcomes"]["error"].as_u64() >= Some(1), "{}", summary["outcomes"]);
     assert!(summary["outcomes"]["ok"].as_u64() >= Some(1), "{}", summary["outcomes"]);
+    assert!(summary["pairs"]["missing"].as_u64() >= Some(1), "{}", summary["pairs"]);
     let nodes = summary["nodes"].as_array().expect("a list");
     let lost: Vec<_> = nodes.iter().filter(|node| node["alive"] == false).collect();
     assert_eq!((nodes.len(), lost.len()), (2, 1), "{nodes:?}");

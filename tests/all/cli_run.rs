@@ -1,12 +1,14 @@
 //! `nashflock run` and `report`: the same state however it is computed, and a whole run directory.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use nashflock::results::{RequestRow, RoundRow, RunDir};
 use serde_json::Value;
 
-use crate::binary::{Folder, SYNTHETIC};
+use crate::binary::{Ended, Folder, SYNTHETIC};
 
 const FILES: [&str; 8] = [
     "hist/requests.hlog",
@@ -143,6 +145,17 @@ fn without_out_results_go_under_runs_and_the_table_says_where() {
     let out = last.strip_prefix("results in ").expect(last);
     assert!(out.starts_with("runs/small-7-"), "{out}");
     check_run_dir(&folder.path(out), 24, 24);
+}
+
+#[test]
+fn a_path_that_is_not_utf8_is_a_path() {
+    let folder = Folder::with(SYNTHETIC);
+    let name = || OsStr::from_bytes(b"out \xff");
+    for args in [&["run", "scenario.toml", "--out"][..], &["report", "--json"]] {
+        let ended: Ended =
+            folder.command(args).arg(name()).output().expect("the binary runs").into();
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{args:?}");
+    }
 }
 
 #[test]

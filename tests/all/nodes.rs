@@ -602,7 +602,7 @@ async fn bad_listen_addresses_exit_with_2_and_say_what_to_do() {
     let taken = taken.local_addr().map(|address| (taken, address)).expect("bound");
     let taken_address = taken.1.to_string();
     for (arguments, says) in [
-        (vec!["--listen", &taken_address], ["cannot listen on", "--listen HOST:PORT"]),
+        (vec!["--listen", &taken_address], ["cannot listen on", "--listen IP:PORT"]),
         (vec!["--listen", "0.0.0.0:0"], ["plain text", "--insecure-non-loopback"]),
         (vec!["--listen", "127.0.0.1:0", "--threads", "0"], ["0 compute threads", "1 to 1024"]),
         (

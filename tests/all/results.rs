@@ -312,7 +312,13 @@ fn the_table_fits_a_screen_and_shows_each_figure_with_its_control() {
         .collect();
     let table = summary_table(&summary);
     assert!(table.lines().count() <= 25, "{table}");
-    for shown in ["2.418 by plain top-k", "2.9176 f32, 6.9078 ln V", "90.6 % saved", "MISSED"] {
+    for shown in [
+        "2.418 by plain top-k",
+        "2.9176 f32, 6.9078 ln V",
+        "90.6 % saved",
+        "2 560 offered",
+        "MISSED",
+    ] {
         assert!(table.contains(shown), "{shown} in\n{table}");
     }
     let bare = summary_table(&Summary::new("bare", 1, Memory::new(0, 0, BTreeMap::new())));

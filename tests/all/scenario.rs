@@ -201,6 +201,12 @@ fn problems_of_a_set_name_the_set() {
         ("seed", "seed", "has no `=`", "--set section.key=value"),
         ("nodes.replicas=9", "nodes.replicas", "`nodes.count` is 2", "more nodes"),
         ("source.experts=1", "game.top_k", "`source.experts` is 1", "top_k from 1 to 1"),
+        (
+            "load.batch_requests_max=16385",
+            "load.batch_requests_max",
+            "exceeds 1048576 tokens a batch",
+            "fewer requests a batch",
+        ),
     ];
     for (set, key, message, help) in rows {
         let problems = refused(GOOD, &[set]);

@@ -78,12 +78,14 @@ pub(super) fn combine_replies(
         let mut work =
             nodes.get_mut(roster.nodes[reply.node.index()]).expect("the roster is complete");
         work.combined += (reply.outputs.len() / width) as u64;
-        work.compute_ns += reply.compute_ns;
+        // A peer states the time: whatever it says, the sum does not overflow.
+        work.compute_ns = work.compute_ns.saturating_add(reply.compute_ns);
     }
 }
 
 /// The gate of every chosen pair, by token and ascending expert: its router probability of
-/// `[T, E]`, divided by the sum over the token's pairs if `normalise`.
+/// `[T, E]`, divided by the sum over the token's pairs if `normalise`. Where play leaves a token only
+/// experts whose probability is zero in f32, they share its gate equally.
 ///
 /// # Panics
 /// When there is not one row of probabilities a token.
@@ -96,8 +98,10 @@ pub fn gates(probabilities: &[f32], choices: &Choices, normalise: bool) -> Vec<f
         let start = gates.len();
         gates.extend(choices.row(token).iter().map(|expert| row[expert.index()]));
         if normalise {
-            let sum: f32 = gates[start..].iter().sum();
-            gates[start..].iter_mut().for_each(|gate| *gate /= sum);
+            let chosen = &mut gates[start..];
+            let sum: f32 = chosen.iter().sum();
+            let equal = 1.0 / chosen.len() as f32;
+            chosen.iter_mut().for_each(|gate| *gate = if sum > 0.0 { *gate / sum } else { equal });
         }
     }
     gates

@@ -216,6 +216,17 @@ impl Arena {
         gates(probabilities, self.choices(), self.world.resource::<Rules>().normalise_gates)
     }
 
+    /// Token–expert pairs that all nodes were ordered, and those that were combined, since the run
+    /// began: they differ only where replies never came or were refused.
+    #[must_use]
+    pub fn pairs(&self) -> (u64, u64) {
+        let nodes = &self.world.resource::<crate::world::Roster>().nodes;
+        let work = nodes.iter().map(|node| {
+            self.world.get::<crate::components::NodeWork>(*node).expect("nodes have work")
+        });
+        work.fold((0, 0), |(pairs, combined), work| (pairs + work.pairs, combined + work.combined))
+    }
+
     /// Feeds the game's state at the latest round to `hash`: choices, prices and flock prices.
     pub fn fingerprint(&self, mut hash: impl FnMut(&[u8])) {
         let batch = self.world.resource::<Batch>();

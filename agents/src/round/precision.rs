@@ -4,8 +4,8 @@ use crate::components::Precision;
 use crate::world::{Batch, Perceived, Response, Roster};
 use bevy_ecs::prelude::{Query, Res};
 
-/// Adds the gate weight that the batch routed to each expert of the layer: the observed importance
-/// that a budget's allocation is judged by.
+/// Adds the router probability that the batch routed to each expert of the layer: its observed
+/// importance, for precision policies to read.
 pub(super) fn weigh(
     batch: Res<'_, Batch>,
     perceived: Res<'_, Perceived>,

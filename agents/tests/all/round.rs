@@ -3,11 +3,11 @@
 use agents::components::{FlockPrice, KeptShare, NodeWork, Seat};
 use agents::expert::BitWidth;
 use agents::flock::price::FlockSettings;
-use agents::game::{CostSettings, RouterRegistry};
-use agents::ids::{LayerId, NodeId, RequestId, StepId};
+use agents::game::{Choices, CostSettings, RouterRegistry};
+use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use agents::orders::{NodeReply, Orders, Replies};
 use agents::rng::stream;
-use agents::round::{AbsorbError, Arena, Perception, Stage};
+use agents::round::{AbsorbError, Arena, Perception, Stage, gates};
 use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
 use bevy_ecs::prelude::{Query, ResMut, Resource};
 use rand::RngExt as _;
@@ -141,7 +141,16 @@ fn dispatched_pairs_equal_combined_pairs_on_every_node() {
     let world = arena.world_mut();
     let work: Vec<NodeWork> = world.query::<&NodeWork>().iter(world).copied().collect();
     assert!(work.iter().all(|work| work.pairs == work.combined && work.compute_ns == 5));
-    assert_eq!(work.iter().map(|work| work.pairs).sum::<u64>(), (TOKENS * TOP_K) as u64);
+    let pairs = (TOKENS * TOP_K) as u64;
+    assert_eq!(arena.pairs(), (pairs, pairs));
+    assert_eq!(work.iter().map(|work| work.pairs).sum::<u64>(), pairs);
+
+    let requests = [RequestId(0)];
+    let logits = random(9, EXPERTS);
+    let unanswered =
+        Perception { step: StepId(1), layer: LayerId(0), requests: &requests, logits: &logits };
+    arena.decide(&unanswered).expect("finite logits");
+    assert_eq!(arena.pairs(), (pairs + TOP_K as u64, pairs), "ordered and never combined");
 }
 
 #[test]
@@ -155,6 +164,25 @@ fn a_reply_that_is_short_or_from_another_node_is_refused() {
     let mut swapped = reply(&orders);
     swapped.nodes.reverse();
     assert!(matches!(arena.absorb(orders, swapped, WIDTH), Err(AbsorbError::Nodes { .. })));
+}
+
+#[test]
+fn a_node_that_claims_an_absurd_time_stops_no_run() {
+    let mut arena = arena("top_k", 2, 1);
+    for _ in 0..2 {
+        let (orders, _) = play(&mut arena, 0);
+        let mut replies = reply(&orders);
+        replies.nodes.iter_mut().for_each(|reply| reply.compute_ns = u64::MAX);
+        assert!(arena.absorb(orders, replies, WIDTH).is_ok());
+    }
+}
+
+#[test]
+fn normalised_gates_sum_to_one_even_where_every_chosen_probability_is_zero() {
+    let choices = Choices::uniform([0, 1, 1, 2].map(ExpertId).to_vec(), 2);
+    let probabilities = [0.5, 0.25, 0.25, 1.0, 0.0, 0.0];
+    assert_eq!(gates(&probabilities, &choices, true), [2.0 / 3.0, 1.0 / 3.0, 0.5, 0.5]);
+    assert_eq!(gates(&probabilities, &choices, false), [0.5, 0.25, 0.0, 0.0]);
 }
 
 #[test]
