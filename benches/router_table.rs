@@ -6,13 +6,12 @@
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 
 use agents::expert::BitWidth;
-use agents::game::{CostSettings, Game, Router as _, Scores, TopK, certify};
+use agents::game::{CostSettings, Game, Router as _, RouterRegistry, Scores, TopK, certify};
 use agents::rng::stream;
 use nashflock::measure::Clock;
 use nashflock::model::checkpoint::Checkpoint;
 use nashflock::model::experts::LocalExperts;
 use nashflock::model::tokenizer::{Tokenizer, read_text, windows};
-use nashflock::run::rules;
 use rand::RngExt as _;
 use rand_distr::StandardNormal;
 use rand_distr::weighted::WeightedIndex;
@@ -63,7 +62,7 @@ fn table(source: &Source) -> Result<(), Failure> {
     println!("|---|---:|---:|---:|---:|---:|");
     let reference = TopK.route(&game, None).choices;
     assert_eq!(reference.tokens(), scores.tokens());
-    let routers = rules::routers();
+    let routers = RouterRegistry::standard();
     let names: Vec<String> = routers.names().map(str::to_owned).collect();
     for name in names {
         let router = routers.get(&name).ok_or("the registry names its routers")?;

@@ -1,8 +1,8 @@
 //! `nashflock check` and `nashflock schema`.
 
 use super::{Failure, Outcome, print, print_json};
-use crate::run::rules;
 use crate::scenario::{self, Known, Scenario};
+use agents::game::RouterRegistry;
 use clap::Args;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ pub(super) struct CheckArgs {
     json: bool,
 }
 
-pub(super) fn check(args: &CheckArgs) -> Outcome {
-    let scenario = load(&args.scenario, &args.sets, args.json)?;
+pub(super) fn check(args: &CheckArgs, routers: &RouterRegistry) -> Outcome {
+    let scenario = load(&args.scenario, &args.sets, routers, args.json)?;
     if args.json {
         return print_json(&json!({"ok": true, "problems": []}));
     }
@@ -32,8 +32,13 @@ pub(super) fn schema() -> Outcome {
 }
 
 /// Loads a scenario; with `json`, problems go to standard output as data too.
-pub(super) fn load(path: &Path, sets: &[String], json: bool) -> Result<Scenario, Failure> {
-    let routers = rules::routers().names().map(str::to_owned).collect();
+pub(super) fn load(
+    path: &Path,
+    sets: &[String],
+    routers: &RouterRegistry,
+    json: bool,
+) -> Result<Scenario, Failure> {
+    let routers = routers.names().map(str::to_owned).collect();
     scenario::load(path, sets, &Known { routers }).map_err(|problems| {
         if json {
             let printed = print_json(&json!({"ok": false, "problems": problems.to_json()}));

@@ -9,6 +9,7 @@ mod route;
 mod run;
 mod worker;
 
+use agents::game::RouterRegistry;
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -65,17 +66,24 @@ impl Failure {
 
 type Outcome = Result<(), Failure>;
 
-/// Parses the command line and runs it.
+/// Parses the command line and runs it, with the routers of this project.
 #[must_use]
 pub fn main() -> ExitCode {
+    main_with(&RouterRegistry::standard())
+}
+
+/// The same with other routers: scenarios and `route` know them by name. This is all that the
+/// `main` of a crate with a router of its own has to call.
+#[must_use]
+pub fn main_with(routers: &RouterRegistry) -> ExitCode {
     let command = Cli::parse().command;
     log_to_stderr(matches!(command, Command::Worker(_)));
     let outcome = match command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(args, routers),
         Command::Worker(args) => worker::worker(&args),
-        Command::Check(args) => check::check(&args),
+        Command::Check(args) => check::check(&args, routers),
         Command::Schema => check::schema(),
-        Command::Route(args) => route::route(&args),
+        Command::Route(args) => route::route(&args, routers),
         Command::Eval(args) => eval::eval(&args),
         Command::Report(args) => report::report(&args),
     };

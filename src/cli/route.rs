@@ -2,9 +2,10 @@
 
 use super::{Failure, Outcome, print, print_json};
 use crate::measure::Clock;
-use crate::run::rules;
 use crate::source::matrix::{ScoreMatrix, read_scores, write_assignments};
-use agents::game::{Certificate, CostSettings, Game, GameError, Play, Router, Scores, certify};
+use agents::game::{
+    Certificate, CostSettings, Game, GameError, Play, Router, RouterRegistry, Scores, certify,
+};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::path::PathBuf;
@@ -61,8 +62,7 @@ struct TimesMs {
     max: f64,
 }
 
-pub(super) fn route(args: &RouteArgs) -> Outcome {
-    let routers = rules::routers();
+pub(super) fn route(args: &RouteArgs, routers: &RouterRegistry) -> Outcome {
     let router = routers.get(&args.router).ok_or_else(|| {
         let known: Vec<&str> = routers.names().collect();
         Failure::BadInput(format!(

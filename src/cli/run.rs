@@ -7,6 +7,7 @@ use crate::measure::Clock;
 use crate::results::summary_table;
 use crate::run::{self, RunEnd, RunSettings, ServeError};
 use crate::scenario::{Scenario, sets_of_nodes};
+use agents::game::RouterRegistry;
 use clap::Args;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -33,12 +34,12 @@ pub(super) struct RunArgs {
     json: bool,
 }
 
-pub(super) fn run(args: RunArgs) -> Outcome {
+pub(super) fn run(args: RunArgs, routers: &RouterRegistry) -> Outcome {
     let mut sets = args.sets;
     sets.extend(args.seed.map(|seed| format!("seed={seed}")));
     sets.extend(args.nodes.iter().flat_map(sets_of_nodes));
-    let scenario = check::load(&args.scenario, &sets, args.json)?;
-    let end = play(&scenario, args.out)?;
+    let scenario = check::load(&args.scenario, &sets, routers, args.json)?;
+    let end = play(&scenario, routers, args.out)?;
     let RunEnd { dir, summary, failure } = &end;
     if args.json {
         let value: Value =
@@ -59,7 +60,11 @@ pub(super) fn run(args: RunArgs) -> Outcome {
     }
 }
 
-fn play(scenario: &Scenario, out: Option<PathBuf>) -> Result<RunEnd, Failure> {
+fn play(
+    scenario: &Scenario,
+    routers: &RouterRegistry,
+    out: Option<PathBuf>,
+) -> Result<RunEnd, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| Failure::Dependency(format!("cannot find this program: {error}")))?;
     // Connections have threads of their own, so that computing never delays a reply's arrival.
@@ -75,7 +80,7 @@ fn play(scenario: &Scenario, out: Option<PathBuf>) -> Result<RunEnd, Failure> {
     let bar = Bar::new();
     // A path need not be UTF-8; the manifest's text has to be.
     let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let settings = RunSettings { command, program: &program, out, progress: &bar };
+    let settings = RunSettings { command, program: &program, out, routers, progress: &bar };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {
         runtime.block_on(async {

@@ -92,12 +92,6 @@ pub struct Convergence {
     pub epsilon_nash: Option<f64>,
     /// (D − Φ)/|D|: at most this far from the optimum.
     pub relative_gap: Option<f64>,
-    /// Φ of the assignment.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub potential: Option<f64>,
-    /// D(p), an upper bound of the largest Φ.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dual_bound: Option<f64>,
     /// Largest load over the fair share.
     pub max_over_mean: Option<f64>,
     /// The same in the worst round.
@@ -251,15 +245,20 @@ pub struct PrecisionFigures {
     pub cost: f64,
     /// No allocation within the budget costs less.
     pub dual_bound: f64,
-    /// The best uniform width within the budget: the control; absent where none fits.
+    /// Whether the allocation is exact, not rounded to coarser sizes.
+    #[serde(default)]
+    pub exact: bool,
+    /// Cost of the best uniform width within the budget: the control; absent where none fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uniform_cost: Option<f64>,
+    /// Bytes of that uniform width.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uniform_bytes: Option<u64>,
 }
 
-/// Cross-entropy in nats a token, with its controls: the same windows, each weighted by how often it
-/// was served, on experts in this process. Under plain top-k a window's loss does not depend on its
-/// batch; under another router it does, and the controls play full batches of
-/// `load.batch_requests_max` windows in order, not the batches that arrivals made.
+/// Cross-entropy in nats a token, with its controls on the same windows, in this process. Under plain
+/// top-k a window's loss does not depend on its batch, so each is played once and weighted by how
+/// often it was served; the routed control plays the run's own batches.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Quality {
     /// Quantized experts, routed by the run's router.
@@ -271,12 +270,14 @@ pub struct Quality {
     /// The same quantized experts under plain top-k.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_top_k: Option<f64>,
-    /// f32 experts under the run's router, whichever that is, in full batches.
+    /// All experts at the best uniform width within the budget, under plain top-k: the control of
+    /// mixed widths, to be held against `loss_top_k`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss_f32_equilibrium: Option<f64>,
-    /// The dense baseline.
+    pub loss_top_k_uniform_bits: Option<f64>,
+    /// f32 experts under the run's router, on the run's own batches: what routing alone costs.
+    /// Absent where the router is plain top-k.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss_dense: Option<f64>,
+    pub loss_f32_routed: Option<f64>,
     /// Tokens scored.
     pub tokens: u64,
 }

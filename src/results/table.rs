@@ -35,6 +35,13 @@ pub fn summary_table(summary: &Summary) -> String {
     }
     if let Some(quality) = &summary.quality {
         row("loss", format!("{} nats", nats(quality.loss)), loss_controls(quality));
+        if let Some(routed) = quality.loss_f32_routed {
+            let of_routing = format!("{} f32 under this router", nats(Some(routed)));
+            let uniform = quality.loss_top_k_uniform_bits.map_or_else(String::new, |loss| {
+                format!(", {} uniform bits under top-k", nats(Some(loss)))
+            });
+            row("", String::new(), of_routing + &uniform);
+        }
     }
     let memory = &summary.memory;
     row(
@@ -92,10 +99,9 @@ pub fn summary_table(summary: &Summary) -> String {
 
 fn loss_controls(quality: &Quality) -> String {
     let mut text = format!("{} f32, {} ln V", nats(quality.loss_f32), nats(quality.loss_uniform));
-    for (name, loss) in [("plain top-k", quality.loss_top_k), ("dense", quality.loss_dense)] {
-        if loss.is_some() {
-            write!(text, ", {} {name}", nats(loss)).expect("a string takes any text");
-        }
+    if quality.loss_top_k.is_some() {
+        write!(text, ", {} plain top-k", nats(quality.loss_top_k))
+            .expect("a string takes any text");
     }
     text
 }

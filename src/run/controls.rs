@@ -1,5 +1,6 @@
 //! Controls: the same windows under other routers and experts, in process.
 
+use super::fit::FittedExperts;
 use super::plan::Plan;
 use super::rounds::{Round, RoundError, play_batch};
 use super::rules;
@@ -15,26 +16,25 @@ use std::sync::Arc;
 /// All experts by layer and id.
 pub(super) type ExpertTable = [Vec<Arc<Expert>>];
 
-/// Plays windows `0..windows` once, in batches of `batch_requests`, on experts in this process, and
-/// gives each window's summed loss in nats; empty where no text is scored. `watch` sees every round.
+/// Plays batches on experts in this process, one after the other, and gives the summed loss of each
+/// request in nats; empty where no text is scored. `watch` sees every round.
 ///
 /// # Errors
 /// The first round that fails.
-pub(super) async fn play_windows(
+pub(super) async fn play_batches(
     source: &mut dyn ScoreSource,
     mut arena: Arena,
     experts: &ExpertTable,
-    (windows, batch_requests): (usize, usize),
+    batches: impl Iterator<Item = Vec<RequestId>>,
     clock: &Clock,
     mut watch: impl FnMut(&Round<'_>, &mut Arena),
 ) -> Result<Vec<f64>, RoundError> {
     let mut dispatch = InProcess::new();
     let shards = shards_on(experts, |_, _| vec![NodeId(0)]);
     dispatch.load(shards).await.expect("experts in this process load");
-    let ids: Vec<RequestId> = (0..windows).map(RequestId::from_index).collect();
-    let mut losses = Vec::with_capacity(windows);
-    for (step, requests) in ids.chunks(batch_requests).enumerate() {
-        let batch = (StepId::from_index(step), requests);
+    let mut losses = Vec::new();
+    for (step, requests) in batches.enumerate() {
+        let batch = (StepId::from_index(step), requests.as_slice());
         let scored =
             play_batch(source, &mut arena, &mut dispatch, clock, batch, &mut watch).await?;
         losses.extend(scored.unwrap_or_default());
@@ -42,6 +42,17 @@ pub(super) async fn play_windows(
         tokio::task::yield_now().await;
     }
     Ok(losses)
+}
+
+/// Requests `0..requests` in batches of `batch_requests`.
+pub(super) fn in_turn(
+    requests: usize,
+    batch_requests: usize,
+) -> impl Iterator<Item = Vec<RequestId>> {
+    let starts = (0..requests).step_by(batch_requests);
+    starts.map(move |start| {
+        (start..requests.min(start + batch_requests)).map(RequestId::from_index).collect()
+    })
 }
 
 /// A shard for each host of each expert.
@@ -63,40 +74,59 @@ pub(super) fn shards_on(
 }
 
 impl Plan<'_> {
-    /// Plays the windows that were served under the controls: f32 and quantized experts, plain
-    /// top-k and the scenario's router.
+    /// Plays what was served under the controls, each with one thing changed: f32 experts, uniform
+    /// bits, plain top-k.
     pub(super) async fn controls(
         &self,
         summary: &mut Summary,
         clock: &Clock,
     ) -> Result<(), RoundError> {
-        let (Some(windows), Some(quality)) = (self.materials.windows(), &mut summary.quality)
-        else {
-            return Ok(());
-        };
-        let requests = self.intended_ns.len();
-        let windows = windows.min(requests);
-        // Requests take the windows in turn, so the first ones may be served once more often.
-        let served = |window: usize| (requests - window).div_ceil(windows) as f64;
-        let tokens = (requests * self.scenario.load.tokens_per_request as usize) as f64;
-        let batch = self.scenario.load.batch_requests_max as usize;
-        let (full, quantized) = (&self.experts.full, &self.experts.served);
-        let mut source = self.materials.source();
-        let plain = |source: &dyn ScoreSource| rules::top_k_arena(source, self.scenario, full);
-        let routed = |source: &dyn ScoreSource| {
-            rules::arena(source, self.scenario, full, 1, |_, _| vec![NodeId(0)])
-        };
-        for (arena, experts, loss) in [
-            (plain(source.as_ref()), full, &mut quality.loss_f32),
-            (plain(source.as_ref()), quantized, &mut quality.loss_top_k),
-            (routed(source.as_ref()), full, &mut quality.loss_f32_equilibrium),
-        ] {
-            let span = (windows, batch);
-            let losses =
-                play_windows(source.as_mut(), arena, experts, span, clock, |_, _| {}).await?;
-            let sum: f64 = losses.iter().enumerate().map(|(w, loss)| served(w) * loss).sum();
-            *loss = Some(sum / tokens);
+        let Some(quality) = &mut summary.quality else { return Ok(()) };
+        let FittedExperts { full, served, uniform, .. } = &self.experts;
+        quality.loss_f32 = self.top_k_loss(full, clock).await?;
+        quality.loss_top_k = self.top_k_loss(served, clock).await?;
+        if let Some(uniform) = uniform {
+            quality.loss_top_k_uniform_bits = self.top_k_loss(uniform, clock).await?;
+        }
+        if self.scenario.game.router != "top_k" {
+            quality.loss_f32_routed = Some(self.routed_loss(full, clock).await?);
         }
         Ok(())
+    }
+
+    /// Mean loss under plain top-k. A token's experts do not depend on its batch then, so each
+    /// window of the text is played once and counted as often as it was served.
+    async fn top_k_loss(
+        &self,
+        experts: &ExpertTable,
+        clock: &Clock,
+    ) -> Result<Option<f64>, RoundError> {
+        let requests = self.intended_ns.len();
+        let Some(windows) = self.materials.windows().map(|windows| windows.min(requests)) else {
+            return Ok(None);
+        };
+        let mut source = self.materials.source();
+        let arena = rules::top_k_arena(source.as_ref(), self.scenario, experts);
+        let batches = in_turn(windows, self.scenario.load.batch_requests_max as usize);
+        let losses =
+            play_batches(source.as_mut(), arena, experts, batches, clock, |_, _| {}).await?;
+        let served = |window: usize| (requests - window).div_ceil(windows) as f64;
+        let sum: f64 = losses.iter().enumerate().map(|(w, loss)| served(w) * loss).sum();
+        Ok(Some(sum / self.tokens()))
+    }
+
+    /// Mean loss under the run's router, on the run's own batches.
+    async fn routed_loss(&self, experts: &ExpertTable, clock: &Clock) -> Result<f64, RoundError> {
+        let mut source = self.materials.source();
+        let rules = (self.scenario, self.routers);
+        let arena = rules::arena(source.as_ref(), rules, experts, 1, |_, _| vec![NodeId(0)]);
+        let batches = self.batches.iter().map(|batch| batch.request_ids().collect());
+        let losses =
+            play_batches(source.as_mut(), arena, experts, batches, clock, |_, _| {}).await?;
+        Ok(losses.iter().sum::<f64>() / self.tokens())
+    }
+
+    fn tokens(&self) -> f64 {
+        (self.intended_ns.len() * self.scenario.load.tokens_per_request as usize) as f64
     }
 }

@@ -1,6 +1,6 @@
 //! Fits the experts into the precision budget: calibrate, measure, allocate, quantize.
 
-use super::controls::play_windows;
+use super::controls::{in_turn, play_batches};
 use super::materials::Materials;
 use super::rounds::{Round, RoundError};
 use super::rules;
@@ -21,6 +21,9 @@ pub(super) struct FittedExperts {
     pub served: Vec<Vec<Arc<Expert>>>,
     /// In f32: the control.
     pub full: Vec<Vec<Arc<Expert>>>,
+    /// All at the best uniform width within the same budget: the control; none without a budget or
+    /// when no width fits.
+    pub(super) uniform: Option<Vec<Vec<Arc<Expert>>>>,
     /// What the budget came to; none when the experts stay in f32.
     pub fit: Option<Fit>,
 }
@@ -31,8 +34,8 @@ pub(super) struct Fit {
     pub budget_bytes: u64,
     /// The chosen widths, their cost and the bound below it.
     pub allocation: Allocation,
-    /// Cost of the best uniform width within the same budget, the control; none when none fits.
-    pub uniform_cost: Option<f64>,
+    /// The best uniform width within the same budget, the control; none when none fits.
+    pub uniform: Option<Allocation>,
 }
 
 /// Why there are no experts to serve.
@@ -77,7 +80,7 @@ pub(super) async fn fit(
     };
     let full = table(&|_, _| BitWidth::Full);
     let Budget::Limited(budget) = scenario.precision.budget else {
-        return Ok(FittedExperts { served: full.clone(), full, fit: None });
+        return Ok(FittedExperts { served: full.clone(), full, uniform: None, fit: None });
     };
 
     let widths: Vec<BitWidth> = scenario
@@ -92,13 +95,11 @@ pub(super) async fn fit(
     let bytes = budget.bytes(total_weights);
     let refused = |source| FitError::Budget { budget: scenario.precision.budget, source };
     let allocation = precision::allocate(&units, bytes).map_err(refused)?;
-    let uniform_cost = precision::uniform(&units, bytes).ok().map(|uniform| uniform.cost);
+    let uniform = precision::uniform(&units, bytes).ok();
     let served = table(&|l, e| widths[allocation.options[l * shape.experts + e]]);
-    Ok(FittedExperts {
-        served,
-        full,
-        fit: Some(Fit { budget_bytes: bytes, allocation, uniform_cost }),
-    })
+    let uniform_table = uniform.as_ref().map(|uniform| table(&|_, _| widths[uniform.options[0]]));
+    let fit = Fit { budget_bytes: bytes, allocation, uniform };
+    Ok(FittedExperts { served, full, uniform: uniform_table, fit: Some(fit) })
 }
 
 fn load(source: &dyn ScoreSource) -> Result<Vec<Vec<ExpertWeights>>, CheckpointError> {
@@ -152,8 +153,8 @@ async fn calibrate(
         sample.energy += precision::output_energy(round.output);
         sample.pairs += choices.experts().len();
     };
-    let batch = scenario.load.batch_requests_max as usize;
-    play_windows(source.as_mut(), arena, full, (requests, batch), clock, collect).await?;
+    let batches = in_turn(requests, scenario.load.batch_requests_max as usize);
+    play_batches(source.as_mut(), arena, full, batches, clock, collect).await?;
     Ok(samples)
 }
 

@@ -7,7 +7,7 @@ mod materials;
 mod plan;
 mod record;
 mod rounds;
-pub mod rules;
+mod rules;
 mod serve;
 mod sums;
 
@@ -21,6 +21,7 @@ use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
 use crate::results::{Manifest, Memory, Quality, ResultsError, RunDir, RunStart, Status, Summary};
 use crate::scenario::{self, Scenario};
+use agents::game::RouterRegistry;
 use interrupt::Interrupts;
 use materials::Materials;
 use plan::Plan;
@@ -36,6 +37,8 @@ pub struct RunSettings<'a> {
     pub program: &'a Path,
     /// Where results go; by default under `runs/`.
     pub out: Option<PathBuf>,
+    /// Routers that the scenario may name; its checks must have known them.
+    pub routers: &'a RouterRegistry,
     /// Told what the run is doing.
     pub progress: &'a dyn Progress,
 }
@@ -119,7 +122,7 @@ pub async fn run(
         }
         Err(interrupted) => return Ok(record.end(None, Some(interrupted.into()), clock)),
     };
-    let plan = match Plan::new(scenario, &materials, fitted) {
+    let plan = match Plan::new(scenario, settings.routers, &materials, fitted) {
         Ok(plan) => plan,
         Err(error) => {
             record.discard();

@@ -14,6 +14,7 @@ use crate::scenario::file::{Arrival, Engine};
 use crate::source::ScoreSource;
 use agents::arrival::{self, ArrivalProcess, BatchLimits, PlannedBatch};
 use agents::expert::Expert;
+use agents::game::RouterRegistry;
 use agents::ids::{ExpertId, LayerId, NodeId};
 use agents::round::Arena;
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 /// Everything decided before the first request.
 pub(super) struct Plan<'a> {
     pub(super) scenario: &'a Scenario,
+    pub(super) routers: &'a RouterRegistry,
     pub(super) materials: &'a Materials,
     pub(super) experts: FittedExperts,
     placement: Placement,
@@ -34,6 +36,7 @@ pub(super) struct Plan<'a> {
 impl<'a> Plan<'a> {
     pub(super) fn new(
         scenario: &'a Scenario,
+        routers: &'a RouterRegistry,
         materials: &'a Materials,
         experts: FittedExperts,
     ) -> Result<Self, PlanError> {
@@ -55,6 +58,7 @@ impl<'a> Plan<'a> {
             placement: Placement::round_robin(shape.experts, node_count, replicas)?,
             batches: arrival::batches(&intended_ns, limits),
             scenario,
+            routers,
             materials,
             experts,
             node_count,
@@ -64,7 +68,9 @@ impl<'a> Plan<'a> {
 
     pub(super) fn arena(&self, source: &dyn ScoreSource) -> Arena {
         let experts = &self.experts.served;
-        rules::arena(source, self.scenario, experts, self.node_count, |l, e| self.hosts(l, e))
+        rules::arena(source, (self.scenario, self.routers), experts, self.node_count, |l, e| {
+            self.hosts(l, e)
+        })
     }
 
     pub(super) fn hosts(&self, layer: LayerId, expert: ExpertId) -> Vec<NodeId> {
@@ -88,7 +94,9 @@ impl<'a> Plan<'a> {
             budget_bytes: fit.budget_bytes,
             cost: allocation.cost,
             dual_bound: allocation.dual_bound,
-            uniform_cost: fit.uniform_cost,
+            exact: allocation.exact,
+            uniform_cost: fit.uniform.as_ref().map(|uniform| uniform.cost),
+            uniform_bytes: fit.uniform.as_ref().map(|uniform| uniform.bytes),
         })
     }
 

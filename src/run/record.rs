@@ -307,7 +307,11 @@ impl Recorder {
         let p99_ms = summary.latency_ns.p99.map(|ns| ns as f64 / 1e6);
         let stated = [
             ("relative_gap", goals.relative_gap_max, summary.convergence.relative_gap),
-            ("max_over_mean", goals.max_over_mean_max, summary.convergence.max_over_mean_worst),
+            (
+                "max_over_mean_worst",
+                goals.max_over_mean_max,
+                summary.convergence.max_over_mean_worst,
+            ),
             ("p99_ms", goals.p99_ms_max, p99_ms),
         ];
         stated

@@ -11,23 +11,16 @@ use agents::round::Arena;
 use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
 use std::sync::Arc;
 
-/// Routers that scenarios and commands may name. A crate that adds its own inserts it here.
-#[must_use]
-pub fn routers() -> RouterRegistry {
-    RouterRegistry::standard()
-}
-
 /// An arena with the scenario's own router.
 #[must_use]
-pub fn arena(
+pub(super) fn arena(
     source: &dyn ScoreSource,
-    scenario: &Scenario,
+    (scenario, routers): (&Scenario, &RouterRegistry),
     experts: &[Vec<Arc<Expert>>],
     nodes: usize,
     hosts: impl Fn(LayerId, ExpertId) -> Vec<NodeId>,
 ) -> Arena {
-    let router =
-        routers().get(&scenario.game.router).expect("the scenario's checks know all names");
+    let router = routers.get(&scenario.game.router).expect("the scenario's checks know all names");
     let flock = scenario.flock.enabled.then_some(FlockSettings {
         neighbours: scenario.flock.neighbours as usize,
         price_step: scenario.flock.price_step,
@@ -38,7 +31,7 @@ pub fn arena(
 
 /// The control: the same game under plain top-k, everything on one node, without a flock.
 #[must_use]
-pub fn top_k_arena(
+pub(super) fn top_k_arena(
     source: &dyn ScoreSource,
     scenario: &Scenario,
     experts: &[Vec<Arc<Expert>>],
@@ -86,8 +79,7 @@ fn build(
 }
 
 /// The congestion cost that a scenario names.
-#[must_use]
-pub fn cost(game: &file::Game) -> CostSettings {
+fn cost(game: &file::Game) -> CostSettings {
     match game.cost {
         Cost::Quota => CostSettings::Quota { capacity_factor: game.capacity_factor },
         Cost::Linear => CostSettings::Linear { price_per_fair_share: game.price_per_fair_share },

@@ -78,7 +78,6 @@ impl PlaySums {
             extra_pairs: self.extra_pairs,
             kept_share_min: self.kept_share_min.map(f64::from),
             converged: self.rounds > 0 && self.relative_gap <= gap_max.unwrap_or(CONVERGED_GAP),
-            ..Convergence::default()
         }
     }
 }
@@ -145,13 +144,16 @@ impl Quarter {
 #[cfg(test)]
 mod tests {
     use super::FlockSums;
-    use agents::game::Certificate;
-    use agents::round::FlockReport;
+    use agents::game::{Certificate, TokenSets};
+    use agents::report::FlockReport;
 
     #[test]
     fn the_flock_is_weighted_by_tokens_over_the_first_and_the_last_quarter() {
         let report = |max_over_mean| {
             let certificate = Certificate {
+                sets: TokenSets::ExactlyK,
+                dropped: 0,
+                extra: 0,
                 epsilon_nash: 0.5,
                 potential: 0.0,
                 dual_bound: 0.0,

@@ -80,6 +80,17 @@ fn game(scenario: &Scenario, known: &Known, found: &mut Found<'_>) {
 
 fn precision(scenario: &Scenario, found: &mut Found<'_>) {
     let precision = &scenario.precision;
+    if let (Source::Checkpoint { text, .. }, Some(calibration)) =
+        (&scenario.source, &precision.calibration_text)
+    {
+        found.unless(!text.contains(calibration), &["precision.calibration_text"], || {
+            let message = "`precision.calibration_text` is a text that is scored too".to_owned();
+            (
+                message,
+                "calibrate on another text: widths fitted to the scored one flatter it".into(),
+            )
+        });
+    }
     let bits = match precision.budget {
         Budget::Limited(Limit::BitsPerWeight(bits)) => bits,
         Budget::Limited(Limit::SavedPercent(percent)) => 32.0 * (1.0 - percent / 100.0),

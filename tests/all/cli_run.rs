@@ -86,7 +86,7 @@ fn a_checkpoint_run_leaves_every_file_and_every_key() {
     }
     let loss = |key: &str| written["quality"][key].as_f64().expect(key);
     assert!((loss("loss_uniform") - 1000f64.ln()).abs() < 1e-9, "ln V");
-    for key in ["loss", "loss_f32", "loss_top_k", "loss_f32_equilibrium"] {
+    for key in ["loss", "loss_f32", "loss_top_k", "loss_f32_routed"] {
         assert!((1.0..5.0).contains(&loss(key)), "{key}: {}", loss(key));
     }
     assert_eq!(written["quality"]["tokens"], 6 * 16);
@@ -164,12 +164,15 @@ fn a_missed_goal_ends_with_3_and_a_whole_run_directory() {
     // Plain top-k on skewed scores cannot be even.
     let args = ["run", "scenario.toml", "--out", "out", "--json", "--set", "game.router=top_k"];
     let ended = folder.nashflock(&args);
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(3), "missed goals: max_over_mean\n"));
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (Some(3), "missed goals: max_over_mean_worst\n")
+    );
     let summary = check_run_dir(&folder.path("out"), 24, 24);
     assert_eq!(ended.json(), summary);
     assert_eq!(summary["status"], "complete");
     let goal = &summary["goals"][0];
-    assert_eq!((&goal["name"], &goal["met"]), (&"max_over_mean".into(), &false.into()));
+    assert_eq!((&goal["name"], &goal["met"]), (&"max_over_mean_worst".into(), &false.into()));
     assert!(goal["measured"].as_f64() > goal["limit"].as_f64(), "{goal}");
 }
 

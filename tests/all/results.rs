@@ -383,8 +383,6 @@ fn full_summary() -> Summary {
         route_ns: 8_123_456_789,
         epsilon_nash: Some(0.0),
         relative_gap: Some(0.000_213),
-        potential: Some(1_234.567),
-        dual_bound: Some(1_234.83),
         max_over_mean: Some(1.004),
         max_over_mean_top_k: Some(2.418),
         score_loss: Some(0.0312),
@@ -416,8 +414,8 @@ fn full_summary() -> Summary {
         loss_f32: Some(2.9176),
         loss_uniform: Some(1000_f64.ln()),
         loss_top_k: Some(2.9244),
-        loss_f32_equilibrium: Some(2.9201),
-        loss_dense: Some(2.9685),
+        loss_top_k_uniform_bits: Some(2.9361),
+        loss_f32_routed: Some(2.9201),
         tokens: 65_536,
     });
     summary.nodes = (0..4).map(|at| node(at, at != 2)).collect();

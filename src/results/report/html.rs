@@ -115,8 +115,6 @@ fn certificate(summary: &Summary) -> Markup {
     let name = |name: &str| html! { (name) };
     let none = || html! { span.soft { "–" } };
     // Φ and D differ in digits that a rounded figure would hide.
-    let exact =
-        |value: Option<f64>| value.map_or_else(|| ABSENT.to_owned(), |value| format!("{value:.4}"));
     let rows = vec![
         [
             name("ε-Nash: largest regret of a token"),
@@ -130,8 +128,6 @@ fn certificate(summary: &Summary) -> Markup {
             text(percent(flock.relative_gap)),
             none(),
         ],
-        [name("potential Φ"), text(exact(play.potential)), none(), none()],
-        [name("upper bound D"), text(exact(play.dual_bound)), none(), none()],
         [
             name("load, max over mean"),
             text(number(play.max_over_mean)),
@@ -171,9 +167,9 @@ fn quality(summary: &Summary) -> Markup {
     let rows = [
         ("this run: quantized experts, its router", quality.loss),
         ("quantized experts, plain top-k", quality.loss_top_k),
-        ("f32 experts, this router", quality.loss_f32_equilibrium),
+        ("uniform bits, plain top-k", quality.loss_top_k_uniform_bits),
+        ("f32 experts, this router", quality.loss_f32_routed),
         ("f32 model, plain top-k", quality.loss_f32),
-        ("dense baseline", quality.loss_dense),
         ("uniform predictor, ln V", quality.loss_uniform),
     ]
     .into_iter()
