@@ -23,6 +23,8 @@
 mod certificate;
 mod cost;
 mod equilibrium;
+mod kernel;
+mod lanes;
 mod prices;
 mod registry;
 mod repair;

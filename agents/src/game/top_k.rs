@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::kernel::{Instructions, Prices, visit_rows};
 use super::{Choices, Game, Play, Router, TOKEN_BLOCK};
 use crate::ids::ExpertId;
 
@@ -14,22 +15,49 @@ pub struct TopK;
 
 impl Router for TopK {
     fn route(&self, game: &Game<'_>, _: Option<&[f64]>) -> Play {
-        let top_k = game.top_k;
-        let mut experts = vec![ExpertId(0); game.scores.tokens() * top_k];
-        experts.par_chunks_mut(TOKEN_BLOCK * top_k).enumerate().for_each(|(block, chosen)| {
-            let mut best = vec![(0.0_f32, 0_u32); top_k];
-            for (offset, row) in chosen.chunks_exact_mut(top_k).enumerate() {
-                select_top(game.scores.row(block * TOKEN_BLOCK + offset), &mut best);
-                row.iter_mut().zip(&best).for_each(|(slot, (_, at))| *slot = ExpertId(*at));
-                row.sort_unstable();
-            }
-        });
         Play {
-            choices: Choices::uniform(experts, top_k),
+            choices: Choices::uniform(best_experts(game, Instructions::best()), game.top_k),
             prices: vec![0.0; game.scores.experts()],
             passes: 1,
             iterations: 0,
         }
+    }
+}
+
+fn best_experts(game: &Game<'_>, kind: Instructions) -> Vec<ExpertId> {
+    let (tokens, top_k) = (game.scores.tokens(), game.top_k);
+    let mut experts = vec![ExpertId(0); tokens * top_k];
+    if top_k == game.scores.experts() {
+        let row = |chosen: &mut [ExpertId]| chosen.iter_mut().zip(0..).for_each(|(e, n)| e.0 = n);
+        experts.chunks_exact_mut(top_k).for_each(row);
+        return experts;
+    }
+    let prices = Prices::new(&vec![0.0; game.scores.experts()]);
+    for_blocks(&mut experts, TOKEN_BLOCK * top_k, |block, chosen| {
+        let mut best = vec![(0.0_f32, 0_u32); top_k];
+        let first = block * TOKEN_BLOCK;
+        let tokens = position(first)..position(first + chosen.len() / top_k);
+        let mut rows = chosen.chunks_exact_mut(top_k);
+        visit_rows(kind, game.scores, tokens, &prices, top_k, None, |seen| {
+            let row = rows.next().expect("one row a token");
+            if seen.tied {
+                select_top(game.scores.row(seen.token as usize), &mut best);
+                row.iter_mut().zip(&best).for_each(|(slot, (_, at))| slot.0 = *at);
+                row.sort_unstable();
+            } else {
+                row.iter_mut().zip(seen.chosen).for_each(|(slot, expert)| slot.0 = *expert);
+            }
+        });
+    });
+    experts
+}
+
+/// Runs `work` on blocks, in parallel when there are several.
+fn for_blocks<V: Send>(values: &mut [V], size: usize, work: impl Fn(usize, &mut [V]) + Sync) {
+    if values.len() <= size {
+        work(0, values);
+    } else {
+        values.par_chunks_mut(size).enumerate().for_each(|(block, values)| work(block, values));
     }
 }
 

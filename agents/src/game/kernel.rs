@@ -1,0 +1,265 @@
+//! One pass over rows of scores: the k best priced scores of each and how near the others are.
+
+#![allow(unsafe_code, reason = "calls functions compiled for instructions found at run time")]
+
+use super::Scores;
+use super::lanes::{LANES, Lanes, Portable};
+
+/// Largest k that vectors select; beyond it every row is [`Seen::tied`].
+pub(super) const MOST_VECTOR_K: usize = LANES - 2;
+
+/// Vector instructions to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Instructions {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Instructions {
+    /// What this processor has, best last.
+    pub(super) fn available() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let vectors = [
+            (Self::Avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")),
+            (Self::Avx512, is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt")),
+        ];
+        #[cfg(not(target_arch = "x86_64"))]
+        let vectors: [(Self, bool); 0] = [];
+        let found = vectors.into_iter().filter_map(|(kind, has)| has.then_some(kind));
+        std::iter::once(Self::Portable).chain(found)
+    }
+
+    /// The best that this processor has.
+    pub(super) fn best() -> Self {
+        Self::available().last().expect("there is always the portable kind")
+    }
+}
+
+/// Prices of all experts, filled up to whole vectors with +inf.
+#[derive(Clone, Debug)]
+pub(super) struct Prices {
+    lanes: Vec<[f32; LANES]>,
+    experts: usize,
+}
+
+impl Prices {
+    pub(super) fn new(prices: &[f32]) -> Self {
+        let mut lanes = vec![[f32::INFINITY; LANES]; prices.len().div_ceil(LANES)];
+        lanes.as_flattened_mut()[..prices.len()].copy_from_slice(prices);
+        Self { lanes, experts: prices.len() }
+    }
+
+    pub(super) fn each(&self) -> &[f32] {
+        &self.lanes.as_flattened()[..self.experts]
+    }
+}
+
+/// What the pass found in one row. All of it is in f32 arithmetic.
+pub(super) struct Seen<'r> {
+    /// The token.
+    pub(super) token: u32,
+    /// Equal priced scores stand across the boundary, or there are more candidates than vectors
+    /// handle: the fields below are unspecified.
+    pub(super) tied: bool,
+    /// The experts of the k largest priced scores, ascending.
+    pub(super) chosen: &'r [u32],
+    /// The k-th largest priced score and the next.
+    pub(super) edge: (f32, f32),
+    /// The experts whose priced score is less than `band` below the k-th and less than `band`
+    /// above the next, ascending, and these scores.
+    pub(super) near: (&'r [u32], &'r [f32]),
+}
+
+/// Visits the rows of `tokens` at the given prices. Needs k < E.
+pub(super) fn visit_rows(
+    kind: Instructions,
+    scores: Scores<'_>,
+    tokens: impl Iterator<Item = u32>,
+    prices: &Prices,
+    top_k: usize,
+    band: Option<f32>,
+    mut visit: impl FnMut(Seen<'_>),
+) {
+    assert_eq!(scores.experts(), prices.experts, "one price an expert");
+    let rows = Rows { scores, prices, top_k, band };
+    match kind {
+        Instructions::Portable => rows.visit::<Portable>(tokens, &mut visit),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the kind is made by `available` alone, which checked the processor.
+        Instructions::Avx2 => unsafe { x86::avx2(&rows, tokens, &mut visit) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Instructions::Avx512 => unsafe { x86::avx512(&rows, tokens, &mut visit) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::super::lanes::{Avx2, Avx512};
+    use super::{Rows, Seen};
+
+    #[target_feature(enable = "avx2,popcnt")]
+    pub(super) fn avx2(
+        rows: &Rows<'_>,
+        tokens: impl Iterator<Item = u32>,
+        visit: &mut impl FnMut(Seen<'_>),
+    ) {
+        rows.visit::<Avx2>(tokens, visit);
+    }
+
+    #[target_feature(enable = "avx512f,popcnt")]
+    pub(super) fn avx512(
+        rows: &Rows<'_>,
+        tokens: impl Iterator<Item = u32>,
+        visit: &mut impl FnMut(Seen<'_>),
+    ) {
+        rows.visit::<Avx512>(tokens, visit);
+    }
+}
+
+struct Rows<'g> {
+    scores: Scores<'g>,
+    prices: &'g Prices,
+    top_k: usize,
+    band: Option<f32>,
+}
+
+/// Most candidates of a row that are narrowed down by vectors.
+const CANDIDATES: usize = 8 * LANES;
+
+/// Memory a pass reuses from row to row.
+struct Scratch {
+    keys: Vec<[f32; LANES]>,
+    candidates: [f32; CANDIDATES + LANES],
+    experts: [u32; CANDIDATES + LANES],
+    chosen: [u32; LANES],
+    near_keys: Vec<f32>,
+    near_experts: Vec<u32>,
+}
+
+impl Rows<'_> {
+    #[inline(always)]
+    fn visit<V: Lanes>(
+        &self,
+        tokens: impl Iterator<Item = u32>,
+        visit: &mut impl FnMut(Seen<'_>),
+    ) {
+        let vectors = self.prices.lanes.len();
+        let mut scratch = Scratch {
+            keys: vec![[f32::NEG_INFINITY; LANES]; vectors],
+            candidates: [0.0; CANDIDATES + LANES],
+            experts: [0; CANDIDATES + LANES],
+            chosen: [0; LANES],
+            near_keys: vec![0.0; (vectors + 1) * LANES],
+            near_experts: vec![0; (vectors + 1) * LANES],
+        };
+        for token in tokens {
+            let edge = self.select::<V>(token, &mut scratch);
+            let near = match (edge, self.band) {
+                (Some((last, next)), Some(band)) => {
+                    near::<V>(last - band, next + band, &mut scratch)
+                }
+                _ => 0,
+            };
+            visit(Seen {
+                token,
+                tied: edge.is_none(),
+                chosen: &scratch.chosen[..self.top_k.min(LANES)],
+                edge: edge.unwrap_or_default(),
+                near: (&scratch.near_experts[..near], &scratch.near_keys[..near]),
+            });
+        }
+    }
+
+    /// Leaves the row's priced scores and its choice in the scratch.
+    ///
+    /// The maxima of the 16 lanes are different scores, so the (k+1)-th of them is at most the
+    /// (k+1)-th of all: only scores that reach it are candidates, a dozen for k = 8. Where more
+    /// are left than fit one vector, the first 16 of them give the next bound.
+    #[inline(always)]
+    fn select<V: Lanes>(&self, token: u32, scratch: &mut Scratch) -> Option<(f32, f32)> {
+        let k = u32::try_from(self.top_k).ok().filter(|_| self.top_k <= MOST_VECTOR_K)?;
+        let (whole, rest) = self.scores.row(token as usize).as_chunks::<LANES>();
+        let mut top = V::splat(f32::NEG_INFINITY);
+        let pairs = whole.iter().zip(&self.prices.lanes).zip(&mut scratch.keys);
+        for ((scores, prices), keys) in pairs {
+            let key = V::load(scores).minus(V::load(prices));
+            key.store(keys);
+            top = top.larger(key);
+        }
+        if !rest.is_empty() {
+            let mut scores = [0.0; LANES];
+            scores[..rest.len()].copy_from_slice(rest);
+            let key = V::load(&scores).minus(V::load(&self.prices.lanes[whole.len()]));
+            key.store(&mut scratch.keys[whole.len()]);
+            top = top.larger(key);
+        }
+        let Scratch { keys, candidates, experts, chosen, .. } = scratch;
+        let mut bound = V::splat(top.least_of(V::up_to(top.ranks(), k)));
+        let (mut count, mut first) = (0, 0);
+        for keys in &*keys {
+            let keys = V::load(keys);
+            let mask = !bound.greater(keys) & 0xffff;
+            if count > CANDIDATES {
+                return None;
+            }
+            keys.pack(mask, slot(candidates, count));
+            V::pack_numbers(first, mask, slot(experts, count));
+            count += mask.count_ones() as usize;
+            first += LANES as u32;
+        }
+        while count > LANES {
+            let best = V::load(slot(candidates, 0));
+            bound = V::splat(best.least_of(V::up_to(best.ranks(), k)));
+            let (before, mut at) = (count, 0);
+            count = 0;
+            while at < before {
+                let valid = if before - at < LANES { (1 << (before - at)) - 1 } else { 0xffff };
+                let values = V::load(slot(candidates, at));
+                let mask = !bound.greater(values) & valid;
+                let numbers = *slot(experts, at);
+                values.pack(mask, slot(candidates, count));
+                V::pack_from(&numbers, mask, slot(experts, count));
+                count += mask.count_ones() as usize;
+                at += LANES;
+            }
+            if count == before {
+                return None;
+            }
+        }
+        let valid = (1_u32 << count) - 1;
+        slot(candidates, count).fill(f32::NEG_INFINITY);
+        let best = V::load(slot(candidates, 0));
+        let ranks = best.ranks();
+        let within = V::up_to(ranks, k - 1) & valid;
+        if within.count_ones() != k {
+            return None;
+        }
+        V::pack_from(slot(experts, 0), within, chosen);
+        Some((best.least_of(within), best.least_of(V::up_to(ranks, k) & valid)))
+    }
+}
+
+#[inline(always)]
+fn slot<V>(values: &mut [V], at: usize) -> &mut [V; LANES] {
+    values[at..].first_chunk_mut().expect("buffers end with a spare vector")
+}
+
+/// Packs the keys strictly between the bounds, and returns how many there are.
+#[inline(always)]
+fn near<V: Lanes>(low: f32, high: f32, scratch: &mut Scratch) -> usize {
+    let (low, high) = (V::splat(low), V::splat(high));
+    let (mut count, mut first) = (0, 0);
+    for keys in &scratch.keys {
+        let keys = V::load(keys);
+        let mask = keys.greater(low) & high.greater(keys);
+        keys.pack(mask, slot(&mut scratch.near_keys, count));
+        V::pack_numbers(first, mask, slot(&mut scratch.near_experts, count));
+        count += mask.count_ones() as usize;
+        first += LANES as u32;
+    }
+    count
+}
