@@ -1,7 +1,9 @@
 //! The exact maximum of the potential, with prices that prove it.
 
-use super::prices::{Supply, balance};
-use super::repair::Repair;
+use super::kernel::Instructions;
+use super::marginal::settle_and_repair;
+use super::prices::Supply;
+use super::reference::sweep_and_repair;
 use super::{Choices, Game, Play, Router};
 use crate::ids::ExpertId;
 
@@ -46,19 +48,35 @@ impl Router for Equilibrium {
         }
         let usable = |p: &&[f64]| p.len() == experts && p.iter().all(|price| price.is_finite());
         let start = warm.filter(usable).map_or_else(|| vec![0.0; experts], <[f64]>::to_vec);
-        let balanced = balance(game, supply, start, self.most_sweeps);
-        let sweeps = balanced.sweeps;
-        let mut repair = Repair::new(game, supply, balanced.prices, &balanced.demand);
-        let paths = repair.run(self.most_repair_visits);
-        let scores = game.scores.values().len() as u64;
-        let visits = 2 * u64::from(sweeps) * scores + scores + repair.score_visits();
-        let (chosen, prices) = repair.finish();
-        Play {
-            choices: Choices::uniform(chosen, k),
-            prices,
-            passes: u32::try_from(visits.div_ceil(scores)).unwrap_or(u32::MAX),
-            iterations: sweeps.saturating_add(paths),
+        let warm = warm.is_some_and(|prices| usable(&prices));
+        let play = || self.play(game, supply, start, warm, Instructions::best());
+        if game.scores.values().len() < LEAST_POOL_SCORES {
+            return play();
         }
+        // One move to the pool's threads instead of one for every pass.
+        rayon::scope(|_| play())
+    }
+}
+
+/// Scores from which on passes run in parallel.
+const LEAST_POOL_SCORES: usize = 1 << 15;
+
+impl Equilibrium {
+    fn play(
+        &self,
+        game: &Game<'_>,
+        supply: Supply<'_>,
+        start: Vec<f64>,
+        warm: bool,
+        kind: Instructions,
+    ) -> Play {
+        let sweeps = self.most_sweeps;
+        let fast = (sweeps > 0).then(|| {
+            settle_and_repair(game, supply, &start, warm, sweeps, kind)
+        });
+        fast.flatten().unwrap_or_else(|| {
+            sweep_and_repair(game, supply, start, sweeps, self.most_repair_visits)
+        })
     }
 }
 

@@ -21,14 +21,19 @@
 //! ```
 
 mod certificate;
+mod clearing;
 mod cost;
+mod demand;
 mod equilibrium;
 mod kernel;
 mod lanes;
+mod marginal;
 mod prices;
+mod reference;
 mod registry;
 mod repair;
 mod rows;
+mod swaps;
 mod top_k;
 
 pub use certificate::{Certificate, ChoicesError, certify, check_choices};

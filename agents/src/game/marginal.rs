@@ -1,0 +1,405 @@
+//! The fast way to the optimum: prices from a sample, passes over ever fewer open tokens, and a
+//! repair on those that are left.
+
+use super::clearing::Curves;
+use super::demand::{Block, Pass, Tally};
+use super::kernel::{Instructions, Prices};
+use super::prices::{Supply, level};
+use super::swaps::{Ended, Swaps};
+use super::{Choices, Game, Play};
+use crate::ids::ExpertId;
+
+/// Plays a game with k < E from `start`; `warm` says that these are prices of an earlier batch.
+///
+/// None where the game needs the plain way.
+pub(super) fn settle_and_repair(
+    game: &Game<'_>,
+    supply: Supply<'_>,
+    start: &[f64],
+    warm: bool,
+    most_sweeps: u32,
+    kind: Instructions,
+) -> Option<Play> {
+    let (tokens, experts) = (game.scores.tokens(), game.scores.experts());
+    let units = (tokens * game.top_k) as u64;
+    let tight = supply.is_tight(experts, units);
+    let mut market = Market {
+        game: *game,
+        supply,
+        kind,
+        tight,
+        prices: start.iter().map(|price| narrow(*price)).collect(),
+        scale: typical_span(game),
+        sweeps: 0,
+        rows: 0,
+    };
+    if !tight {
+        market.level();
+    }
+    let mut width = market.learn_from_samples(warm)?;
+    let mut chosen = vec![ExpertId(0); tokens * game.top_k];
+    let mut blocks = Block::all(&mut chosen, game.top_k);
+    let mut paths = 0;
+    for _ in 0..MOST_ROUNDS {
+        let closed = market.close_in(&mut blocks, width, most_sweeps)?;
+        let mut swaps = market.swaps(&closed, &blocks);
+        let (more, ended) = if swaps.imbalance() == 0 {
+            (0, Ended::Balanced)
+        } else {
+            market.offer(&mut swaps, &mut blocks);
+            swaps.run(MOST_RELAXED_PER_EXPERT * experts as u64)
+        };
+        paths += more;
+        let reached = &swaps.prices[..experts];
+        let drift = closed.largest_drift(reached);
+        if ended == Ended::Balanced && drift <= 1.0 {
+            if more > 0 {
+                market.write_back(&swaps, &mut blocks);
+            }
+            let prices = supply.settle(&swaps.prices, &swaps.delivered);
+            drop(blocks);
+            return Some(Play {
+                choices: Choices::uniform(chosen, game.top_k),
+                prices,
+                passes: u32::try_from(market.rows.div_ceil(tokens as u64)).unwrap_or(u32::MAX),
+                iterations: market.sweeps.saturating_add(paths),
+            });
+        }
+        if ended == Ended::Limit {
+            break;
+        }
+        market.prices = reached.iter().map(|price| narrow(*price)).collect();
+        width = closed.widest() * narrow(drift.clamp(2.0, 16.0)) * 1.5;
+        blocks.iter_mut().for_each(|block| block.reopen(game.top_k));
+    }
+    None
+}
+
+/// Times that all tokens are opened before the plain way takes over.
+const MOST_ROUNDS: u32 = 4;
+
+/// Moves the repair may look at, for each expert.
+const MOST_RELAXED_PER_EXPERT: u64 = 200_000;
+
+struct Market<'g> {
+    game: Game<'g>,
+    supply: Supply<'g>,
+    kind: Instructions,
+    tight: bool,
+    prices: Vec<f32>,
+    /// What the scores of a typical row differ by.
+    scale: f32,
+    sweeps: u32,
+    rows: u64,
+}
+
+/// Where the passes ended.
+struct Closed {
+    loads: Vec<u32>,
+    /// Prices at which tokens settled, and how far any two may drift apart from there.
+    bounds: Vec<(Vec<f32>, f64)>,
+}
+
+impl Closed {
+    /// The largest drift of prices in parts of what is allowed.
+    fn largest_drift(&self, prices: &[f64]) -> f64 {
+        let drift = |(from, most): &(Vec<f32>, f64)| {
+            let (low, high) = range(prices.iter().zip(from).map(|(now, then)| now - f64::from(*then)));
+            if high == low { 0.0 } else { (high - low) / most }
+        };
+        self.bounds.iter().map(drift).fold(0.0, f64::max)
+    }
+
+    fn widest(&self) -> f32 {
+        narrow(self.bounds.iter().map(|(_, width)| *width).fold(0.0, f64::max))
+    }
+}
+
+impl<'g> Market<'g> {
+    fn pass(&mut self, blocks: &mut [Block<'_>], width: f32, settle: bool) -> Tally {
+        let prices = Prices::new(&self.prices);
+        let pass = Pass { game: self.game, kind: self.kind, prices: &prices, width, settle };
+        let tally = pass.run(blocks);
+        self.rows += tally.rows;
+        tally
+    }
+
+    /// Moves prices until samples, each larger than the last, clear but for their noise. Returns
+    /// the width within which all tokens together should clear; none when prices are still on
+    /// the move or out of range.
+    fn learn_from_samples(&mut self, warm: bool) -> Option<f32> {
+        let tokens = self.game.scores.tokens();
+        let mut size = if tokens <= 2 * FIRST_SAMPLE { tokens } else { FIRST_SAMPLE };
+        let mut width = 2.0 * self.scale;
+        loop {
+            let mut blocks = Block::sample(tokens, size);
+            let scale = tokens as f64 / size as f64;
+            let fair = self.game.top_k as f64 * size as f64 / self.prices.len() as f64;
+            let noise = if size == tokens { 0.0 } else { NOISE * fair.sqrt() };
+            let mut before = f64::INFINITY;
+            for turn in 0.. {
+                let tally = self.pass(&mut blocks, width, false);
+                if !self.in_range(&tally) {
+                    return None;
+                }
+                let loads: Vec<f64> = tally.open.iter().map(|load| f64::from(*load)).collect();
+                let off = self.deviation(&loads, scale) / loads.len() as f64;
+                if warm && turn == 0 && off < WARM_NOISE * fair.sqrt() {
+                    let noise = NOISE * (2.0 * fair * scale).sqrt() / scale;
+                    return Some(self.noise_width(&tally.curves, &loads, noise, width));
+                }
+                if off == 0.0 && size == tokens {
+                    return Some(width * 1e-3);
+                }
+                let changes = self.changes(&tally.curves, &loads, scale);
+                let largest = changes.iter().fold(0.0_f64, |most, change| most.max(change.abs()));
+                let far = largest >= f64::from(width) * 0.99;
+                let last = !far && (off < 0.3 * fair.sqrt() || off > 0.8 * before || turn > 4);
+                if turn >= MOST_SAMPLE_SWEEPS {
+                    return None;
+                }
+                self.apply(&changes, 1.0);
+                before = off;
+                let narrower = narrow(largest) * 2.0;
+                if last {
+                    if size == tokens {
+                        return Some(narrower.max(f32::MIN_POSITIVE));
+                    }
+                    width = self.noise_width(&tally.curves, &loads, noise, width);
+                    break;
+                }
+                width = if far { width * 4.0 } else { narrower.max(f32::MIN_POSITIVE) };
+            }
+            if size * SAMPLE_GROWTH * 2 > tokens {
+                return Some(width);
+            }
+            size *= SAMPLE_GROWTH;
+        }
+    }
+
+    /// Passes over the open tokens at narrowing widths while that pays. None when prices would
+    /// leave the bounds on and on, or are out of range.
+    fn close_in(&mut self, blocks: &mut [Block<'_>], first: f32, most_sweeps: u32) -> Option<Closed> {
+        let experts = self.prices.len();
+        let (mut width, mut before, mut opened) = (first, u64::MAX, 0);
+        let mut closed = Closed { loads: vec![0; experts], bounds: Vec::new() };
+        loop {
+            let tally = self.pass(blocks, width, true);
+            if !self.in_range(&tally) {
+                return None;
+            }
+            closed.loads.iter_mut().zip(&tally.settled).for_each(|(load, more)| *load += more);
+            // Margins are f32: what their rounding may hide is taken off the bound.
+            let rounding = f64::from(tally.largest_edge).max(f64::from(width)) * ROUNDING;
+            closed.bounds.push((self.prices.clone(), f64::from(width) - rounding));
+            let loads: Vec<u32> =
+                closed.loads.iter().zip(&tally.open).map(|(load, open)| load + open).collect();
+            let real: Vec<f64> = loads.iter().map(|load| f64::from(*load)).collect();
+            let off = self.deviation(&real, 1.0) as u64;
+            let slow = off > before / 4 * 3;
+            if off <= (experts / 2) as u64 || slow || self.sweeps >= most_sweeps {
+                closed.loads = loads;
+                return Some(closed);
+            }
+            before = off;
+            let changes = self.changes(&tally.curves, &real, 1.0);
+            let then = self.prices.clone();
+            self.apply(&changes, 1.0);
+            self.sweeps += 1;
+            let moved = self.prices.iter().zip(&then).map(|(now, then)| f64::from(now - then));
+            let (low, high) = range(moved);
+            let prices: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
+            if closed.largest_drift(&prices) > MOST_DRIFT {
+                opened += 1;
+                if opened > MOST_ROUNDS {
+                    return None;
+                }
+                closed = Closed { loads: vec![0; experts], bounds: Vec::new() };
+                blocks.iter_mut().for_each(|block| block.reopen(self.game.top_k));
+                width = width.max(narrow(high - low) * 2.0);
+                before = u64::MAX;
+            } else {
+                width = width.min((narrow(high - low) * NARROWING).max(f32::MIN_POSITIVE));
+            }
+        }
+    }
+
+    /// Whether arithmetic on these prices keeps what the scores of a typical row differ by.
+    fn in_range(&self, tally: &Tally) -> bool {
+        let most = self.scale * LARGEST_PRICE;
+        tally.largest_edge.is_finite() && self.prices.iter().all(|price| price.abs() <= most)
+    }
+
+    /// What the expert supplies at a price that has changed: whether a load is over or under it.
+    fn changes(&self, curves: &Curves, loads: &[f64], scale: f64) -> Vec<f64> {
+        let fair = loads.iter().sum::<f64>() / loads.len() as f64;
+        let change = |(expert, load): (usize, &f64)| {
+            if self.tight {
+                return curves.clearing_change(expert, *load, |n, _| n > fair, |n, _| n < fair);
+            }
+            let price = f64::from(self.prices[expert]);
+            let marginal = |load: f64| self.supply.marginal(expert, whole(load));
+            curves.clearing_change(
+                expert,
+                *load,
+                |load, change| marginal(load * scale) > price + change,
+                |load, change| marginal(load * scale + 1.0) < price + change,
+            )
+        };
+        loads.iter().enumerate().map(change).collect()
+    }
+
+    /// The width that prices may need where loads are uncertain by `noise`.
+    fn noise_width(&self, curves: &Curves, loads: &[f64], noise: f64, most: f32) -> f32 {
+        let shift = |(expert, load): (usize, &f64)| {
+            let rise = curves.clearing_change(expert, *load, |n, _| n > load - noise, |_, _| false);
+            let fall = curves.clearing_change(expert, *load, |_, _| false, |n, _| n < load + noise);
+            rise.max(-fall)
+        };
+        let widest = loads.iter().enumerate().map(shift).fold(0.0, f64::max);
+        (2.0 * narrow(widest)).clamp(f32::MIN_POSITIVE, most)
+    }
+
+    /// Units of demand that are not supplied.
+    fn deviation(&self, loads: &[f64], scale: f64) -> f64 {
+        let fair = loads.iter().sum::<f64>() / loads.len() as f64;
+        let off = |(expert, load): (usize, &f64)| {
+            if self.tight {
+                return (load - fair).abs();
+            }
+            let load = whole(load * scale);
+            let supplied = self.supply.nearest(expert, f64::from(self.prices[expert]), load);
+            f64::from(load.abs_diff(supplied)) / scale
+        };
+        loads.iter().enumerate().map(off).sum()
+    }
+
+    fn apply(&mut self, changes: &[f64], step: f64) {
+        for (price, change) in self.prices.iter_mut().zip(changes) {
+            let moved = narrow(f64::from(*price) + step * change);
+            *price = if moved.is_finite() { moved } else { *price };
+        }
+        if !self.tight {
+            self.level();
+        }
+    }
+
+    /// Shifts all prices to where total supply meets total demand.
+    fn level(&mut self) {
+        let units = (self.game.scores.tokens() * self.game.top_k) as u64;
+        let prices: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
+        let shift = level(self.supply, &prices, units);
+        let shifted = || prices.iter().map(|price| narrow(price + shift));
+        if shift != 0.0 && shifted().all(f32::is_finite) {
+            self.prices = shifted().collect();
+        }
+    }
+
+    /// The repair at the present prices, without moves so far.
+    fn swaps(&self, closed: &Closed, _: &[Block<'_>]) -> Swaps<'g> {
+        let mut prices: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
+        if self.tight {
+            // Every expert fills up at any price from the cost of its last unit on.
+            let raise = |(e, price): (usize, &f64)| {
+                self.supply.marginal(e, self.supply.most(e, f64::MAX)) - price
+            };
+            let shift = prices.iter().enumerate().map(raise).fold(f64::NEG_INFINITY, f64::max);
+            prices.iter_mut().for_each(|price| *price += shift);
+        }
+        Swaps::new(self.supply, prices, &closed.loads)
+    }
+
+    /// Gives the repair the open tokens.
+    fn offer(&self, swaps: &mut Swaps<'_>, blocks: &mut [Block<'_>]) {
+        for block in blocks {
+            let mut start = 0;
+            for at in 0..block.open.len() {
+                let (token, end) = (block.open[at], block.near_ends[at] as usize);
+                let near = start..end;
+                let scores = self.game.scores.row(token as usize);
+                let row: &[ExpertId] = block.row(token, self.game.top_k);
+                let on: Vec<ExpertId> = row.to_vec();
+                swaps.add(block.near[near].iter().map(|expert| {
+                    (*expert, scores[*expert as usize], on.contains(&ExpertId(*expert)))
+                }));
+                start = end;
+            }
+        }
+    }
+
+    /// Writes the choices of the open tokens after the repair.
+    fn write_back(&self, swaps: &Swaps<'_>, blocks: &mut [Block<'_>]) {
+        let mut number = 0;
+        let mut row = Vec::with_capacity(2 * self.game.top_k);
+        for block in blocks {
+            for at in 0..block.open.len() {
+                let token = block.open[at];
+                let chosen = block.row(token, self.game.top_k);
+                row.clear();
+                row.extend_from_slice(chosen);
+                row.retain(|own| !swaps.experts(number).any(|(e, _)| e == own.0));
+                let on = swaps.experts(number).filter(|(_, on)| *on);
+                row.extend(on.map(|(expert, _)| ExpertId(expert)));
+                row.sort_unstable();
+                chosen.copy_from_slice(&row);
+                number += 1;
+            }
+        }
+    }
+}
+
+/// The distance of the best score from the median: the median of some rows.
+fn typical_span(game: &Game<'_>) -> f32 {
+    let tokens = game.scores.tokens();
+    let rows = tokens.min(SPAN_ROWS);
+    let span = |at: usize| {
+        let mut row = game.scores.row(at * tokens / rows).to_vec();
+        let middle = row.len() / 2;
+        let (_, median, above) = row.select_nth_unstable_by(middle, f32::total_cmp);
+        above.iter().fold(*median, |most, score| most.max(*score)) - *median
+    };
+    let mut spans: Vec<f32> = (0..rows).map(span).collect();
+    let middle = spans.len() / 2;
+    spans.select_nth_unstable_by(middle, f32::total_cmp).1.clamp(f32::MIN_POSITIVE, 1e37)
+}
+
+/// Prices in typical spans, beyond which too few bits are left for the spans.
+const LARGEST_PRICE: f32 = 1e5;
+
+const FIRST_SAMPLE: usize = 512;
+const SAMPLE_GROWTH: usize = 16;
+const MOST_SAMPLE_SWEEPS: u32 = 12;
+const SPAN_ROWS: usize = 15;
+
+/// Deviations of a load that a width allows for, in units of its standard error.
+const NOISE: f64 = 2.0;
+
+/// Mean deviation of sampled loads at earlier prices, in standard errors, up to which they are
+/// taken to fit this batch.
+const WARM_NOISE: f64 = 1.2;
+
+/// Each pass is this many times as wide as the last change of prices spreads.
+const NARROWING: f32 = 1.0;
+
+/// Part of a bound that sweeps may use up, so that the repair has room.
+const MOST_DRIFT: f64 = 0.9;
+
+const ROUNDING: f64 = 1e-6;
+
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "prices of the passes are f32 on purpose")]
+fn narrow(value: f64) -> f32 {
+    value as f32
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "loads are between 0 and a little over T, which fits 32 bits"
+)]
+fn whole(load: f64) -> u32 {
+    load.round() as u32
+}
