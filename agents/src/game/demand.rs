@@ -18,6 +18,8 @@ pub(super) struct Block<'c> {
     chosen: &'c mut [ExpertId],
     /// Tokens to visit, ascending.
     pub(super) open: Vec<u32>,
+    /// The tokens that earlier passes visited.
+    visited: Vec<Vec<u32>>,
     /// For each open token, where its experts end in `near`.
     pub(super) near_ends: Vec<u32>,
     /// The experts that an open token may leave or join, ascending within a token.
@@ -31,7 +33,7 @@ impl<'c> Block<'c> {
         let block = |(number, chosen): (usize, &'c mut [ExpertId])| {
             let first = index(number * TOKEN_BLOCK);
             let open = (first..first + index(chosen.len() / top_k)).collect();
-            Self { first, chosen, open, near_ends: Vec::new(), near: Vec::new() }
+            Self { first, chosen, open, visited: Vec::new(), near_ends: Vec::new(), near: Vec::new() }
         };
         blocks.map(block).collect()
     }
@@ -43,15 +45,17 @@ impl<'c> Block<'c> {
             first: 0,
             chosen: &mut [],
             open: open.to_vec(),
+            visited: Vec::new(),
             near_ends: Vec::new(),
             near: Vec::new(),
         };
         all.chunks(SAMPLE_BLOCK).map(block).collect()
     }
 
-    /// Opens all tokens again.
-    pub(super) fn reopen(&mut self, top_k: usize) {
-        self.open = (self.first..self.first + index(self.chosen.len() / top_k)).collect();
+    /// Opens the tokens that settling pass number `pass` visited, and forgets it and later ones.
+    pub(super) fn reopen(&mut self, pass: usize) {
+        self.visited.truncate(pass + 1);
+        self.open = self.visited.pop().expect("the pass was made");
     }
 
     /// The choice of a token of this block.
@@ -134,7 +138,7 @@ impl Pass<'_> {
         tally.rows += open.len() as u64;
         let mut exact = Exact::new(&self.game);
         let band = Some(self.width);
-        let tokens = open.into_iter();
+        let tokens = open.iter().copied();
         visit_rows(self.kind, self.game.scores, tokens, self.prices, k, band, |found| {
             let token = found.token;
             let (last, next) = found.edge;
@@ -173,6 +177,9 @@ impl Pass<'_> {
             }
         });
         block.open = kept;
+        if self.settle {
+            block.visited.push(open);
+        }
     }
 }
 

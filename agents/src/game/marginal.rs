@@ -40,9 +40,10 @@ pub(super) fn settle_and_repair(
     let mut chosen = vec![ExpertId(0); tokens * game.top_k];
     let mut blocks = Block::all(&mut chosen, game.top_k);
     let mut paths = 0;
+    let mut closed = Closed { loads: vec![0; experts], bounds: Vec::new() };
     for _ in 0..MOST_ROUNDS {
-        let closed = market.close_in(&mut blocks, width, most_sweeps)?;
-        let mut swaps = market.swaps(&closed, &blocks);
+        let loads = market.close_in(&mut blocks, &mut closed, width, most_sweeps)?;
+        let mut swaps = market.swaps(&loads);
         let (more, ended) = if swaps.imbalance() == 0 {
             (0, Ended::Balanced)
         } else {
@@ -50,9 +51,11 @@ pub(super) fn settle_and_repair(
             swaps.run(MOST_RELAXED_PER_EXPERT * experts as u64)
         };
         paths += more;
+        #[cfg(test)]
+        eprintln!("  repair paths {more} {ended:?} relaxed {} drift {}", swaps.relaxed, closed.bounds.iter().map(|b| b.drift(&swaps.prices[..experts])).fold(0.0, f64::max));
         let reached = &swaps.prices[..experts];
-        let drift = closed.largest_drift(reached);
-        if ended == Ended::Balanced && drift <= 1.0 {
+        let broken = closed.first_broken(reached, 1.0);
+        if ended == Ended::Balanced && broken.is_none() {
             if more > 0 {
                 market.write_back(&swaps, &mut blocks);
             }
@@ -66,17 +69,23 @@ pub(super) fn settle_and_repair(
             });
         }
         if ended == Ended::Limit {
-            break;
+            return None;
         }
+        let last = closed.bounds.last().expect("a pass was made");
+        let moved = last.drift(reached).max(1.0) * last.width;
+        width = narrow(2.0 * moved);
         market.prices = reached.iter().map(|price| narrow(*price)).collect();
-        width = closed.widest() * narrow(drift.clamp(2.0, 16.0)) * 1.5;
-        blocks.iter_mut().for_each(|block| block.reopen(game.top_k));
+        // The pass at which the new width would have been enough.
+        let wide = closed.bounds.iter().rposition(|bound| bound.width > 2.0 * moved);
+        let last = closed.bounds.len() - 1;
+        let from = broken.unwrap_or(last).min(wide.map_or(0, |at| at + 1)).min(last);
+        closed.reopen(&mut blocks, from);
     }
     None
 }
 
-/// Times that all tokens are opened before the plain way takes over.
-const MOST_ROUNDS: u32 = 4;
+/// Times that tokens are opened again before the plain way takes over.
+const MOST_ROUNDS: u32 = 8;
 
 /// Moves the repair may look at, for each expert.
 const MOST_RELAXED_PER_EXPERT: u64 = 200_000;
@@ -93,25 +102,46 @@ struct Market<'g> {
     rows: u64,
 }
 
-/// Where the passes ended.
+/// What settled in the passes so far.
 struct Closed {
+    /// Loads by settled tokens.
     loads: Vec<u32>,
-    /// Prices at which tokens settled, and how far any two may drift apart from there.
-    bounds: Vec<(Vec<f32>, f64)>,
+    bounds: Vec<Bound>,
+}
+
+/// Why tokens that settled in one pass keep their choice.
+struct Bound {
+    prices: Vec<f32>,
+    /// How far any two prices may drift apart from there.
+    width: f64,
+    settled: Vec<u32>,
+}
+
+impl Bound {
+    /// The drift of prices in parts of what is allowed.
+    fn drift(&self, prices: &[f64]) -> f64 {
+        let pairs = prices.iter().zip(&self.prices);
+        let (low, high) = range(pairs.map(|(now, then)| now - f64::from(*then)));
+        match high - low {
+            0.0 => 0.0,
+            drift if self.width > 0.0 => drift / self.width,
+            _ => f64::INFINITY,
+        }
+    }
 }
 
 impl Closed {
-    /// The largest drift of prices in parts of what is allowed.
-    fn largest_drift(&self, prices: &[f64]) -> f64 {
-        let drift = |(from, most): &(Vec<f32>, f64)| {
-            let (low, high) = range(prices.iter().zip(from).map(|(now, then)| now - f64::from(*then)));
-            if high == low { 0.0 } else { (high - low) / most }
-        };
-        self.bounds.iter().map(drift).fold(0.0, f64::max)
+    /// The first pass whose bound the prices exceed by that factor.
+    fn first_broken(&self, prices: &[f64], factor: f64) -> Option<usize> {
+        self.bounds.iter().position(|bound| bound.drift(prices) > factor)
     }
 
-    fn widest(&self) -> f32 {
-        narrow(self.bounds.iter().map(|(_, width)| *width).fold(0.0, f64::max))
+    /// Goes back to before pass number `from`.
+    fn reopen(&mut self, blocks: &mut [Block<'_>], from: usize) {
+        for bound in self.bounds.drain(from..) {
+            self.loads.iter_mut().zip(bound.settled).for_each(|(load, less)| *load -= less);
+        }
+        blocks.iter_mut().for_each(|block| block.reopen(from));
     }
 }
 
@@ -144,6 +174,8 @@ impl<'g> Market<'g> {
                 }
                 let loads: Vec<f64> = tally.open.iter().map(|load| f64::from(*load)).collect();
                 let off = self.deviation(&loads, scale) / loads.len() as f64;
+                #[cfg(test)]
+                eprintln!("  sample {size} width {width:.5} off {off:.3} fair {fair:.2}");
                 if warm && turn == 0 && off < WARM_NOISE * fair.sqrt() {
                     let noise = NOISE * (2.0 * fair * scale).sqrt() / scale;
                     return Some(self.noise_width(&tally.curves, &loads, noise, width));
@@ -168,7 +200,8 @@ impl<'g> Market<'g> {
                     width = self.noise_width(&tally.curves, &loads, noise, width);
                     break;
                 }
-                width = if far { width * 4.0 } else { narrower.max(f32::MIN_POSITIVE) };
+                let floor = self.scale * (64.0 / size as f32).sqrt();
+                width = if far { width * 4.0 } else { narrower.max(floor) };
             }
             if size * SAMPLE_GROWTH * 2 > tokens {
                 return Some(width);
@@ -177,12 +210,17 @@ impl<'g> Market<'g> {
         }
     }
 
-    /// Passes over the open tokens at narrowing widths while that pays. None when prices would
-    /// leave the bounds on and on, or are out of range.
-    fn close_in(&mut self, blocks: &mut [Block<'_>], first: f32, most_sweeps: u32) -> Option<Closed> {
+    /// Passes over the open tokens at narrowing widths while that pays, and returns all loads.
+    /// None when prices leave the bounds on and on, or are out of range.
+    fn close_in(
+        &mut self,
+        blocks: &mut [Block<'_>],
+        closed: &mut Closed,
+        first: f32,
+        most_sweeps: u32,
+    ) -> Option<Vec<u32>> {
         let experts = self.prices.len();
-        let (mut width, mut before, mut opened) = (first, u64::MAX, 0);
-        let mut closed = Closed { loads: vec![0; experts], bounds: Vec::new() };
+        let (mut width, mut before, mut reopened) = (first, u64::MAX, 0);
         loop {
             let tally = self.pass(blocks, width, true);
             if !self.in_range(&tally) {
@@ -190,36 +228,42 @@ impl<'g> Market<'g> {
             }
             closed.loads.iter_mut().zip(&tally.settled).for_each(|(load, more)| *load += more);
             // Margins are f32: what their rounding may hide is taken off the bound.
-            let rounding = f64::from(tally.largest_edge).max(f64::from(width)) * ROUNDING;
-            closed.bounds.push((self.prices.clone(), f64::from(width) - rounding));
+            let rounding = f64::from(tally.largest_edge.max(width)) * ROUNDING;
+            let bound = Bound {
+                prices: self.prices.clone(),
+                width: f64::from(width) - rounding,
+                settled: tally.settled,
+            };
+            closed.bounds.push(bound);
             let loads: Vec<u32> =
                 closed.loads.iter().zip(&tally.open).map(|(load, open)| load + open).collect();
             let real: Vec<f64> = loads.iter().map(|load| f64::from(*load)).collect();
-            let off = self.deviation(&real, 1.0) as u64;
-            let slow = off > before / 4 * 3;
-            if off <= (experts / 2) as u64 || slow || self.sweeps >= most_sweeps {
-                closed.loads = loads;
-                return Some(closed);
+            #[cfg(test)]
+            eprintln!("  full width {width:.5} rows {} open {} off {}", tally.rows, blocks.iter().map(|b| b.open.len()).sum::<usize>(), self.deviation(&real, 1.0));
+            let off = whole(self.deviation(&real, 1.0));
+            let slow = u64::from(off) > before / 4 * 3;
+            if off as usize <= experts / 2 || slow || self.sweeps >= most_sweeps {
+                return Some(loads);
             }
-            before = off;
+            before = u64::from(off);
+            let then: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
             let changes = self.changes(&tally.curves, &real, 1.0);
-            let then = self.prices.clone();
             self.apply(&changes, 1.0);
             self.sweeps += 1;
-            let moved = self.prices.iter().zip(&then).map(|(now, then)| f64::from(now - then));
-            let (low, high) = range(moved);
-            let prices: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
-            if closed.largest_drift(&prices) > MOST_DRIFT {
-                opened += 1;
-                if opened > MOST_ROUNDS {
+            let now: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
+            let (low, high) = range(now.iter().zip(&then).map(|(now, then)| now - then));
+            let spread = narrow(high - low);
+            let floor = (tally.largest_edge * LEAST_WIDTH).max(f32::MIN_POSITIVE);
+            if let Some(from) = closed.first_broken(&now, MOST_DRIFT) {
+                reopened += 1;
+                if reopened > MOST_ROUNDS {
                     return None;
                 }
-                closed = Closed { loads: vec![0; experts], bounds: Vec::new() };
-                blocks.iter_mut().for_each(|block| block.reopen(self.game.top_k));
-                width = width.max(narrow(high - low) * 2.0);
+                closed.reopen(blocks, from);
                 before = u64::MAX;
+                width = spread.max(floor);
             } else {
-                width = width.min((narrow(high - low) * NARROWING).max(f32::MIN_POSITIVE));
+                width = width.min((spread * NARROWING).max(floor));
             }
         }
     }
@@ -296,7 +340,7 @@ impl<'g> Market<'g> {
     }
 
     /// The repair at the present prices, without moves so far.
-    fn swaps(&self, closed: &Closed, _: &[Block<'_>]) -> Swaps<'g> {
+    fn swaps(&self, loads: &[u32]) -> Swaps<'g> {
         let mut prices: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
         if self.tight {
             // Every expert fills up at any price from the cost of its last unit on.
@@ -306,7 +350,7 @@ impl<'g> Market<'g> {
             let shift = prices.iter().enumerate().map(raise).fold(f64::NEG_INFINITY, f64::max);
             prices.iter_mut().for_each(|price| *price += shift);
         }
-        Swaps::new(self.supply, prices, &closed.loads)
+        Swaps::new(self.supply, prices, loads)
     }
 
     /// Gives the repair the open tokens.
@@ -384,7 +428,11 @@ const NARROWING: f32 = 1.0;
 /// Part of a bound that sweeps may use up, so that the repair has room.
 const MOST_DRIFT: f64 = 0.9;
 
+/// Part of the largest priced score or width that rounding in f32 may hide: several times 2⁻²⁴.
 const ROUNDING: f64 = 1e-6;
+
+/// Least width in parts of the largest priced score.
+const LEAST_WIDTH: f32 = 1e-5;
 
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
@@ -402,4 +450,49 @@ fn narrow(value: f64) -> f32 {
 )]
 fn whole(load: f64) -> u32 {
     load.round() as u32
+}
+#[cfg(test)]
+mod trace {
+    use super::*;
+    use crate::game::{CostSettings, Scores, certify};
+    use crate::rng::stream;
+    use rand::RngExt as _;
+    fn case(t: usize, e: usize, batch: u64) -> Vec<f32> {
+        let normals = |seed, name| {
+            let mut rng = stream(seed, name);
+            std::iter::repeat_with(move || {
+                let (u, v): (f64, f64) = (rng.random(), rng.random());
+                (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+            })
+        };
+        let lean: Vec<f64> = normals(7, "bench leanings").take(e).collect();
+        normals(batch, "bench scores").take(t * e).enumerate()
+            .map(|(at, n)| (1.0 / (1.0 + (-(n + 0.5 * lean[at % e])).exp())) as f32).collect()
+    }
+    #[test]
+    #[ignore]
+    fn trace() {
+        for (t, e) in [(64, 64), (64, 256), (256, 64), (256, 256), (4096, 64), (8192, 256), (262144, 64)] {
+            let k = 8;
+            let mut warm: Option<Vec<f64>> = None;
+            for batch in 0..2 {
+                let v = case(t, e, batch);
+                let cost = CostSettings::Quota { capacity_factor: 1.0 }.build(t, e, k);
+                let game = Game { scores: Scores::new(&v, e).unwrap(), top_k: k, cost: cost.as_ref() };
+                eprintln!("=== {t} {e} warm {}", warm.is_some());
+                let start = warm.clone().unwrap_or(vec![0.0; e]);
+                let now = std::time::Instant::now();
+                let play = settle_and_repair(&game, Supply::new(&game), &start, warm.is_some(), 16, Instructions::best());
+                eprintln!("total {:?}", now.elapsed());
+                match play {
+                    Some(play) => {
+                        let c = certify(&game, &play.choices, &play.prices);
+                        eprintln!("passes {} iter {} gap {} mom {}", play.passes, play.iterations, c.relative_gap, c.max_over_mean);
+                        warm = Some(play.prices);
+                    }
+                    None => eprintln!("FAILED"),
+                }
+            }
+        }
+    }
 }
