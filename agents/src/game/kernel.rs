@@ -156,7 +156,11 @@ impl Rows<'_> {
             near_keys: vec![0.0; (vectors + 1) * LANES],
             near_experts: vec![0; (vectors + 1) * LANES],
         };
-        for token in tokens {
+        let mut tokens = tokens.peekable();
+        while let Some(token) = tokens.next() {
+            if let Some(next) = tokens.peek() {
+                V::fetch(self.scores.row(*next as usize));
+            }
             let edge = self.select::<V>(token, &mut scratch);
             let near = match (edge, self.band) {
                 (Some((last, next)), Some(band)) => {

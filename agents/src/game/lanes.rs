@@ -15,6 +15,8 @@ pub(super) trait Lanes: Copy {
 
     fn splat(value: f32) -> Self;
     fn load(values: &[f32; LANES]) -> Self;
+    /// Asks for values that are needed soon.
+    fn fetch(values: &[f32]);
     fn store(self, to: &mut [f32; LANES]);
     fn minus(self, other: Self) -> Self;
     fn larger(self, other: Self) -> Self;
@@ -64,6 +66,9 @@ impl Lanes for Portable {
     fn load(values: &[f32; LANES]) -> Self {
         Self(*values)
     }
+
+    #[inline(always)]
+    fn fetch(_: &[f32]) {}
 
     #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
@@ -153,6 +158,15 @@ mod x86 {
         value.cast_signed()
     }
 
+    #[inline(always)]
+    fn prefetch(values: &[f32]) {
+        for line in values.chunks(LANES) {
+            // SAFETY: a prefetch of any address has no effect but on the cache; SSE is part of
+            // x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        }
+    }
+
     /// Adds 1 where the lanes `$by` further on are greater.
     macro_rules! count_greater {
         ($value:ident, $ranks:ident, $($by:literal)*) => {
@@ -178,6 +192,11 @@ mod x86 {
         fn load(values: &[f32; LANES]) -> Self {
             // SAFETY: AVX-512F as above; the array has the 64 bytes an unaligned load reads.
             Self(unsafe { _mm512_loadu_ps(values.as_ptr()) })
+        }
+
+        #[inline(always)]
+        fn fetch(values: &[f32]) {
+            prefetch(values);
         }
 
         #[inline(always)]
@@ -308,6 +327,11 @@ mod x86 {
             let at = values.as_ptr();
             // SAFETY: AVX2 as above; the array has the 2 × 32 bytes that are read.
             unsafe { Self(_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))) }
+        }
+
+        #[inline(always)]
+        fn fetch(values: &[f32]) {
+            prefetch(values);
         }
 
         #[inline(always)]

@@ -160,7 +160,7 @@ impl<'g> Market<'g> {
     fn learn_from_samples(&mut self, warm: bool) -> Option<f32> {
         let tokens = self.game.scores.tokens();
         let mut size = if tokens <= 2 * FIRST_SAMPLE { tokens } else { FIRST_SAMPLE };
-        let mut width = 2.0 * self.scale;
+        let mut width = self.scale * if warm { 0.5 } else { 2.0 };
         loop {
             let mut blocks = Block::sample(tokens, size);
             let scale = tokens as f64 / size as f64;
@@ -178,7 +178,8 @@ impl<'g> Market<'g> {
                 eprintln!("  sample {size} width {width:.5} off {off:.3} fair {fair:.2}");
                 if warm && turn == 0 && off < WARM_NOISE * fair.sqrt() {
                     let noise = NOISE * (2.0 * fair * scale).sqrt() / scale;
-                    return Some(self.noise_width(&tally.curves, &loads, noise, width));
+                    let noise = self.noise_width(&tally.curves, &loads, noise, width);
+                    return Some(noise * room(size));
                 }
                 if off == 0.0 && size == tokens {
                     return Some(width * 1e-3);
@@ -197,7 +198,7 @@ impl<'g> Market<'g> {
                     if size == tokens {
                         return Some(narrower.max(f32::MIN_POSITIVE));
                     }
-                    width = self.noise_width(&tally.curves, &loads, noise, width);
+                    width = self.noise_width(&tally.curves, &loads, noise, width) * room(size);
                     break;
                 }
                 let floor = self.scale * (64.0 / size as f32).sqrt();
@@ -301,7 +302,7 @@ impl<'g> Market<'g> {
             rise.max(-fall)
         };
         let widest = loads.iter().enumerate().map(shift).fold(0.0, f64::max);
-        (2.0 * narrow(widest)).clamp(f32::MIN_POSITIVE, most)
+        narrow(widest).min(most).max(f32::MIN_POSITIVE)
     }
 
     /// Units of demand that are not supplied.
@@ -409,6 +410,12 @@ fn typical_span(game: &Game<'_>) -> f32 {
 
 /// Prices in typical spans, beyond which too few bits are left for the spans.
 const LARGEST_PRICE: f32 = 1e5;
+
+/// Widths in parts of the largest change to expect. Two prices may drift apart by twice as much,
+/// which pays where many tokens settle within it: after large samples.
+fn room(sample: usize) -> f32 {
+    if sample > FIRST_SAMPLE { 2.0 } else { 1.0 }
+}
 
 const FIRST_SAMPLE: usize = 512;
 const SAMPLE_GROWTH: usize = 16;
