@@ -144,6 +144,8 @@ impl Pass<'_> {
             let (last, next) = found.edge;
             let doubt = TWO_ROUNDINGS * last.abs().max(next.abs());
             let sure = !found.tied && last - next > doubt;
+            #[cfg(test)]
+            if !sure { eprintln!("EXACT {} {:?} {}", found.tied, found.edge, doubt); }
             let seen = match sure {
                 true => found,
                 false => exact.look(&self.game, token, self.prices.each(), self.width),

@@ -487,7 +487,7 @@ mod trace {
                 let cost = CostSettings::Quota { capacity_factor: 1.0 }.build(t, e, k);
                 let game = Game { scores: Scores::new(&v, e).unwrap(), top_k: k, cost: cost.as_ref() };
                 eprintln!("=== {t} {e} warm {}", warm.is_some());
-                let start = warm.clone().unwrap_or(vec![0.0; e]);
+                let start = warm.clone().unwrap_or(vec![0.0; e]); if batch == 1 { eprintln!("--cold 1"); let _ = settle_and_repair(&game, Supply::new(&game), &vec![0.0; e], false, 16, Instructions::best()); eprintln!("--"); }
                 let now = std::time::Instant::now();
                 let play = settle_and_repair(&game, Supply::new(&game), &start, warm.is_some(), 16, Instructions::best());
                 eprintln!("total {:?}", now.elapsed());

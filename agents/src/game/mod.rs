@@ -85,6 +85,9 @@ pub enum GameError {
     },
 }
 
+/// Scores tested together.
+const FINITE_BLOCK: usize = 256;
+
 impl<'a> Scores<'a> {
     /// Checks shape and values.
     ///
@@ -93,6 +96,11 @@ impl<'a> Scores<'a> {
     pub fn new(values: &'a [f32], experts: usize) -> Result<Self, GameError> {
         if experts == 0 || values.is_empty() || !values.len().is_multiple_of(experts) {
             return Err(GameError::Shape { values: values.len(), experts });
+        }
+        // Whole blocks are tested without a branch for each value.
+        let all_finite = |block: &[f32]| block.iter().fold(true, |all, v| all & v.is_finite());
+        if values.chunks(FINITE_BLOCK).all(all_finite) {
+            return Ok(Self { values, experts });
         }
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(Self { values, experts }),
