@@ -96,10 +96,83 @@ pub(super) fn visit_rows(
     }
 }
 
+/// Experts that a token may leave or join, ascending, at most a vector of them.
+#[derive(Clone, Copy)]
+pub(super) struct List<'r> {
+    pub(super) token: u32,
+    pub(super) experts: &'r [u32],
+    pub(super) scores: &'r [f32],
+    /// The lanes of the experts it is on.
+    pub(super) on: u32,
+}
+
+/// What a pass found in one list; the fields are those of [`Seen`].
+pub(super) struct Listed<'r> {
+    pub(super) list: List<'r>,
+    pub(super) tied: bool,
+    /// The lanes of the largest priced scores, as many as the token is on.
+    pub(super) within: u32,
+    pub(super) edge: (f32, f32),
+    /// As in [`Seen`], with the scores in third place.
+    pub(super) near: (&'r [u32], &'r [f32], &'r [f32]),
+}
+
+/// Visits lists of at least one expert that the token is on and one that it is not on.
+pub(super) fn visit_lists<'l>(
+    kind: Instructions,
+    lists: impl Iterator<Item = List<'l>>,
+    prices: &Prices,
+    band: f32,
+    mut visit: impl FnMut(Listed<'_>),
+) {
+    let prices = prices.each();
+    match kind {
+        Instructions::Portable => each_list::<Portable>(lists, prices, band, &mut visit),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the kind is made by `available` alone, which checked the processor.
+        Instructions::Avx2 => unsafe { x86::avx2_lists(lists, prices, band, &mut visit) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Instructions::Avx512 => unsafe { x86::avx512_lists(lists, prices, band, &mut visit) },
+    }
+}
+
+#[inline(always)]
+fn each_list<'l, V: Lanes>(
+    lists: impl Iterator<Item = List<'l>>,
+    prices: &[f32],
+    band: f32,
+    visit: &mut impl FnMut(Listed<'_>),
+) {
+    let (mut near_keys, mut near_scores) = ([0.0; LANES], [0.0; LANES]);
+    let mut near_experts = [0; LANES];
+    for list in lists {
+        let mut keys = [f32::NEG_INFINITY; LANES];
+        let (mut scores, mut experts) = ([0.0; LANES], [0; LANES]);
+        for (lane, (expert, score)) in list.experts.iter().zip(list.scores).enumerate() {
+            keys[lane] = score - prices[*expert as usize];
+            (scores[lane], experts[lane]) = (*score, *expert);
+        }
+        let key = V::load(&keys);
+        let (ranks, wanted) = (key.ranks(), list.on.count_ones());
+        let valid = (1_u32 << list.experts.len()) - 1;
+        let within = V::up_to(ranks, wanted.wrapping_sub(1)) & valid;
+        let tied = wanted == 0 || within.count_ones() != wanted;
+        let edge = (key.least_of(within), key.least_of(V::up_to(ranks, wanted) & valid));
+        let mask = key.greater(V::splat(edge.0 - band)) & V::splat(edge.1 + band).greater(key);
+        key.pack(mask, &mut near_keys);
+        V::load(&scores).pack(mask, &mut near_scores);
+        V::pack_from(&experts, mask, &mut near_experts);
+        let near = mask.count_ones() as usize;
+        let near = (&near_experts[..near], &near_keys[..near], &near_scores[..near]);
+        visit(Listed { list, tied, within, edge, near });
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::lanes::{Avx2, Avx512};
-    use super::{Rows, Seen};
+    use super::{List, Listed, Rows, Seen, each_list};
 
     #[target_feature(enable = "avx2,popcnt")]
     pub(super) fn avx2(
@@ -110,6 +183,16 @@ mod x86 {
         rows.visit::<Avx2>(tokens, visit);
     }
 
+    #[target_feature(enable = "avx2,popcnt")]
+    pub(super) fn avx2_lists<'l>(
+        lists: impl Iterator<Item = List<'l>>,
+        prices: &[f32],
+        band: f32,
+        visit: &mut impl FnMut(Listed<'_>),
+    ) {
+        each_list::<Avx2>(lists, prices, band, visit);
+    }
+
     #[target_feature(enable = "avx512f,popcnt")]
     pub(super) fn avx512(
         rows: &Rows<'_>,
@@ -117,6 +200,16 @@ mod x86 {
         visit: &mut impl FnMut(Seen<'_>),
     ) {
         rows.visit::<Avx512>(tokens, visit);
+    }
+
+    #[target_feature(enable = "avx512f,popcnt")]
+    pub(super) fn avx512_lists<'l>(
+        lists: impl Iterator<Item = List<'l>>,
+        prices: &[f32],
+        band: f32,
+        visit: &mut impl FnMut(Listed<'_>),
+    ) {
+        each_list::<Avx512>(lists, prices, band, visit);
     }
 }
 

@@ -30,8 +30,9 @@ pub(super) fn settle_and_repair(
         tight,
         prices: start.iter().map(|price| narrow(*price)).collect(),
         scale: typical_span(game),
+        loads: vec![0; experts],
         sweeps: 0,
-        rows: 0,
+        visits: 0,
     };
     if !tight {
         market.level();
@@ -40,14 +41,14 @@ pub(super) fn settle_and_repair(
     let mut chosen = vec![ExpertId(0); tokens * game.top_k];
     let mut blocks = Block::all(&mut chosen, game.top_k);
     let mut paths = 0;
-    let mut closed = Closed { loads: vec![0; experts], bounds: Vec::new() };
+    let mut closed = Closed { bounds: Vec::new() };
     for _ in 0..MOST_ROUNDS {
-        let loads = market.close_in(&mut blocks, &mut closed, width, most_sweeps)?;
-        let mut swaps = market.swaps(&loads);
+        market.close_in(&mut blocks, &mut closed, width, most_sweeps)?;
+        let mut swaps = market.swaps();
         let (more, ended) = if swaps.imbalance() == 0 {
             (0, Ended::Balanced)
         } else {
-            market.offer(&mut swaps, &mut blocks);
+            market.offer(&mut swaps, &blocks);
             swaps.run(MOST_RELAXED_PER_EXPERT * experts as u64)
         };
         paths += more;
@@ -57,14 +58,14 @@ pub(super) fn settle_and_repair(
         let broken = closed.first_broken(reached, 1.0);
         if ended == Ended::Balanced && broken.is_none() {
             if more > 0 {
-                market.write_back(&swaps, &mut blocks);
+                market.accept(&swaps, &mut blocks);
             }
             let prices = supply.settle(&swaps.prices, &swaps.delivered);
             drop(blocks);
             return Some(Play {
                 choices: Choices::uniform(chosen, game.top_k),
                 prices,
-                passes: u32::try_from(market.rows.div_ceil(tokens as u64)).unwrap_or(u32::MAX),
+                passes: u32::try_from(market.visits.div_ceil(game.scores.values().len() as u64)).unwrap_or(u32::MAX),
                 iterations: market.sweeps.saturating_add(paths),
             });
         }
@@ -98,14 +99,15 @@ struct Market<'g> {
     prices: Vec<f32>,
     /// What the scores of a typical row differ by.
     scale: f32,
+    /// n_e of the choices so far.
+    loads: Vec<i32>,
     sweeps: u32,
-    rows: u64,
+    /// Scores visited.
+    visits: u64,
 }
 
-/// What settled in the passes so far.
+/// The passes so far in which tokens settled.
 struct Closed {
-    /// Loads by settled tokens.
-    loads: Vec<u32>,
     bounds: Vec<Bound>,
 }
 
@@ -114,7 +116,6 @@ struct Bound {
     prices: Vec<f32>,
     /// How far any two prices may drift apart from there.
     width: f64,
-    settled: Vec<u32>,
 }
 
 impl Bound {
@@ -138,9 +139,7 @@ impl Closed {
 
     /// Goes back to before pass number `from`.
     fn reopen(&mut self, blocks: &mut [Block<'_>], from: usize) {
-        for bound in self.bounds.drain(from..) {
-            self.loads.iter_mut().zip(bound.settled).for_each(|(load, less)| *load -= less);
-        }
+        self.bounds.truncate(from);
         blocks.iter_mut().for_each(|block| block.reopen(from));
     }
 }
@@ -150,7 +149,7 @@ impl<'g> Market<'g> {
         let prices = Prices::new(&self.prices);
         let pass = Pass { game: self.game, kind: self.kind, prices: &prices, width, settle };
         let tally = pass.run(blocks);
-        self.rows += tally.rows;
+        self.visits += tally.scores;
         tally
     }
 
@@ -172,7 +171,7 @@ impl<'g> Market<'g> {
                 if !self.in_range(&tally) {
                     return None;
                 }
-                let loads: Vec<f64> = tally.open.iter().map(|load| f64::from(*load)).collect();
+                let loads: Vec<f64> = tally.loads.iter().map(|load| f64::from(*load)).collect();
                 let off = self.deviation(&loads, scale) / loads.len() as f64;
                 #[cfg(test)]
                 eprintln!("  sample {size} width {width:.5} off {off:.3} fair {fair:.2}");
@@ -211,15 +210,14 @@ impl<'g> Market<'g> {
         }
     }
 
-    /// Passes over the open tokens at narrowing widths while that pays, and returns all loads.
-    /// None when prices leave the bounds on and on, or are out of range.
+    /// Passes over the open tokens at narrowing widths while that pays, None when prices leave the bounds on and on, or are out of range.
     fn close_in(
         &mut self,
         blocks: &mut [Block<'_>],
         closed: &mut Closed,
         first: f32,
         most_sweeps: u32,
-    ) -> Option<Vec<u32>> {
+    ) -> Option<()> {
         let experts = self.prices.len();
         let (mut width, mut before, mut reopened) = (first, u64::MAX, 0);
         loop {
@@ -227,24 +225,18 @@ impl<'g> Market<'g> {
             if !self.in_range(&tally) {
                 return None;
             }
-            closed.loads.iter_mut().zip(&tally.settled).for_each(|(load, more)| *load += more);
             // Margins are f32: what their rounding may hide is taken off the bound.
             let rounding = f64::from(tally.largest_edge.max(width)) * ROUNDING;
-            let bound = Bound {
-                prices: self.prices.clone(),
-                width: f64::from(width) - rounding,
-                settled: tally.settled,
-            };
-            closed.bounds.push(bound);
-            let loads: Vec<u32> =
-                closed.loads.iter().zip(&tally.open).map(|(load, open)| load + open).collect();
-            let real: Vec<f64> = loads.iter().map(|load| f64::from(*load)).collect();
+            let width_left = f64::from(width) - rounding;
+            closed.bounds.push(Bound { prices: self.prices.clone(), width: width_left });
+            self.loads.iter_mut().zip(&tally.loads).for_each(|(load, change)| *load += change);
+            let real: Vec<f64> = self.loads.iter().map(|load| f64::from(*load)).collect();
             #[cfg(test)]
-            eprintln!("  full width {width:.5} rows {} open {} off {}", tally.rows, blocks.iter().map(|b| b.open.len()).sum::<usize>(), self.deviation(&real, 1.0));
+            eprintln!("  full width {width:.5} scores {} open {} off {}", tally.scores, blocks.iter().map(|b| b.open.len()).sum::<usize>(), self.deviation(&real, 1.0));
             let off = whole(self.deviation(&real, 1.0));
             let slow = u64::from(off) > before / 4 * 3;
             if off as usize <= experts / 2 || slow || self.sweeps >= most_sweeps {
-                return Some(loads);
+                return Some(());
             }
             before = u64::from(off);
             let then: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
@@ -341,7 +333,7 @@ impl<'g> Market<'g> {
     }
 
     /// The repair at the present prices, without moves so far.
-    fn swaps(&self, loads: &[u32]) -> Swaps<'g> {
+    fn swaps(&self) -> Swaps<'g> {
         let mut prices: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
         if self.tight {
             // Every expert fills up at any price from the cost of its last unit on.
@@ -351,42 +343,35 @@ impl<'g> Market<'g> {
             let shift = prices.iter().enumerate().map(raise).fold(f64::NEG_INFINITY, f64::max);
             prices.iter_mut().for_each(|price| *price += shift);
         }
-        Swaps::new(self.supply, prices, loads)
+        let loads = self.loads.iter();
+        let loads: Vec<u32> =
+            loads.map(|load| u32::try_from(*load).expect("loads are counts")).collect();
+        Swaps::new(self.supply, prices, &loads)
     }
 
     /// Gives the repair the open tokens.
-    fn offer(&self, swaps: &mut Swaps<'_>, blocks: &mut [Block<'_>]) {
+    fn offer(&self, swaps: &mut Swaps<'_>, blocks: &[Block<'_>]) {
         for block in blocks {
-            let mut start = 0;
-            for at in 0..block.open.len() {
-                let (token, end) = (block.open[at], block.near_ends[at] as usize);
-                let near = start..end;
+            for (token, experts) in block.lists() {
                 let scores = self.game.scores.row(token as usize);
-                let row: &[ExpertId] = block.row(token, self.game.top_k);
-                let on: Vec<ExpertId> = row.to_vec();
-                swaps.add(block.near[near].iter().map(|expert| {
-                    (*expert, scores[*expert as usize], on.contains(&ExpertId(*expert)))
+                let row = block.row(token, self.game.top_k);
+                swaps.add(experts.iter().map(|expert| {
+                    let on = row.binary_search(&ExpertId(*expert)).is_ok();
+                    (*expert, scores[*expert as usize], on)
                 }));
-                start = end;
             }
         }
     }
 
-    /// Writes the choices of the open tokens after the repair.
-    fn write_back(&self, swaps: &Swaps<'_>, blocks: &mut [Block<'_>]) {
+    /// Gives the tokens the choices that the repair found.
+    fn accept(&mut self, swaps: &Swaps<'_>, blocks: &mut [Block<'_>]) {
         let mut number = 0;
-        let mut row = Vec::with_capacity(2 * self.game.top_k);
         for block in blocks {
-            for at in 0..block.open.len() {
-                let token = block.open[at];
-                let chosen = block.row(token, self.game.top_k);
-                row.clear();
-                row.extend_from_slice(chosen);
-                row.retain(|own| !swaps.experts(number).any(|(e, _)| e == own.0));
-                let on = swaps.experts(number).filter(|(_, on)| *on);
-                row.extend(on.map(|(expert, _)| ExpertId(expert)));
-                row.sort_unstable();
-                chosen.copy_from_slice(&row);
+            let lists: Vec<(u32, Vec<u32>)> =
+                block.lists().map(|(token, experts)| (token, experts.to_vec())).collect();
+            for (token, listed) in lists {
+                let on = swaps.experts(number).filter(|(_, on)| *on).map(|(expert, _)| expert);
+                block.swap(token, &listed, on, self.game.top_k, &mut self.loads);
                 number += 1;
             }
         }
@@ -414,7 +399,7 @@ const LARGEST_PRICE: f32 = 1e5;
 /// Widths in parts of the largest change to expect. Two prices may drift apart by twice as much,
 /// which pays where many tokens settle within it: after large samples.
 fn room(sample: usize) -> f32 {
-    if sample > FIRST_SAMPLE { 2.0 } else { 1.0 }
+    if sample > FIRST_SAMPLE { 2.0 } else { 1.4 }
 }
 
 const FIRST_SAMPLE: usize = 512;
@@ -430,7 +415,7 @@ const NOISE: f64 = 2.0;
 const WARM_NOISE: f64 = 1.2;
 
 /// Each pass is this many times as wide as the last change of prices spreads.
-const NARROWING: f32 = 1.0;
+const NARROWING: f32 = 1.5;
 
 /// Part of a bound that sweeps may use up, so that the repair has room.
 const MOST_DRIFT: f64 = 0.9;
