@@ -45,6 +45,14 @@ impl Lists {
         List { token, experts, scores, on: self.on[at] }
     }
 
+    /// Makes room for so many lists of common lengths.
+    fn reserve(&mut self, lists: usize) {
+        self.ends.reserve(lists);
+        self.on.reserve(lists);
+        self.experts.reserve(lists * LANES / 2);
+        self.scores.reserve(lists * LANES / 2);
+    }
+
     fn push(&mut self, experts: &[u32], scores: impl Iterator<Item = f32>, on: u32) {
         self.experts.extend_from_slice(experts);
         self.scores.extend(scores);
@@ -68,6 +76,14 @@ impl<'c> Block<'c> {
             Self::new(first, chosen, open)
         };
         blocks.map(block).collect()
+    }
+
+    /// Scores that the next pass visits, at least.
+    fn work(&self, experts: usize) -> usize {
+        match self.lists.scores.len() {
+            0 => self.open.len() * experts,
+            listed => listed + self.open.len() * LIST_WORK,
+        }
     }
 
     /// Every so many tokens, in blocks without choices.
@@ -126,6 +142,9 @@ impl<'c> Block<'c> {
 
 const SAMPLE_BLOCK: usize = 64;
 
+/// Scores of a row that are visited in the time that one list takes.
+const LIST_WORK: usize = 16;
+
 /// Sums over the tokens of a pass. They are whole numbers, so that their order does not matter.
 pub(super) struct Tally {
     /// What loads change by.
@@ -172,8 +191,9 @@ impl Pass<'_> {
             self.visit(block, &mut tally);
             tally
         };
-        let open: usize = blocks.iter().map(|block| block.open.len()).sum();
-        if open * self.game.scores.experts() <= MOST_SEQUENTIAL_SCORES {
+        let experts = self.game.scores.experts();
+        let work: usize = blocks.iter().map(|block| block.work(experts)).sum();
+        if work <= MOST_SEQUENTIAL_SCORES {
             return blocks.iter_mut().fold(new(), visit);
         }
         let least = blocks.len() / MOST_PARTS;
@@ -187,6 +207,9 @@ impl Pass<'_> {
         let lists = std::mem::take(&mut block.lists);
         let mut exact = Exact::new(&self.game);
         let mut kept = Kept { open: Vec::with_capacity(open.len()), lists: Lists::default() };
+        if self.settle {
+            kept.lists.reserve(open.len());
+        }
         if lists.ends.is_empty() {
             self.visit_rows(&open, block, tally, &mut exact, &mut kept);
         } else {

@@ -44,6 +44,8 @@ pub(super) fn settle_and_repair(
     let mut closed = Closed { bounds: Vec::new() };
     for _ in 0..MOST_ROUNDS {
         market.close_in(&mut blocks, &mut closed, width, most_sweeps)?;
+        #[cfg(test)]
+        let now = std::time::Instant::now();
         let mut swaps = market.swaps();
         let (more, ended) = if swaps.imbalance() == 0 {
             (0, Ended::Balanced)
@@ -52,6 +54,8 @@ pub(super) fn settle_and_repair(
             swaps.run(MOST_RELAXED_PER_EXPERT * experts as u64)
         };
         paths += more;
+        #[cfg(test)]
+        eprintln!("    repair {:?}", now.elapsed());
         #[cfg(test)]
         eprintln!("  repair paths {more} {ended:?} relaxed {} drift {}", swaps.relaxed, closed.bounds.iter().map(|b| b.drift(&swaps.prices[..experts])).fold(0.0, f64::max));
         let reached = &swaps.prices[..experts];
@@ -148,7 +152,11 @@ impl<'g> Market<'g> {
     fn pass(&mut self, blocks: &mut [Block<'_>], width: f32, settle: bool) -> Tally {
         let prices = Prices::new(&self.prices);
         let pass = Pass { game: self.game, kind: self.kind, prices: &prices, width, settle };
+        #[cfg(test)]
+        let now = std::time::Instant::now();
         let tally = pass.run(blocks);
+        #[cfg(test)]
+        eprintln!("    pass {:?}", now.elapsed());
         self.visits += tally.scores;
         tally
     }
@@ -175,15 +183,21 @@ impl<'g> Market<'g> {
                 let off = self.deviation(&loads, scale) / loads.len() as f64;
                 #[cfg(test)]
                 eprintln!("  sample {size} width {width:.5} off {off:.3} fair {fair:.2}");
-                if warm && turn == 0 && off < WARM_NOISE * fair.sqrt() {
+                if warm && size == FIRST_SAMPLE && turn == 0 && off < WARM_NOISE * fair.sqrt() {
                     let noise = NOISE * (2.0 * fair * scale).sqrt() / scale;
-                    let noise = self.noise_width(&tally.curves, &loads, noise, width);
-                    return Some(noise * room(size));
+                    width = self.noise_width(&tally.curves, &loads, noise, width);
+                    break;
                 }
                 if off == 0.0 && size == tokens {
                     return Some(width * 1e-3);
                 }
                 let changes = self.changes(&tally.curves, &loads, scale);
+                if size == tokens && tokens > 2 * FIRST_SAMPLE {
+                    self.apply(&changes, 1.0);
+                    self.sweeps += 1;
+                    let (low, high) = range(changes.into_iter());
+                    return Some((narrow(high - low) * SECOND_CHANGE).max(f32::MIN_POSITIVE));
+                }
                 let largest = changes.iter().fold(0.0_f64, |most, change| most.max(change.abs()));
                 let far = largest >= f64::from(width) * 0.99;
                 let last = !far && (off < 0.3 * fair.sqrt() || off > 0.8 * before || turn > 4);
@@ -197,16 +211,21 @@ impl<'g> Market<'g> {
                     if size == tokens {
                         return Some(narrower.max(f32::MIN_POSITIVE));
                     }
-                    width = self.noise_width(&tally.curves, &loads, noise, width) * room(size);
+                    width = self.noise_width(&tally.curves, &loads, noise, width);
                     break;
                 }
                 let floor = self.scale * (64.0 / size as f32).sqrt();
                 width = if far { width * 4.0 } else { narrower.max(floor) };
             }
-            if size * SAMPLE_GROWTH * 2 > tokens {
-                return Some(width);
-            }
-            size *= SAMPLE_GROWTH;
+            // Few tokens of a batch settle within the noise of a small sample: then the first
+            // pass over the batch is a sample too.
+            size = if size * SAMPLE_GROWTH * 2 <= tokens {
+                size * SAMPLE_GROWTH
+            } else if size == FIRST_SAMPLE {
+                tokens
+            } else {
+                return Some(2.0 * width);
+            };
         }
     }
 
@@ -396,12 +415,6 @@ fn typical_span(game: &Game<'_>) -> f32 {
 /// Prices in typical spans, beyond which too few bits are left for the spans.
 const LARGEST_PRICE: f32 = 1e5;
 
-/// Widths in parts of the largest change to expect. Two prices may drift apart by twice as much,
-/// which pays where many tokens settle within it: after large samples.
-fn room(sample: usize) -> f32 {
-    if sample > FIRST_SAMPLE { 2.0 } else { 1.4 }
-}
-
 const FIRST_SAMPLE: usize = 512;
 const SAMPLE_GROWTH: usize = 16;
 const MOST_SAMPLE_SWEEPS: u32 = 12;
@@ -413,6 +426,9 @@ const NOISE: f64 = 2.0;
 /// Mean deviation of sampled loads at earlier prices, in standard errors, up to which they are
 /// taken to fit this batch.
 const WARM_NOISE: f64 = 1.2;
+
+/// Spread of the second change of prices over that of the first, at most.
+const SECOND_CHANGE: f32 = 0.2;
 
 /// Each pass is this many times as wide as the last change of prices spreads.
 const NARROWING: f32 = 1.5;
