@@ -3,6 +3,7 @@
 /// Bins on each side of the present price, two an octave: near the price they are fine, far from
 /// it coarse, so that one set of bins serves first guesses and last corrections alike.
 const BINS: usize = 32;
+const LAST_BIN: u32 = 31;
 
 /// For each expert, how many open tokens leave it when its price rises by up to each bin's end,
 /// and how many join it when it falls, the other prices staying.
@@ -20,7 +21,7 @@ const BELOW_BIN: u32 = 22;
 impl Curves {
     /// For price changes up to `width`.
     pub(super) fn new(experts: usize, width: f32) -> Self {
-        let lowest = (width.to_bits() >> BELOW_BIN).saturating_sub(BINS as u32 - 1);
+        let lowest = (width.to_bits() >> BELOW_BIN).saturating_sub(LAST_BIN);
         Self { bins: vec![0; experts * 2 * BINS], lowest, width }
     }
 

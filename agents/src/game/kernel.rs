@@ -24,7 +24,10 @@ impl Instructions {
         #[cfg(target_arch = "x86_64")]
         let vectors = [
             (Self::Avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")),
-            (Self::Avx512, is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt")),
+            (
+                Self::Avx512,
+                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt"),
+            ),
         ];
         #[cfg(not(target_arch = "x86_64"))]
         let vectors: [(Self, bool); 0] = [];
@@ -158,7 +161,8 @@ fn each_list<'l, V: Lanes>(
         let valid = (1_u32 << list.experts.len()) - 1;
         let within = V::up_to(ranks, wanted.wrapping_sub(1)) & valid;
         let tied = wanted == 0 || within.count_ones() != wanted;
-        let edge = (key.least_of(within), key.least_of(V::up_to(ranks, wanted) & valid));
+        let next = key.least_of(V::up_to(ranks, wanted) & valid);
+        let edge = (unsigned_zero(key.least_of(within)), unsigned_zero(next));
         let mask = key.greater(V::splat(edge.0 - band)) & V::splat(edge.1 + band).greater(key);
         key.pack(mask, &mut near_keys);
         V::load(&scores).pack(mask, &mut near_scores);
@@ -235,11 +239,7 @@ struct Scratch {
 
 impl Rows<'_> {
     #[inline(always)]
-    fn visit<V: Lanes>(
-        &self,
-        tokens: impl Iterator<Item = u32>,
-        visit: &mut impl FnMut(Seen<'_>),
-    ) {
+    fn visit<V: Lanes>(&self, tokens: impl Iterator<Item = u32>, visit: &mut impl FnMut(Seen<'_>)) {
         let vectors = self.prices.lanes.len();
         let mut scratch = Scratch {
             keys: vec![[f32::NEG_INFINITY; LANES]; vectors],
@@ -296,8 +296,8 @@ impl Rows<'_> {
         }
         let Scratch { keys, candidates, experts, chosen, .. } = scratch;
         let mut bound = V::splat(top.least_of(V::up_to(top.ranks(), k)));
-        let (mut count, mut first) = (0, 0);
-        for keys in &*keys {
+        let mut count = 0;
+        for (first, keys) in (0..).step_by(LANES).zip(&*keys) {
             let keys = V::load(keys);
             let mask = !bound.greater(keys) & 0xffff;
             if count > CANDIDATES {
@@ -306,7 +306,6 @@ impl Rows<'_> {
             keys.pack(mask, slot(candidates, count));
             V::pack_numbers(first, mask, slot(experts, count));
             count += mask.count_ones() as usize;
-            first += LANES as u32;
         }
         while count > LANES {
             let best = V::load(slot(candidates, 0));
@@ -336,8 +335,15 @@ impl Rows<'_> {
             return None;
         }
         V::pack_from(slot(experts, 0), within, chosen);
-        Some((best.least_of(within), best.least_of(V::up_to(ranks, k) & valid)))
+        let next = best.least_of(V::up_to(ranks, k) & valid);
+        Some((unsigned_zero(best.least_of(within)), unsigned_zero(next)))
     }
+}
+
+/// Of two zeros that compare equal the kinds of instructions may take either.
+#[inline(always)]
+fn unsigned_zero(value: f32) -> f32 {
+    value + 0.0
 }
 
 #[inline(always)]
@@ -349,14 +355,136 @@ fn slot<V>(values: &mut [V], at: usize) -> &mut [V; LANES] {
 #[inline(always)]
 fn near<V: Lanes>(low: f32, high: f32, scratch: &mut Scratch) -> usize {
     let (low, high) = (V::splat(low), V::splat(high));
-    let (mut count, mut first) = (0, 0);
-    for keys in &scratch.keys {
+    let mut count = 0;
+    for (first, keys) in (0..).step_by(LANES).zip(&scratch.keys) {
         let keys = V::load(keys);
         let mask = keys.greater(low) & high.greater(keys);
         keys.pack(mask, slot(&mut scratch.near_keys, count));
         V::pack_numbers(first, mask, slot(&mut scratch.near_experts, count));
         count += mask.count_ones() as usize;
-        first += LANES as u32;
     }
     count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Instructions, List, Prices, visit_lists, visit_rows};
+    use crate::game::{Scores, select_top};
+    use crate::rng::stream;
+    use rand::RngExt as _;
+
+    /// Scores that reach ties, both zeros, subnormals and the ends of f32.
+    fn values(kind: usize, count: usize) -> Vec<f32> {
+        let mut rng = stream(kind as u64, "kernel");
+        let grid = [-0.0, 0.0, 1e-41, -1e-41, 1.0, -1.0, 1e30, -1e30, f32::MAX, f32::MIN];
+        let value = |_| match kind {
+            0 => rng.random::<f32>(),
+            1 => grid[rng.random_range(0..grid.len())],
+            2 => f32::from(rng.random_range(0..40_u8)),
+            3 => rng.random::<f32>() * 1e-40,
+            _ => 0.25,
+        };
+        (0..count).map(value).collect()
+    }
+
+    /// What one kind of instructions sees, by token, as bits.
+    type Row = (bool, Vec<u32>, [u32; 2], Vec<(u32, u32)>);
+
+    fn rows(kind: Instructions, scores: Scores<'_>, prices: &[f32], k: usize) -> Vec<Row> {
+        let (mut rows, tokens) = (Vec::new(), 0..u32::try_from(scores.tokens()).expect("few"));
+        visit_rows(kind, scores, tokens, &Prices::new(prices), k, Some(0.1), |seen| {
+            rows.push(if seen.tied {
+                (true, Vec::new(), [0; 2], Vec::new())
+            } else {
+                let near = seen.near.0.iter().zip(seen.near.1);
+                let near = near.map(|(expert, key)| (*expert, key.to_bits())).collect();
+                let edge = [seen.edge.0.to_bits(), seen.edge.1.to_bits()];
+                (false, seen.chosen.to_vec(), edge, near)
+            });
+        });
+        rows
+    }
+
+    #[test]
+    fn every_kind_of_instructions_selects_what_a_sort_does() {
+        let tokens = 40;
+        let mut untied = 0;
+        for experts in [2, 3, 9, 15, 16, 17, 31, 33, 64, 100, 256, 300] {
+            for (kind, k) in (0..5).flat_map(|kind| [1, 2, 8, 14].map(|k| (kind, k))) {
+                if k >= experts {
+                    continue;
+                }
+                let values = values(kind, tokens * experts);
+                let scores = Scores::new(&values, experts).expect("finite");
+                let prices: Vec<f32> = (0..experts).map(|e| (e % 7) as f32 / 16.0).collect();
+                let portable = rows(Instructions::Portable, scores, &prices, k);
+                for instructions in Instructions::available() {
+                    let what = format!("{instructions:?} kind {kind} E {experts} k {k}");
+                    assert_eq!(rows(instructions, scores, &prices, k), portable, "{what}");
+                }
+                for (token, (tied, chosen, edge, near)) in portable.iter().enumerate() {
+                    let pairs = scores.row(token).iter().zip(&prices);
+                    let keys: Vec<f32> = pairs.map(|(score, price)| score - price).collect();
+                    let mut best = vec![(0.0, 0); k + 1];
+                    select_top(&keys, &mut best);
+                    let equal = best[k - 1].0 == best[k].0;
+                    if *tied {
+                        // Rows of many equal scores may be left to the caller as well.
+                        assert!(equal || kind > 0, "kind {kind} E {experts} k {k}");
+                        continue;
+                    }
+                    untied += 1;
+                    assert!(!equal, "kind {kind} E {experts} k {k}");
+                    let mut sorted: Vec<u32> = best[..k].iter().map(|(_, at)| *at).collect();
+                    sorted.sort_unstable();
+                    assert_eq!(chosen, &sorted);
+                    let (last, next) = (f32::from_bits(edge[0]), f32::from_bits(edge[1]));
+                    assert!(last == best[k - 1].0 && next == best[k].0);
+                    let close = |key: f32| key > last - 0.1 && key < next + 0.1;
+                    let all = (0..).zip(&keys).filter(|(_, key)| close(**key));
+                    let all: Vec<(u32, u32)> = all.map(|(e, key)| (e, key.to_bits())).collect();
+                    assert_eq!(near, &all);
+                }
+            }
+        }
+        assert!(untied > 4000);
+    }
+
+    #[test]
+    fn every_kind_of_instructions_selects_the_same_from_a_list() {
+        let prices = Prices::new(&[0.0; 20]);
+        for (kind, length) in (0..5).flat_map(|kind| (2..=16).map(move |length| (kind, length))) {
+            let (experts, scores): (Vec<u32>, Vec<f32>) = (3..).zip(values(kind, length)).unzip();
+            for wanted in 1..length {
+                let on = (1 << wanted) - 1;
+                let list = List { token: 5, experts: &experts, scores: &scores, on };
+                let mut found = Vec::new();
+                for instructions in Instructions::available() {
+                    let lists = std::iter::once(list);
+                    visit_lists(instructions, lists, &prices, 0.2, |seen| {
+                        let near = (seen.near.0.to_vec(), seen.near.2.to_vec());
+                        found.push((seen.tied, seen.within, seen.edge, near));
+                    });
+                }
+                let mut best = vec![(0.0, 0); wanted + 1];
+                select_top(&scores, &mut best);
+                let lanes = best[..wanted].iter().fold(0, |mask, (_, lane)| mask | 1 << lane);
+                let (last, next) = (best[wanted - 1].0, best[wanted].0);
+                for (tied, within, edge, near) in &found {
+                    assert_eq!(*tied, last == next);
+                    if !tied {
+                        assert_eq!((*within, edge.0, edge.1), (lanes, last, next));
+                        let close =
+                            |at: &usize| scores[*at] > last - 0.2 && scores[*at] < next + 0.2;
+                        let all: Vec<usize> = (0..length).filter(close).collect();
+                        let all = (
+                            all.iter().map(|at| experts[*at]).collect::<Vec<_>>(),
+                            all.iter().map(|at| scores[*at]).collect::<Vec<_>>(),
+                        );
+                        assert_eq!(near, &all);
+                    }
+                }
+            }
+        }
+    }
 }

@@ -252,14 +252,17 @@ mod x86 {
         #[inline(always)]
         fn pack(self, mask: u32, to: &mut [f32; LANES]) {
             // SAFETY: AVX-512F as above; the array has the 64 bytes an unaligned store writes.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), _mm512_maskz_compress_ps(bits(mask), self.0)) }
+            unsafe {
+                _mm512_storeu_ps(to.as_mut_ptr(), _mm512_maskz_compress_ps(bits(mask), self.0))
+            }
         }
 
         #[inline(always)]
         fn pack_numbers(first: u32, mask: u32, to: &mut [u32; LANES]) {
             // SAFETY: AVX-512F as above; the array has the 64 bytes an unaligned store writes.
             unsafe {
-                let from_0 = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+                let from_0 =
+                    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
                 let numbers = _mm512_add_epi32(from_0, _mm512_set1_epi32(signed(first)));
                 let packed = _mm512_maskz_compress_epi32(bits(mask), numbers);
                 _mm512_storeu_si512(to.as_mut_ptr().cast(), packed);
@@ -377,9 +380,8 @@ mod x86 {
                 let (mut turned_low, mut turned_high) = (self.0, self.1);
                 for _ in 0..8 {
                     for turned in [turned_low, turned_high] {
-                        let above = |own| {
-                            _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(turned, own))
-                        };
+                        let above =
+                            |own| _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(turned, own));
                         // A met comparison is −1.
                         low = _mm256_sub_epi32(low, above(self.0));
                         high = _mm256_sub_epi32(high, above(self.1));
@@ -396,9 +398,8 @@ mod x86 {
             // SAFETY: AVX2 as above.
             let beyond = unsafe {
                 let most = _mm256_set1_epi32(signed(rank));
-                let mask = |half| {
-                    _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(half, most)))
-                };
+                let mask =
+                    |half| _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(half, most)));
                 mask(ranks.0).cast_unsigned() | mask(ranks.1).cast_unsigned() << 8
             };
             !beyond & 0xffff

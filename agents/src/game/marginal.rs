@@ -44,8 +44,6 @@ pub(super) fn settle_and_repair(
     let mut closed = Closed { bounds: Vec::new() };
     for _ in 0..MOST_ROUNDS {
         market.close_in(&mut blocks, &mut closed, width, most_sweeps)?;
-        #[cfg(test)]
-        let now = std::time::Instant::now();
         let mut swaps = market.swaps();
         let (more, ended) = if swaps.imbalance() == 0 {
             (0, Ended::Balanced)
@@ -54,10 +52,6 @@ pub(super) fn settle_and_repair(
             swaps.run(MOST_RELAXED_PER_EXPERT * experts as u64)
         };
         paths += more;
-        #[cfg(test)]
-        eprintln!("    repair {:?}", now.elapsed());
-        #[cfg(test)]
-        eprintln!("  repair paths {more} {ended:?} relaxed {} drift {}", swaps.relaxed, closed.bounds.iter().map(|b| b.drift(&swaps.prices[..experts])).fold(0.0, f64::max));
         let reached = &swaps.prices[..experts];
         let broken = closed.first_broken(reached, 1.0);
         if ended == Ended::Balanced && broken.is_none() {
@@ -69,7 +63,8 @@ pub(super) fn settle_and_repair(
             return Some(Play {
                 choices: Choices::uniform(chosen, game.top_k),
                 prices,
-                passes: u32::try_from(market.visits.div_ceil(game.scores.values().len() as u64)).unwrap_or(u32::MAX),
+                passes: u32::try_from(market.visits.div_ceil(game.scores.values().len() as u64))
+                    .unwrap_or(u32::MAX),
                 iterations: market.sweeps.saturating_add(paths),
             });
         }
@@ -152,11 +147,7 @@ impl<'g> Market<'g> {
     fn pass(&mut self, blocks: &mut [Block<'_>], width: f32, settle: bool) -> Tally {
         let prices = Prices::new(&self.prices);
         let pass = Pass { game: self.game, kind: self.kind, prices: &prices, width, settle };
-        #[cfg(test)]
-        let now = std::time::Instant::now();
         let tally = pass.run(blocks);
-        #[cfg(test)]
-        eprintln!("    pass {:?}", now.elapsed());
         self.visits += tally.scores;
         tally
     }
@@ -166,7 +157,8 @@ impl<'g> Market<'g> {
     /// the move or out of range.
     fn learn_from_samples(&mut self, warm: bool) -> Option<f32> {
         let tokens = self.game.scores.tokens();
-        let mut size = if tokens <= 2 * FIRST_SAMPLE { tokens } else { FIRST_SAMPLE };
+        let first = if warm { WARM_SAMPLE } else { FIRST_SAMPLE };
+        let mut size = if tokens <= 2 * FIRST_SAMPLE { tokens } else { first };
         let mut width = self.scale * if warm { 0.5 } else { 2.0 };
         loop {
             let mut blocks = Block::sample(tokens, size);
@@ -181,9 +173,7 @@ impl<'g> Market<'g> {
                 }
                 let loads: Vec<f64> = tally.loads.iter().map(|load| f64::from(*load)).collect();
                 let off = self.deviation(&loads, scale) / loads.len() as f64;
-                #[cfg(test)]
-                eprintln!("  sample {size} width {width:.5} off {off:.3} fair {fair:.2}");
-                if warm && size == FIRST_SAMPLE && turn == 0 && off < WARM_NOISE * fair.sqrt() {
+                if warm && size == WARM_SAMPLE && turn == 0 && off < WARM_NOISE * fair.sqrt() {
                     let noise = NOISE * (2.0 * fair * scale).sqrt() / scale;
                     width = self.noise_width(&tally.curves, &loads, noise, width);
                     break;
@@ -221,7 +211,7 @@ impl<'g> Market<'g> {
             // pass over the batch is a sample too.
             size = if size * SAMPLE_GROWTH * 2 <= tokens {
                 size * SAMPLE_GROWTH
-            } else if size == FIRST_SAMPLE {
+            } else if size == first {
                 tokens
             } else {
                 return Some(2.0 * width);
@@ -250,8 +240,6 @@ impl<'g> Market<'g> {
             closed.bounds.push(Bound { prices: self.prices.clone(), width: width_left });
             self.loads.iter_mut().zip(&tally.loads).for_each(|(load, change)| *load += change);
             let real: Vec<f64> = self.loads.iter().map(|load| f64::from(*load)).collect();
-            #[cfg(test)]
-            eprintln!("  full width {width:.5} scores {} open {} off {}", tally.scores, blocks.iter().map(|b| b.open.len()).sum::<usize>(), self.deviation(&real, 1.0));
             let off = whole(self.deviation(&real, 1.0));
             let slow = u64::from(off) > before / 4 * 3;
             if off as usize <= experts / 2 || slow || self.sweeps >= most_sweeps {
@@ -415,7 +403,9 @@ fn typical_span(game: &Game<'_>) -> f32 {
 /// Prices in typical spans, beyond which too few bits are left for the spans.
 const LARGEST_PRICE: f32 = 1e5;
 
+/// Tokens of the first sample, and of the one that tests earlier prices.
 const FIRST_SAMPLE: usize = 512;
+const WARM_SAMPLE: usize = 256;
 const SAMPLE_GROWTH: usize = 16;
 const MOST_SAMPLE_SWEEPS: u32 = 12;
 const SPAN_ROWS: usize = 15;
@@ -458,49 +448,4 @@ fn narrow(value: f64) -> f32 {
 )]
 fn whole(load: f64) -> u32 {
     load.round() as u32
-}
-#[cfg(test)]
-mod trace {
-    use super::*;
-    use crate::game::{CostSettings, Scores, certify};
-    use crate::rng::stream;
-    use rand::RngExt as _;
-    fn case(t: usize, e: usize, batch: u64) -> Vec<f32> {
-        let normals = |seed, name| {
-            let mut rng = stream(seed, name);
-            std::iter::repeat_with(move || {
-                let (u, v): (f64, f64) = (rng.random(), rng.random());
-                (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
-            })
-        };
-        let lean: Vec<f64> = normals(7, "bench leanings").take(e).collect();
-        normals(batch, "bench scores").take(t * e).enumerate()
-            .map(|(at, n)| (1.0 / (1.0 + (-(n + 0.5 * lean[at % e])).exp())) as f32).collect()
-    }
-    #[test]
-    #[ignore]
-    fn trace() {
-        for (t, e) in [(64, 64), (64, 256), (256, 64), (256, 256), (4096, 64), (8192, 256), (262144, 64)] {
-            let k = 8;
-            let mut warm: Option<Vec<f64>> = None;
-            for batch in 0..2 {
-                let v = case(t, e, batch);
-                let cost = CostSettings::Quota { capacity_factor: 1.0 }.build(t, e, k);
-                let game = Game { scores: Scores::new(&v, e).unwrap(), top_k: k, cost: cost.as_ref() };
-                eprintln!("=== {t} {e} warm {}", warm.is_some());
-                let start = warm.clone().unwrap_or(vec![0.0; e]); if batch == 1 { eprintln!("--cold 1"); let _ = settle_and_repair(&game, Supply::new(&game), &vec![0.0; e], false, 16, Instructions::best()); eprintln!("--"); }
-                let now = std::time::Instant::now();
-                let play = settle_and_repair(&game, Supply::new(&game), &start, warm.is_some(), 16, Instructions::best());
-                eprintln!("total {:?}", now.elapsed());
-                match play {
-                    Some(play) => {
-                        let c = certify(&game, &play.choices, &play.prices);
-                        eprintln!("passes {} iter {} gap {} mom {}", play.passes, play.iterations, c.relative_gap, c.max_over_mean);
-                        warm = Some(play.prices);
-                    }
-                    None => eprintln!("FAILED"),
-                }
-            }
-        }
-    }
 }

@@ -155,9 +155,8 @@ impl<'g> Swaps<'g> {
             }
         };
         if node == sink {
-            for expert in 0..sink {
-                let saved = self.supply.marginal(expert, self.delivered[expert]);
-                relax(expert, prices[expert] - price - saved, 0, 0);
+            for (expert, (own, load)) in prices.iter().zip(&self.delivered).enumerate() {
+                relax(expert, own - price - self.supply.marginal(expert, *load), 0, 0);
             }
             *relaxed += sink as u64;
             return;

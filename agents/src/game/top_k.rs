@@ -128,7 +128,9 @@ fn select_by_partition<V: PartialOrd + Copy>(values: &[V], best: &mut [(V, u32)]
 
 #[cfg(test)]
 mod tests {
-    use super::select_top;
+    use super::{best_experts, select_top};
+    use crate::game::kernel::Instructions;
+    use crate::game::{CostSettings, Game, Scores};
     use proptest::prelude::*;
 
     proptest! {
@@ -143,6 +145,40 @@ mod tests {
                 let mut best = vec![(0.0, 0); k];
                 select_top(&values, &mut best);
                 prop_assert_eq!(&best[..], &sorted[..k]);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_kind_of_instructions_takes_the_lowest_of_equal_experts(
+            cells in prop::collection::vec(-40_i16..40, 1200),
+            experts in 1_usize..70,
+            scale in prop::sample::select(vec![0.5_f32, 1e-44, 8e36]),
+        ) {
+            let values: Vec<f32> = cells.iter().map(|cell| f32::from(*cell) * scale).collect();
+            let values = &values[..values.len() / experts * experts];
+            let scores = Scores::new(values, experts).expect("finite");
+            for top_k in [1, 2, 8, 14, 15, experts - 1, experts] {
+                if top_k == 0 || top_k > experts {
+                    continue;
+                }
+                let cost = CostSettings::Quota { capacity_factor: 1.0 };
+                let cost = cost.build(scores.tokens(), experts, top_k);
+                let game = Game { scores, top_k, cost: cost.as_ref() };
+                let expected: Vec<u32> = (0..scores.tokens()).flat_map(|token| {
+                    let mut row: Vec<(f32, u32)> = scores.row(token).iter().copied().zip(0..).collect();
+                    row.sort_by(|a, b| b.0.partial_cmp(&a.0).expect("not NaN"));
+                    let mut best: Vec<u32> = row[..top_k].iter().map(|(_, at)| *at).collect();
+                    best.sort_unstable();
+                    best
+                }).collect();
+                for kind in Instructions::available() {
+                    let found: Vec<u32> = best_experts(&game, kind).iter().map(|e| e.0).collect();
+                    prop_assert_eq!(&found, &expected);
+                }
             }
         }
     }
