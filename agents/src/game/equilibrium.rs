@@ -127,8 +127,9 @@ mod tests {
     }
 
     /// Shapes on each side of the sizes at which samples start and grow, ragged ones among them.
-    const SHAPES: [(usize, usize, usize); 9] = [
+    const SHAPES: [(usize, usize, usize); 10] = [
         (90, 7, 2),
+        (512, 12, 3),
         (64, 64, 8),
         (700, 16, 15),
         (1100, 24, 4),

@@ -157,9 +157,8 @@ impl<'g> Market<'g> {
     /// the move or out of range.
     fn learn_from_samples(&mut self, warm: bool) -> Option<f32> {
         let tokens = self.game.scores.tokens();
-        let first = if warm { WARM_SAMPLE } else { FIRST_SAMPLE };
-        let mut size = if tokens <= 2 * FIRST_SAMPLE { tokens } else { first };
-        let mut width = self.scale * if warm { 0.5 } else { 2.0 };
+        let mut size = if tokens <= 2 * FIRST_SAMPLE { tokens } else { FIRST_SAMPLE };
+        let mut width = self.scale * if warm { 0.25 } else { 2.0 };
         loop {
             let mut blocks = Block::sample(tokens, size);
             let scale = tokens as f64 / size as f64;
@@ -173,7 +172,12 @@ impl<'g> Market<'g> {
                 }
                 let loads: Vec<f64> = tally.loads.iter().map(|load| f64::from(*load)).collect();
                 let off = self.deviation(&loads, scale) / loads.len() as f64;
-                if warm && size == WARM_SAMPLE && turn == 0 && off < WARM_NOISE * fair.sqrt() {
+                if warm
+                    && size == FIRST_SAMPLE
+                    && size < tokens
+                    && turn == 0
+                    && off < WARM_NOISE * fair.sqrt()
+                {
                     let noise = NOISE * (2.0 * fair * scale).sqrt() / scale;
                     width = self.noise_width(&tally.curves, &loads, noise, width);
                     break;
@@ -211,7 +215,7 @@ impl<'g> Market<'g> {
             // pass over the batch is a sample too.
             size = if size * SAMPLE_GROWTH * 2 <= tokens {
                 size * SAMPLE_GROWTH
-            } else if size == first {
+            } else if size == FIRST_SAMPLE {
                 tokens
             } else {
                 return Some(2.0 * width);
@@ -403,9 +407,9 @@ fn typical_span(game: &Game<'_>) -> f32 {
 /// Prices in typical spans, beyond which too few bits are left for the spans.
 const LARGEST_PRICE: f32 = 1e5;
 
-/// Tokens of the first sample, and of the one that tests earlier prices.
+/// Tokens of the first sample.
 const FIRST_SAMPLE: usize = 512;
-const WARM_SAMPLE: usize = 256;
+
 const SAMPLE_GROWTH: usize = 16;
 const MOST_SAMPLE_SWEEPS: u32 = 12;
 const SPAN_ROWS: usize = 15;
