@@ -73,6 +73,18 @@ fn equilibrium_small(bencher: Bencher, shape: (usize, usize, usize)) {
     bencher.bench_local(|| Equilibrium::default().route(&case.game(), None));
 }
 
+/// Other costs than the tight quota, cold.
+#[divan::bench(args = ["quota 1.25", "linear 0.3"])]
+fn equilibrium_costs(bencher: Bencher, cost: &str) {
+    let mut case = Case::new(SHAPES[0], 1);
+    let settings = match cost {
+        "quota 1.25" => CostSettings::Quota { capacity_factor: 1.25 },
+        _ => CostSettings::Linear { price_per_fair_share: 0.3 },
+    };
+    case.cost = settings.build(SHAPES[0].0, SHAPES[0].1, SHAPES[0].2);
+    bencher.bench_local(|| Equilibrium::default().route(&case.game(), None));
+}
+
 /// Cold, by tokens: the time per token is the throughput's inverse.
 #[divan::bench(args = [4096, 32_768, 262_144, 1_048_576], sample_count = 15)]
 fn equilibrium_growth(bencher: Bencher, tokens: usize) {
