@@ -75,7 +75,7 @@ impl Curves {
                     let (moved, change) = at(middle);
                     if wrong(moved, change) { low = middle } else { high = middle }
                 }
-                return at(f64::midpoint(low, high)).1;
+                return at(high).1;
             }
             (moved, start) = (moved + count, end);
         }

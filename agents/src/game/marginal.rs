@@ -323,8 +323,13 @@ impl<'g> Market<'g> {
     }
 
     fn apply(&mut self, changes: &[f64], step: f64) {
-        for (price, change) in self.prices.iter_mut().zip(changes) {
-            let moved = narrow(f64::from(*price) + step * change);
+        for (expert, (price, change)) in self.prices.iter_mut().zip(changes).enumerate() {
+            let mut moved = f64::from(*price) + step * change;
+            if !self.tight {
+                // An expert with room to spare costs exactly what its first unit does.
+                moved = self.supply.bounded(expert, moved);
+            }
+            let moved = narrow(moved);
             *price = if moved.is_finite() { moved } else { *price };
         }
         if !self.tight {

@@ -81,7 +81,7 @@ impl<'g> Supply<'g> {
     }
 
     /// The nearest price at which supply is neither pinned at 0 nor at T.
-    fn bounded(&self, expert: usize, price: f64) -> f64 {
+    pub(super) fn bounded(&self, expert: usize, price: f64) -> f64 {
         let (first, last) = (self.marginal(expert, 1), self.marginal(expert, self.tokens));
         if price < first && first.is_finite() {
             first
