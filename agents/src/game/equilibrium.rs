@@ -1,7 +1,9 @@
 //! The exact maximum of the potential, with prices that prove it.
 
-use super::prices::{Supply, balance};
-use super::repair::Repair;
+use super::kernel::Instructions;
+use super::marginal::settle_and_repair;
+use super::prices::Supply;
+use super::reference::sweep_and_repair;
 use super::{Choices, Game, Play, Router};
 use crate::ids::ExpertId;
 
@@ -14,7 +16,15 @@ use crate::ids::ExpertId;
 /// are in f64: parts of the scores smaller than about 1e-16 of the largest price cannot be told
 /// apart. Where the cost bars every assignment, the choices are valid and Φ is −inf.
 ///
-/// The work is bounded by `most_repair_visits`. A game that would need more ends with valid
+/// Prices come from a sample of the tokens, or from the batch before if they fit it, and from a
+/// few passes over the batch. Each pass visits only tokens whose margin does not prove that the
+/// drift of prices since an earlier pass cannot have changed their choice, and the repair moves
+/// only those that are left at the end; that the final prices stayed within every bound is
+/// checked, and where they did not, tokens are opened again. Games that defeat this (many equal
+/// tokens, experts that dominate, scores near the ends of f32) go the plain way: sweeps and a
+/// repair over all tokens.
+///
+/// The work of the plain way is bounded by `most_repair_visits`. A game that would need more ends with valid
 /// choices, without overload where that is possible, and a gap that the certificate shows. That
 /// takes thousands of identical tokens: with them, prices alone balance nothing, and under a
 /// strictly rising cost every unit of load is a path of its own.
@@ -23,8 +33,7 @@ use crate::ids::ExpertId;
 /// TE, rounded up. Label: tested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Equilibrium {
-    /// Sweeps of the price phase at most. Each is one pass over the scores and one over the
-    /// tokens' margins. 0 leaves all work to the repair.
+    /// Sweeps of the price phase at most. 0 leaves all work to the repair of the plain way.
     pub most_sweeps: u32,
     /// Scores and arcs that the repair may visit.
     pub most_repair_visits: u64,
@@ -46,19 +55,34 @@ impl Router for Equilibrium {
         }
         let usable = |p: &&[f64]| p.len() == experts && p.iter().all(|price| price.is_finite());
         let start = warm.filter(usable).map_or_else(|| vec![0.0; experts], <[f64]>::to_vec);
-        let balanced = balance(game, supply, start, self.most_sweeps);
-        let sweeps = balanced.sweeps;
-        let mut repair = Repair::new(game, supply, balanced.prices, &balanced.demand);
-        let paths = repair.run(self.most_repair_visits);
-        let scores = game.scores.values().len() as u64;
-        let visits = 2 * u64::from(sweeps) * scores + scores + repair.score_visits();
-        let (chosen, prices) = repair.finish();
-        Play {
-            choices: Choices::uniform(chosen, k),
-            prices,
-            passes: u32::try_from(visits.div_ceil(scores)).unwrap_or(u32::MAX),
-            iterations: sweeps.saturating_add(paths),
+        let warm = warm.is_some_and(|prices| usable(&prices));
+        let play = || self.play(game, supply, start, warm, Instructions::best());
+        if game.scores.values().len() < LEAST_POOL_SCORES {
+            return play();
         }
+        // One move to the pool's threads instead of one for every pass.
+        rayon::scope(|_| play())
+    }
+}
+
+/// Scores from which on passes run in parallel.
+const LEAST_POOL_SCORES: usize = 1 << 15;
+
+impl Equilibrium {
+    fn play(
+        &self,
+        game: &Game<'_>,
+        supply: Supply<'_>,
+        start: Vec<f64>,
+        warm: bool,
+        kind: Instructions,
+    ) -> Play {
+        let sweeps = self.most_sweeps;
+        let fast =
+            (sweeps > 0).then(|| settle_and_repair(game, supply, &start, warm, sweeps, kind));
+        fast.flatten().unwrap_or_else(|| {
+            sweep_and_repair(game, supply, start, sweeps, self.most_repair_visits)
+        })
     }
 }
 
@@ -73,5 +97,91 @@ fn everyone_everywhere(game: &Game<'_>, supply: Supply<'_>) -> Play {
         prices: (0..experts).map(|expert| price(expert).unwrap_or(0.0)).collect(),
         passes: 0,
         iterations: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kernel::Instructions;
+    use super::super::marginal::settle_and_repair;
+    use super::super::prices::Supply;
+    use super::super::reference::sweep_and_repair;
+    use super::super::{CostSettings, Game, Play, Scores, certify};
+    use crate::rng::stream;
+    use rand::RngExt as _;
+
+    /// Scores of experts of unequal popularity; `grid` makes many of them equal.
+    fn values(tokens: usize, experts: usize, batch: u64, grid: bool) -> Vec<f32> {
+        let mut rng = stream(batch, "fast way");
+        let value = |at: usize| {
+            let sum: f32 = (0..6).map(|_| rng.random::<f32>()).sum();
+            let score = sum + (at % experts) as f32 / experts as f32;
+            if grid { (score * 64.0).round() / 64.0 } else { score }
+        };
+        (0..tokens * experts).map(value).collect()
+    }
+
+    fn bits(play: &Play) -> (Vec<u64>, u32, u32) {
+        let prices = play.prices.iter().map(|price| price.to_bits()).collect();
+        (prices, play.passes, play.iterations)
+    }
+
+    /// Shapes on each side of the sizes at which samples start and grow, ragged ones among them.
+    const SHAPES: [(usize, usize, usize); 10] = [
+        (90, 7, 2),
+        (512, 12, 3),
+        (64, 64, 8),
+        (700, 16, 15),
+        (1100, 24, 4),
+        (1500, 130, 6),
+        (2048, 64, 8),
+        (4099, 33, 3),
+        (17_000, 16, 2),
+        (300, 100, 20),
+    ];
+
+    #[test]
+    fn the_fast_way_equals_the_plain_one_on_every_kind_of_processor() {
+        let costs = [
+            CostSettings::Quota { capacity_factor: 1.0 },
+            CostSettings::Quota { capacity_factor: 1.25 },
+            CostSettings::Linear { price_per_fair_share: 0.3 },
+        ];
+        for (tokens, experts, k) in SHAPES {
+            for (cost, grid) in costs.iter().flat_map(|cost| [(cost, false), (cost, true)]) {
+                if tokens > 4200 && (grid || *cost != costs[0]) {
+                    continue;
+                }
+                let what = format!("{tokens}x{experts} k {k} {cost:?} grid {grid}");
+                let built = cost.build(tokens, experts, k);
+                let values = [0, 1].map(|batch| values(tokens, experts, batch, grid));
+                let mut start = vec![0.0; experts];
+                for (batch, values) in values.iter().enumerate() {
+                    let scores = Scores::new(values, experts).expect("finite");
+                    let game = Game { scores, top_k: k, cost: built.as_ref() };
+                    let supply = Supply::new(&game);
+                    let plain = sweep_and_repair(&game, supply, start.clone(), 16, 4_000_000_000);
+                    let certificate = certify(&game, &plain.choices, &plain.prices);
+                    let fast = |kind| settle_and_repair(&game, supply, &start, batch > 0, 16, kind);
+                    let first = fast(Instructions::Portable);
+                    assert!(first.is_some() || grid || *cost != costs[0], "{what}");
+                    for kind in Instructions::available() {
+                        let again = fast(kind);
+                        let pair = (first.as_ref().map(bits), again.as_ref().map(bits));
+                        assert_eq!(pair.0, pair.1, "{what} {kind:?}");
+                        let choices =
+                            |play: &Option<Play>| play.as_ref().map(|p| p.choices.clone());
+                        assert_eq!(choices(&first), choices(&again), "{what} {kind:?}");
+                    }
+                    if let Some(play) = &first {
+                        let own = certify(&game, &play.choices, &play.prices);
+                        let off = (own.potential - certificate.potential).abs();
+                        assert!(off <= 1e-11 * certificate.potential.abs(), "{what} {own:?}");
+                        assert!(own.relative_gap.abs() < 1e-11, "{what} {own:?}");
+                    }
+                    start.clone_from(&plain.prices);
+                }
+            }
+        }
     }
 }

@@ -21,15 +21,22 @@
 //! ```
 
 mod certificate;
+mod clearing;
 mod cost;
 mod cost_registry;
+mod demand;
 mod equilibrium;
 mod information;
+mod kernel;
+mod lanes;
+mod marginal;
 mod prices;
+mod reference;
 mod registry;
 mod repair;
 pub mod routers;
 mod rows;
+mod swaps;
 mod tabled;
 mod top_k;
 
@@ -84,6 +91,9 @@ pub enum GameError {
     },
 }
 
+/// Scores tested together.
+const FINITE_BLOCK: usize = 256;
+
 impl<'a> Scores<'a> {
     /// Checks shape and values.
     ///
@@ -92,6 +102,11 @@ impl<'a> Scores<'a> {
     pub fn new(values: &'a [f32], experts: usize) -> Result<Self, GameError> {
         if experts == 0 || values.is_empty() || !values.len().is_multiple_of(experts) {
             return Err(GameError::Shape { values: values.len(), experts });
+        }
+        // Whole blocks are tested without a branch for each value.
+        let all_finite = |block: &[f32]| block.iter().fold(true, |all, v| all & v.is_finite());
+        if values.chunks(FINITE_BLOCK).all(all_finite) {
+            return Ok(Self { values, experts });
         }
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(Self { values, experts }),

@@ -65,13 +65,23 @@ impl<'g> Supply<'g> {
 
     /// Whether all experts together take no more than `units`, but for a remainder below one an
     /// expert: then every expert fills up, whatever the price level.
-    fn is_tight(&self, experts: usize, units: u64) -> bool {
+    pub(super) fn is_tight(&self, experts: usize, units: u64) -> bool {
         let full: u64 = (0..experts).map(|e| u64::from(self.most(e, f64::MAX))).sum();
         full < units + experts as u64
     }
 
+    /// The prices relative to the sink's, which is the last, each within what its delivery costs.
+    pub(super) fn settle(&self, prices: &[f64], delivered: &[u32]) -> Vec<f64> {
+        let (sink, prices) = prices.split_last().expect("the sink has a price");
+        let settled = |(expert, (price, load)): (usize, (&f64, &u32))| {
+            let (least, most) = (self.marginal(expert, *load), self.marginal(expert, load + 1));
+            (price - sink).max(least).min(most)
+        };
+        prices.iter().zip(delivered).enumerate().map(settled).collect()
+    }
+
     /// The nearest price at which supply is neither pinned at 0 nor at T.
-    fn bounded(&self, expert: usize, price: f64) -> f64 {
+    pub(super) fn bounded(&self, expert: usize, price: f64) -> f64 {
         let (first, last) = (self.marginal(expert, 1), self.marginal(expert, self.tokens));
         if price < first && first.is_finite() {
             first
@@ -259,7 +269,7 @@ fn shift_all(prices: &mut [f64], shift: f64) {
 
 /// The shift of all prices alike at which total supply is total demand. It changes no token's
 /// choice, so this is the exact minimum of the dual along that line.
-fn level(supply: Supply<'_>, prices: &[f64], units: u64) -> f64 {
+pub(super) fn level(supply: Supply<'_>, prices: &[f64], units: u64) -> f64 {
     let experts = || prices.iter().enumerate();
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
     for (expert, price) in experts() {

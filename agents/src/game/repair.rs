@@ -82,15 +82,9 @@ impl<'g> Repair<'g> {
     }
 
     /// The choices, ascending within a token, and the prices relative to the sink's.
-    pub(super) fn finish(mut self) -> (Vec<ExpertId>, Vec<f64>) {
-        let sink = self.prices.pop().expect("the sink has a price");
-        for (expert, price) in self.prices.iter_mut().enumerate() {
-            let load = self.delivered[expert];
-            let least = self.supply.marginal(expert, load);
-            let most = self.supply.marginal(expert, load + 1);
-            *price = (*price - sink).max(least).min(most);
-        }
-        (self.rows.into_choices(), self.prices)
+    pub(super) fn finish(self) -> (Vec<ExpertId>, Vec<f64>) {
+        let prices = self.supply.settle(&self.prices, &self.delivered);
+        (self.rows.into_choices(), prices)
     }
 
     /// Dijkstra from all excesses to the nearest deficit, which it returns after moving prices;

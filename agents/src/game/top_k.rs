@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::kernel::{Instructions, Prices, visit_rows};
 use super::{Choices, Game, Play, Router, TOKEN_BLOCK};
 use crate::ids::ExpertId;
 
@@ -14,22 +15,49 @@ pub struct TopK;
 
 impl Router for TopK {
     fn route(&self, game: &Game<'_>, _: Option<&[f64]>) -> Play {
-        let top_k = game.top_k;
-        let mut experts = vec![ExpertId(0); game.scores.tokens() * top_k];
-        experts.par_chunks_mut(TOKEN_BLOCK * top_k).enumerate().for_each(|(block, chosen)| {
-            let mut best = vec![(0.0_f32, 0_u32); top_k];
-            for (offset, row) in chosen.chunks_exact_mut(top_k).enumerate() {
-                select_top(game.scores.row(block * TOKEN_BLOCK + offset), &mut best);
-                row.iter_mut().zip(&best).for_each(|(slot, (_, at))| *slot = ExpertId(*at));
-                row.sort_unstable();
-            }
-        });
         Play {
-            choices: Choices::uniform(experts, top_k),
+            choices: Choices::uniform(best_experts(game, Instructions::best()), game.top_k),
             prices: vec![0.0; game.scores.experts()],
             passes: 1,
             iterations: 0,
         }
+    }
+}
+
+fn best_experts(game: &Game<'_>, kind: Instructions) -> Vec<ExpertId> {
+    let (tokens, top_k) = (game.scores.tokens(), game.top_k);
+    let mut experts = vec![ExpertId(0); tokens * top_k];
+    if top_k == game.scores.experts() {
+        let row = |chosen: &mut [ExpertId]| chosen.iter_mut().zip(0..).for_each(|(e, n)| e.0 = n);
+        experts.chunks_exact_mut(top_k).for_each(row);
+        return experts;
+    }
+    let prices = Prices::new(&vec![0.0; game.scores.experts()]);
+    for_blocks(&mut experts, TOKEN_BLOCK * top_k, |block, chosen| {
+        let mut best = vec![(0.0_f32, 0_u32); top_k];
+        let first = block * TOKEN_BLOCK;
+        let tokens = position(first)..position(first + chosen.len() / top_k);
+        let mut rows = chosen.chunks_exact_mut(top_k);
+        visit_rows(kind, game.scores, tokens, &prices, top_k, None, |seen| {
+            let row = rows.next().expect("one row a token");
+            if seen.tied {
+                select_top(game.scores.row(seen.token as usize), &mut best);
+                row.iter_mut().zip(&best).for_each(|(slot, (_, at))| slot.0 = *at);
+                row.sort_unstable();
+            } else {
+                row.iter_mut().zip(seen.chosen).for_each(|(slot, expert)| slot.0 = *expert);
+            }
+        });
+    });
+    experts
+}
+
+/// Runs `work` on blocks, in parallel when there are several.
+fn for_blocks<V: Send>(values: &mut [V], size: usize, work: impl Fn(usize, &mut [V]) + Sync) {
+    if values.len() <= size {
+        work(0, values);
+    } else {
+        values.par_chunks_mut(size).enumerate().for_each(|(block, values)| work(block, values));
     }
 }
 
@@ -100,7 +128,9 @@ fn select_by_partition<V: PartialOrd + Copy>(values: &[V], best: &mut [(V, u32)]
 
 #[cfg(test)]
 mod tests {
-    use super::select_top;
+    use super::{best_experts, select_top};
+    use crate::game::kernel::Instructions;
+    use crate::game::{CostSettings, Game, Scores};
     use proptest::prelude::*;
 
     proptest! {
@@ -115,6 +145,40 @@ mod tests {
                 let mut best = vec![(0.0, 0); k];
                 select_top(&values, &mut best);
                 prop_assert_eq!(&best[..], &sorted[..k]);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_kind_of_instructions_takes_the_lowest_of_equal_experts(
+            cells in prop::collection::vec(-40_i16..40, 1200),
+            experts in 1_usize..70,
+            scale in prop::sample::select(vec![0.5_f32, 1e-44, 8e36]),
+        ) {
+            let values: Vec<f32> = cells.iter().map(|cell| f32::from(*cell) * scale).collect();
+            let values = &values[..values.len() / experts * experts];
+            let scores = Scores::new(values, experts).expect("finite");
+            for top_k in [1, 2, 8, 14, 15, experts - 1, experts] {
+                if top_k == 0 || top_k > experts {
+                    continue;
+                }
+                let cost = CostSettings::Quota { capacity_factor: 1.0 };
+                let cost = cost.build(scores.tokens(), experts, top_k);
+                let game = Game { scores, top_k, cost: cost.as_ref() };
+                let expected: Vec<u32> = (0..scores.tokens()).flat_map(|token| {
+                    let mut row: Vec<(f32, u32)> = scores.row(token).iter().copied().zip(0..).collect();
+                    row.sort_by(|a, b| b.0.partial_cmp(&a.0).expect("not NaN"));
+                    let mut best: Vec<u32> = row[..top_k].iter().map(|(_, at)| *at).collect();
+                    best.sort_unstable();
+                    best
+                }).collect();
+                for kind in Instructions::available() {
+                    let found: Vec<u32> = best_experts(&game, kind).iter().map(|e| e.0).collect();
+                    prop_assert_eq!(&found, &expected);
+                }
             }
         }
     }

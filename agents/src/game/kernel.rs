@@ -1,0 +1,490 @@
+//! One pass over rows of scores: the k best priced scores of each and how near the others are.
+
+#![allow(unsafe_code, reason = "calls functions compiled for instructions found at run time")]
+
+use super::Scores;
+use super::lanes::{LANES, Lanes, Portable};
+
+/// Largest k that vectors select; beyond it every row is [`Seen::tied`].
+pub(super) const MOST_VECTOR_K: usize = LANES - 2;
+
+/// Vector instructions to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Instructions {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Instructions {
+    /// What this processor has, best last.
+    pub(super) fn available() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let vectors = [
+            (Self::Avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")),
+            (
+                Self::Avx512,
+                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt"),
+            ),
+        ];
+        #[cfg(not(target_arch = "x86_64"))]
+        let vectors: [(Self, bool); 0] = [];
+        let found = vectors.into_iter().filter_map(|(kind, has)| has.then_some(kind));
+        std::iter::once(Self::Portable).chain(found)
+    }
+
+    /// The best that this processor has.
+    pub(super) fn best() -> Self {
+        Self::available().last().expect("there is always the portable kind")
+    }
+}
+
+/// Prices of all experts, filled up to whole vectors with +inf.
+#[derive(Clone, Debug)]
+pub(super) struct Prices {
+    lanes: Vec<[f32; LANES]>,
+    experts: usize,
+}
+
+impl Prices {
+    pub(super) fn new(prices: &[f32]) -> Self {
+        let mut lanes = vec![[f32::INFINITY; LANES]; prices.len().div_ceil(LANES)];
+        lanes.as_flattened_mut()[..prices.len()].copy_from_slice(prices);
+        Self { lanes, experts: prices.len() }
+    }
+
+    pub(super) fn each(&self) -> &[f32] {
+        &self.lanes.as_flattened()[..self.experts]
+    }
+}
+
+/// What the pass found in one row. All of it is in f32 arithmetic.
+pub(super) struct Seen<'r> {
+    /// The token.
+    pub(super) token: u32,
+    /// Equal priced scores stand across the boundary, or there are more candidates than vectors
+    /// handle: the fields below are unspecified.
+    pub(super) tied: bool,
+    /// The experts of the k largest priced scores, ascending.
+    pub(super) chosen: &'r [u32],
+    /// The k-th largest priced score and the next.
+    pub(super) edge: (f32, f32),
+    /// The experts whose priced score is less than `band` below the k-th and less than `band`
+    /// above the next, ascending, and these scores.
+    pub(super) near: (&'r [u32], &'r [f32]),
+}
+
+/// Visits the rows of `tokens` at the given prices. Needs k < E.
+pub(super) fn visit_rows(
+    kind: Instructions,
+    scores: Scores<'_>,
+    tokens: impl Iterator<Item = u32>,
+    prices: &Prices,
+    top_k: usize,
+    band: Option<f32>,
+    mut visit: impl FnMut(Seen<'_>),
+) {
+    assert_eq!(scores.experts(), prices.experts, "one price an expert");
+    let rows = Rows { scores, prices, top_k, band };
+    match kind {
+        Instructions::Portable => rows.visit::<Portable>(tokens, &mut visit),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the kind is made by `available` alone, which checked the processor.
+        Instructions::Avx2 => unsafe { x86::avx2(&rows, tokens, &mut visit) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Instructions::Avx512 => unsafe { x86::avx512(&rows, tokens, &mut visit) },
+    }
+}
+
+/// Experts that a token may leave or join, ascending, at most a vector of them.
+#[derive(Clone, Copy)]
+pub(super) struct List<'r> {
+    pub(super) token: u32,
+    pub(super) experts: &'r [u32],
+    pub(super) scores: &'r [f32],
+    /// The lanes of the experts it is on.
+    pub(super) on: u32,
+}
+
+/// What a pass found in one list; the fields are those of [`Seen`].
+pub(super) struct Listed<'r> {
+    pub(super) list: List<'r>,
+    pub(super) tied: bool,
+    /// The lanes of the largest priced scores, as many as the token is on.
+    pub(super) within: u32,
+    pub(super) edge: (f32, f32),
+    /// As in [`Seen`], with the scores in third place.
+    pub(super) near: (&'r [u32], &'r [f32], &'r [f32]),
+}
+
+/// Visits lists of at least one expert that the token is on and one that it is not on.
+pub(super) fn visit_lists<'l>(
+    kind: Instructions,
+    lists: impl Iterator<Item = List<'l>>,
+    prices: &Prices,
+    band: f32,
+    mut visit: impl FnMut(Listed<'_>),
+) {
+    let prices = prices.each();
+    match kind {
+        Instructions::Portable => each_list::<Portable>(lists, prices, band, &mut visit),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the kind is made by `available` alone, which checked the processor.
+        Instructions::Avx2 => unsafe { x86::avx2_lists(lists, prices, band, &mut visit) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Instructions::Avx512 => unsafe { x86::avx512_lists(lists, prices, band, &mut visit) },
+    }
+}
+
+#[inline(always)]
+fn each_list<'l, V: Lanes>(
+    lists: impl Iterator<Item = List<'l>>,
+    prices: &[f32],
+    band: f32,
+    visit: &mut impl FnMut(Listed<'_>),
+) {
+    let (mut near_keys, mut near_scores) = ([0.0; LANES], [0.0; LANES]);
+    let mut near_experts = [0; LANES];
+    for list in lists {
+        let mut keys = [f32::NEG_INFINITY; LANES];
+        let (mut scores, mut experts) = ([0.0; LANES], [0; LANES]);
+        for (lane, (expert, score)) in list.experts.iter().zip(list.scores).enumerate() {
+            keys[lane] = score - prices[*expert as usize];
+            (scores[lane], experts[lane]) = (*score, *expert);
+        }
+        let key = V::load(&keys);
+        let (ranks, wanted) = (key.ranks(), list.on.count_ones());
+        let valid = (1_u32 << list.experts.len()) - 1;
+        let within = V::up_to(ranks, wanted.wrapping_sub(1)) & valid;
+        let tied = wanted == 0 || within.count_ones() != wanted;
+        let next = key.least_of(V::up_to(ranks, wanted) & valid);
+        let edge = (unsigned_zero(key.least_of(within)), unsigned_zero(next));
+        let mask = key.greater(V::splat(edge.0 - band)) & V::splat(edge.1 + band).greater(key);
+        key.pack(mask, &mut near_keys);
+        V::load(&scores).pack(mask, &mut near_scores);
+        V::pack_from(&experts, mask, &mut near_experts);
+        let near = mask.count_ones() as usize;
+        let near = (&near_experts[..near], &near_keys[..near], &near_scores[..near]);
+        visit(Listed { list, tied, within, edge, near });
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::super::lanes::{Avx2, Avx512};
+    use super::{List, Listed, Rows, Seen, each_list};
+
+    #[target_feature(enable = "avx2,popcnt")]
+    pub(super) fn avx2(
+        rows: &Rows<'_>,
+        tokens: impl Iterator<Item = u32>,
+        visit: &mut impl FnMut(Seen<'_>),
+    ) {
+        rows.visit::<Avx2>(tokens, visit);
+    }
+
+    #[target_feature(enable = "avx2,popcnt")]
+    pub(super) fn avx2_lists<'l>(
+        lists: impl Iterator<Item = List<'l>>,
+        prices: &[f32],
+        band: f32,
+        visit: &mut impl FnMut(Listed<'_>),
+    ) {
+        each_list::<Avx2>(lists, prices, band, visit);
+    }
+
+    #[target_feature(enable = "avx512f,popcnt")]
+    pub(super) fn avx512(
+        rows: &Rows<'_>,
+        tokens: impl Iterator<Item = u32>,
+        visit: &mut impl FnMut(Seen<'_>),
+    ) {
+        rows.visit::<Avx512>(tokens, visit);
+    }
+
+    #[target_feature(enable = "avx512f,popcnt")]
+    pub(super) fn avx512_lists<'l>(
+        lists: impl Iterator<Item = List<'l>>,
+        prices: &[f32],
+        band: f32,
+        visit: &mut impl FnMut(Listed<'_>),
+    ) {
+        each_list::<Avx512>(lists, prices, band, visit);
+    }
+}
+
+struct Rows<'g> {
+    scores: Scores<'g>,
+    prices: &'g Prices,
+    top_k: usize,
+    band: Option<f32>,
+}
+
+/// Most candidates of a row that are narrowed down by vectors.
+const CANDIDATES: usize = 8 * LANES;
+
+/// Memory a pass reuses from row to row.
+struct Scratch {
+    keys: Vec<[f32; LANES]>,
+    candidates: [f32; CANDIDATES + LANES],
+    experts: [u32; CANDIDATES + LANES],
+    chosen: [u32; LANES],
+    near_keys: Vec<f32>,
+    near_experts: Vec<u32>,
+}
+
+impl Rows<'_> {
+    #[inline(always)]
+    fn visit<V: Lanes>(&self, tokens: impl Iterator<Item = u32>, visit: &mut impl FnMut(Seen<'_>)) {
+        let vectors = self.prices.lanes.len();
+        let mut scratch = Scratch {
+            keys: vec![[f32::NEG_INFINITY; LANES]; vectors],
+            candidates: [0.0; CANDIDATES + LANES],
+            experts: [0; CANDIDATES + LANES],
+            chosen: [0; LANES],
+            near_keys: vec![0.0; (vectors + 1) * LANES],
+            near_experts: vec![0; (vectors + 1) * LANES],
+        };
+        let mut tokens = tokens.peekable();
+        while let Some(token) = tokens.next() {
+            if let Some(next) = tokens.peek() {
+                V::fetch(self.scores.row(*next as usize));
+            }
+            let edge = self.select::<V>(token, &mut scratch);
+            let near = match (edge, self.band) {
+                (Some((last, next)), Some(band)) => {
+                    near::<V>(last - band, next + band, &mut scratch)
+                }
+                _ => 0,
+            };
+            visit(Seen {
+                token,
+                tied: edge.is_none(),
+                chosen: &scratch.chosen[..self.top_k.min(LANES)],
+                edge: edge.unwrap_or_default(),
+                near: (&scratch.near_experts[..near], &scratch.near_keys[..near]),
+            });
+        }
+    }
+
+    /// Leaves the row's priced scores and its choice in the scratch.
+    ///
+    /// The maxima of the 16 lanes are different scores, so the (k+1)-th of them is at most the
+    /// (k+1)-th of all: only scores that reach it are candidates, a dozen for k = 8. Where more
+    /// are left than fit one vector, the first 16 of them give the next bound.
+    #[inline(always)]
+    fn select<V: Lanes>(&self, token: u32, scratch: &mut Scratch) -> Option<(f32, f32)> {
+        let k = u32::try_from(self.top_k).ok().filter(|_| self.top_k <= MOST_VECTOR_K)?;
+        let (whole, rest) = self.scores.row(token as usize).as_chunks::<LANES>();
+        let mut top = V::splat(f32::NEG_INFINITY);
+        let pairs = whole.iter().zip(&self.prices.lanes).zip(&mut scratch.keys);
+        for ((scores, prices), keys) in pairs {
+            let key = V::load(scores).minus(V::load(prices));
+            key.store(keys);
+            top = top.larger(key);
+        }
+        if !rest.is_empty() {
+            let mut scores = [0.0; LANES];
+            scores[..rest.len()].copy_from_slice(rest);
+            let key = V::load(&scores).minus(V::load(&self.prices.lanes[whole.len()]));
+            key.store(&mut scratch.keys[whole.len()]);
+            top = top.larger(key);
+        }
+        let Scratch { keys, candidates, experts, chosen, .. } = scratch;
+        let mut bound = V::splat(top.least_of(V::up_to(top.ranks(), k)));
+        let mut count = 0;
+        for (first, keys) in (0..).step_by(LANES).zip(&*keys) {
+            let keys = V::load(keys);
+            let mask = !bound.greater(keys) & 0xffff;
+            if count > CANDIDATES {
+                return None;
+            }
+            keys.pack(mask, slot(candidates, count));
+            V::pack_numbers(first, mask, slot(experts, count));
+            count += mask.count_ones() as usize;
+        }
+        while count > LANES {
+            let best = V::load(slot(candidates, 0));
+            bound = V::splat(best.least_of(V::up_to(best.ranks(), k)));
+            let (before, mut at) = (count, 0);
+            count = 0;
+            while at < before {
+                let valid = if before - at < LANES { (1 << (before - at)) - 1 } else { 0xffff };
+                let values = V::load(slot(candidates, at));
+                let mask = !bound.greater(values) & valid;
+                let numbers = *slot(experts, at);
+                values.pack(mask, slot(candidates, count));
+                V::pack_from(&numbers, mask, slot(experts, count));
+                count += mask.count_ones() as usize;
+                at += LANES;
+            }
+            if count == before {
+                return None;
+            }
+        }
+        let valid = (1_u32 << count) - 1;
+        slot(candidates, count).fill(f32::NEG_INFINITY);
+        let best = V::load(slot(candidates, 0));
+        let ranks = best.ranks();
+        let within = V::up_to(ranks, k - 1) & valid;
+        if within.count_ones() != k {
+            return None;
+        }
+        V::pack_from(slot(experts, 0), within, chosen);
+        let next = best.least_of(V::up_to(ranks, k) & valid);
+        Some((unsigned_zero(best.least_of(within)), unsigned_zero(next)))
+    }
+}
+
+/// Of two zeros that compare equal the kinds of instructions may take either.
+#[inline(always)]
+fn unsigned_zero(value: f32) -> f32 {
+    value + 0.0
+}
+
+#[inline(always)]
+fn slot<V>(values: &mut [V], at: usize) -> &mut [V; LANES] {
+    values[at..].first_chunk_mut().expect("buffers end with a spare vector")
+}
+
+/// Packs the keys strictly between the bounds, and returns how many there are.
+#[inline(always)]
+fn near<V: Lanes>(low: f32, high: f32, scratch: &mut Scratch) -> usize {
+    let (low, high) = (V::splat(low), V::splat(high));
+    let mut count = 0;
+    for (first, keys) in (0..).step_by(LANES).zip(&scratch.keys) {
+        let keys = V::load(keys);
+        let mask = keys.greater(low) & high.greater(keys);
+        keys.pack(mask, slot(&mut scratch.near_keys, count));
+        V::pack_numbers(first, mask, slot(&mut scratch.near_experts, count));
+        count += mask.count_ones() as usize;
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Instructions, List, Prices, visit_lists, visit_rows};
+    use crate::game::{Scores, select_top};
+    use crate::rng::stream;
+    use rand::RngExt as _;
+
+    /// Scores that reach ties, both zeros, subnormals and the ends of f32.
+    fn values(kind: usize, count: usize) -> Vec<f32> {
+        let mut rng = stream(kind as u64, "kernel");
+        let grid = [-0.0, 0.0, 1e-41, -1e-41, 1.0, -1.0, 1e30, -1e30, f32::MAX, f32::MIN];
+        let value = |_| match kind {
+            0 => rng.random::<f32>(),
+            1 => grid[rng.random_range(0..grid.len())],
+            2 => f32::from(rng.random_range(0..40_u8)),
+            3 => rng.random::<f32>() * 1e-40,
+            _ => 0.25,
+        };
+        (0..count).map(value).collect()
+    }
+
+    /// What one kind of instructions sees, by token, as bits.
+    type Row = (bool, Vec<u32>, [u32; 2], Vec<(u32, u32)>);
+
+    fn rows(kind: Instructions, scores: Scores<'_>, prices: &[f32], k: usize) -> Vec<Row> {
+        let (mut rows, tokens) = (Vec::new(), 0..u32::try_from(scores.tokens()).expect("few"));
+        visit_rows(kind, scores, tokens, &Prices::new(prices), k, Some(0.1), |seen| {
+            rows.push(if seen.tied {
+                (true, Vec::new(), [0; 2], Vec::new())
+            } else {
+                let near = seen.near.0.iter().zip(seen.near.1);
+                let near = near.map(|(expert, key)| (*expert, key.to_bits())).collect();
+                let edge = [seen.edge.0.to_bits(), seen.edge.1.to_bits()];
+                (false, seen.chosen.to_vec(), edge, near)
+            });
+        });
+        rows
+    }
+
+    #[test]
+    fn every_kind_of_instructions_selects_what_a_sort_does() {
+        let tokens = 40;
+        let mut untied = 0;
+        for experts in [2, 3, 9, 15, 16, 17, 31, 33, 64, 100, 256, 300] {
+            for (kind, k) in (0..5).flat_map(|kind| [1, 2, 8, 14].map(|k| (kind, k))) {
+                if k >= experts {
+                    continue;
+                }
+                let values = values(kind, tokens * experts);
+                let scores = Scores::new(&values, experts).expect("finite");
+                let prices: Vec<f32> = (0..experts).map(|e| (e % 7) as f32 / 16.0).collect();
+                let portable = rows(Instructions::Portable, scores, &prices, k);
+                for instructions in Instructions::available() {
+                    let what = format!("{instructions:?} kind {kind} E {experts} k {k}");
+                    assert_eq!(rows(instructions, scores, &prices, k), portable, "{what}");
+                }
+                for (token, (tied, chosen, edge, near)) in portable.iter().enumerate() {
+                    let pairs = scores.row(token).iter().zip(&prices);
+                    let keys: Vec<f32> = pairs.map(|(score, price)| score - price).collect();
+                    let mut best = vec![(0.0, 0); k + 1];
+                    select_top(&keys, &mut best);
+                    let equal = best[k - 1].0 == best[k].0;
+                    if *tied {
+                        // Rows of many equal scores may be left to the caller as well.
+                        assert!(equal || kind > 0, "kind {kind} E {experts} k {k}");
+                        continue;
+                    }
+                    untied += 1;
+                    assert!(!equal, "kind {kind} E {experts} k {k}");
+                    let mut sorted: Vec<u32> = best[..k].iter().map(|(_, at)| *at).collect();
+                    sorted.sort_unstable();
+                    assert_eq!(chosen, &sorted);
+                    let (last, next) = (f32::from_bits(edge[0]), f32::from_bits(edge[1]));
+                    assert!(last == best[k - 1].0 && next == best[k].0);
+                    let close = |key: f32| key > last - 0.1 && key < next + 0.1;
+                    let all = (0..).zip(&keys).filter(|(_, key)| close(**key));
+                    let all: Vec<(u32, u32)> = all.map(|(e, key)| (e, key.to_bits())).collect();
+                    assert_eq!(near, &all);
+                }
+            }
+        }
+        assert!(untied > 4000);
+    }
+
+    #[test]
+    fn every_kind_of_instructions_selects_the_same_from_a_list() {
+        let prices = Prices::new(&[0.0; 20]);
+        for (kind, length) in (0..5).flat_map(|kind| (2..=16).map(move |length| (kind, length))) {
+            let (experts, scores): (Vec<u32>, Vec<f32>) = (3..).zip(values(kind, length)).unzip();
+            for wanted in 1..length {
+                let on = (1 << wanted) - 1;
+                let list = List { token: 5, experts: &experts, scores: &scores, on };
+                let mut found = Vec::new();
+                for instructions in Instructions::available() {
+                    let lists = std::iter::once(list);
+                    visit_lists(instructions, lists, &prices, 0.2, |seen| {
+                        let near = (seen.near.0.to_vec(), seen.near.2.to_vec());
+                        found.push((seen.tied, seen.within, seen.edge, near));
+                    });
+                }
+                let mut best = vec![(0.0, 0); wanted + 1];
+                select_top(&scores, &mut best);
+                let lanes = best[..wanted].iter().fold(0, |mask, (_, lane)| mask | 1 << lane);
+                let (last, next) = (best[wanted - 1].0, best[wanted].0);
+                for (tied, within, edge, near) in &found {
+                    assert_eq!(*tied, last == next);
+                    if !tied {
+                        assert_eq!((*within, edge.0, edge.1), (lanes, last, next));
+                        let close =
+                            |at: &usize| scores[*at] > last - 0.2 && scores[*at] < next + 0.2;
+                        let all: Vec<usize> = (0..length).filter(close).collect();
+                        let all = (
+                            all.iter().map(|at| experts[*at]).collect::<Vec<_>>(),
+                            all.iter().map(|at| scores[*at]).collect::<Vec<_>>(),
+                        );
+                        assert_eq!(near, &all);
+                    }
+                }
+            }
+        }
+    }
+}

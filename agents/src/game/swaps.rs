@@ -1,0 +1,206 @@
+//! The repair on few tokens: successive shortest paths over the moves that open tokens can make.
+//!
+//! The same graph and the same argument as in the `repair` module, with one source at a time and
+//! without the moves that a bound on the prices' drift rules out. Whether the bound held is for
+//! the caller to check.
+
+use super::prices::Supply;
+
+/// Moves of the open tokens. Node E is the sink.
+pub(super) struct Swaps<'g> {
+    supply: Supply<'g>,
+    /// One an expert, then the sink's.
+    pub(super) prices: Vec<f64>,
+    pub(super) delivered: Vec<u32>,
+    excess: Vec<i64>,
+    entries: Vec<Entry>,
+    /// Where each token's entries start; one more at the end.
+    starts: Vec<u32>,
+    /// For each expert, the entries of tokens on it.
+    members: Vec<Vec<u32>>,
+    distance: Vec<f64>,
+    /// The node before, and the entries left and joined on the way (none at the sink).
+    from: Vec<(usize, u32, u32)>,
+    done: Vec<bool>,
+    /// Nodes with a finite distance.
+    reached: Vec<usize>,
+    pub(super) relaxed: u64,
+}
+
+/// A token may be on this expert.
+#[derive(Clone, Copy)]
+struct Entry {
+    score: f64,
+    expert: u32,
+    token: u32,
+    on: bool,
+}
+
+/// Why the repair ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Balanced,
+    /// These moves are too few.
+    Stuck,
+    /// The work is more than allowed.
+    Limit,
+}
+
+impl<'g> Swaps<'g> {
+    pub(super) fn new(supply: Supply<'g>, mut prices: Vec<f64>, loads: &[u32]) -> Self {
+        let experts = prices.len();
+        let delivered: Vec<u32> =
+            (0..experts).map(|e| supply.nearest(e, prices[e], loads[e])).collect();
+        let pairs = loads.iter().zip(&delivered);
+        let mut excess: Vec<i64> =
+            pairs.map(|(load, flow)| i64::from(*load) - i64::from(*flow)).collect();
+        excess.push(-excess.iter().sum::<i64>());
+        prices.push(0.0);
+        Self {
+            supply,
+            prices,
+            delivered,
+            excess,
+            entries: Vec::new(),
+            starts: vec![0],
+            members: vec![Vec::new(); experts],
+            distance: vec![f64::INFINITY; experts + 1],
+            from: vec![(0, 0, 0); experts + 1],
+            done: vec![false; experts + 1],
+            reached: Vec::new(),
+            relaxed: 0,
+        }
+    }
+
+    /// Units that are not where they can stay.
+    pub(super) fn imbalance(&self) -> u64 {
+        self.excess.iter().filter(|excess| **excess > 0).map(|excess| excess.unsigned_abs()).sum()
+    }
+
+    /// Adds a token with the experts it may be on: number, score and whether it is on it.
+    pub(super) fn add(&mut self, experts: impl Iterator<Item = (u32, f32, bool)>) {
+        let token = index(self.starts.len() - 1);
+        for (expert, score, on) in experts {
+            if on {
+                self.members[expert as usize].push(index(self.entries.len()));
+            }
+            self.entries.push(Entry { score: f64::from(score), expert, token, on });
+        }
+        self.starts.push(index(self.entries.len()));
+    }
+
+    /// The experts that the token added as number `token` is on, of those it was added with.
+    pub(super) fn experts(&self, token: usize) -> impl Iterator<Item = (u32, bool)> {
+        let range = self.starts[token] as usize..self.starts[token + 1] as usize;
+        self.entries[range].iter().map(|entry| (entry.expert, entry.on))
+    }
+
+    /// Removes excesses one path and one unit at a time; the number of paths and how it ended.
+    pub(super) fn run(&mut self, most_relaxed: u64) -> (u32, Ended) {
+        let mut paths = 0;
+        for source in 0..self.excess.len() {
+            while self.excess[source] > 0 {
+                if self.relaxed > most_relaxed {
+                    return (paths, Ended::Limit);
+                }
+                let Some(target) = self.shortest_path(source) else {
+                    return (paths, Ended::Stuck);
+                };
+                self.push(source, target);
+                paths += 1;
+            }
+        }
+        (paths, Ended::Balanced)
+    }
+
+    /// Dijkstra to the nearest deficit; moves prices so that the path costs nothing.
+    fn shortest_path(&mut self, source: usize) -> Option<usize> {
+        for node in self.reached.drain(..) {
+            (self.distance[node], self.done[node]) = (f64::INFINITY, false);
+        }
+        self.distance[source] = 0.0;
+        self.reached.push(source);
+        let target = loop {
+            let open = self.reached.iter().copied().filter(|node| !self.done[*node]);
+            let near = |a: &usize, b: &usize| {
+                self.distance[*a].total_cmp(&self.distance[*b]).then(a.cmp(b))
+            };
+            let node = open.min_by(near)?;
+            self.done[node] = true;
+            if self.excess[node] < 0 {
+                break node;
+            }
+            self.relax_from(node);
+        };
+        let length = self.distance[target];
+        for node in &self.reached {
+            if self.done[*node] {
+                self.prices[*node] += length - self.distance[*node];
+            }
+        }
+        Some(target)
+    }
+
+    fn relax_from(&mut self, node: usize) {
+        let Self { prices, distance, from, reached, relaxed, entries, starts, .. } = self;
+        let (start, price, sink) = (distance[node], prices[node], self.delivered.len());
+        let mut relax = |to: usize, cost: f64, left: u32, joined: u32| {
+            // Rounding can leave an arc below 0 by a few units in the last place.
+            let reach = start + cost.max(0.0);
+            if reach < distance[to] {
+                if distance[to] == f64::INFINITY {
+                    reached.push(to);
+                }
+                (distance[to], from[to]) = (reach, (node, left, joined));
+            }
+        };
+        if node == sink {
+            for (expert, (own, load)) in prices.iter().zip(&self.delivered).enumerate() {
+                relax(expert, own - price - self.supply.marginal(expert, *load), 0, 0);
+            }
+            *relaxed += sink as u64;
+            return;
+        }
+        for left in &self.members[node] {
+            let own = entries[*left as usize];
+            let (first, last) = (starts[own.token as usize], starts[own.token as usize + 1]);
+            for joined in first..last {
+                let other = entries[joined as usize];
+                if !other.on {
+                    let to = other.expert as usize;
+                    relax(to, own.score - other.score - price + prices[to], *left, joined);
+                }
+            }
+            *relaxed += u64::from(last - first);
+        }
+        let added = self.supply.marginal(node, self.delivered[node] + 1);
+        relax(sink, added - price + prices[sink], 0, 0);
+    }
+
+    fn push(&mut self, source: usize, target: usize) {
+        let sink = self.delivered.len();
+        let mut node = target;
+        while node != source {
+            let (before, left, joined) = self.from[node];
+            if node == sink {
+                self.delivered[before] += 1;
+            } else if before == sink {
+                self.delivered[node] -= 1;
+            } else {
+                self.entries[left as usize].on = false;
+                self.entries[joined as usize].on = true;
+                let members = &mut self.members[before];
+                let place = members.iter().position(|entry| *entry == left);
+                members.swap_remove(place.expect("the token is on it"));
+                self.members[node].push(joined);
+            }
+            node = before;
+        }
+        self.excess[source] -= 1;
+        self.excess[target] += 1;
+    }
+}
+
+fn index(at: usize) -> u32 {
+    u32::try_from(at).expect("entries fit 32 bits")
+}
