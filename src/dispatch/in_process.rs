@@ -67,7 +67,8 @@ impl Dispatch for InProcess {
     async fn load(&mut self, shards: Vec<ShardAssignment>) -> Result<(), DispatchError> {
         for ShardAssignment { node, layer, expert, expert_weights } in shards {
             let node = self.nodes.entry(node).or_default();
-            node.ledger.loaded(layer, expert, expert_weights.to_bytes().len());
+            let bytes = usize::try_from(expert_weights.encoded_bytes());
+            node.ledger.loaded(layer, expert, bytes.expect("an expert in memory has a length"));
             node.experts.insert((layer, expert), expert_weights);
         }
         Ok(())

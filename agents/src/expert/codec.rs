@@ -67,8 +67,7 @@ impl Expert {
     pub fn to_bytes(&self) -> Vec<u8> {
         let word = |n: usize| u32::try_from(n).expect("sizes fit 32 bits").to_le_bytes();
         let bits = u8::try_from(self.bits().code_bits()).expect("at most 32 bits");
-        let mut bytes =
-            Vec::with_capacity(HEADER_BYTES + usize::try_from(self.bytes()).unwrap_or(0));
+        let mut bytes = Vec::with_capacity(usize::try_from(self.encoded_bytes()).unwrap_or(0));
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&[bits, 0]);
@@ -87,6 +86,12 @@ impl Expert {
             }
         }
         bytes
+    }
+
+    /// Length of [`Self::to_bytes`].
+    #[must_use]
+    pub fn encoded_bytes(&self) -> u64 {
+        HEADER_BYTES as u64 + self.bytes()
     }
 
     /// Decodes [`Self::to_bytes`]. Allocates nothing before the length is known to be right.

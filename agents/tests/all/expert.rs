@@ -267,6 +267,7 @@ fn an_encoding_decodes_to_the_same_expert() {
             for group in [32, 64] {
                 let expert = expert(shape, bits, group);
                 let bytes = expert.to_bytes();
+                assert_eq!(bytes.len() as u64, expert.encoded_bytes());
                 assert_eq!(bytes.len() as u64, 20 + expert.bytes());
                 let decoded = Expert::from_bytes(&bytes).expect("its own encoding decodes");
                 assert_eq!(decoded, expert);
