@@ -106,11 +106,13 @@ pub fn uniform(units: &[Unit], budget: u64) -> Result<Allocation, AllocationErro
 pub fn evaluate(units: &[Unit], options: Vec<usize>, budget: u64) -> Allocation {
     assert_eq!(units.len(), options.len(), "one option per unit");
     let chosen = || units.iter().zip(&options);
-    let cost = chosen().map(|(unit, option)| unit.costs[*option]).sum();
+    let cost: f64 = chosen().map(|(unit, option)| unit.costs[*option]).sum();
     let bytes = chosen().map(|(unit, option)| unit.bytes[*option]).fold(0, u64::saturating_add);
     let bound = dual_bound(units, budget);
+    let feasible = bytes <= budget;
+    assert!(!feasible || bound <= cost + 1e-9 * cost.abs(), "a bound lies below what is feasible");
     // Rounding alone may lift the bound of a feasible allocation above its cost.
-    let dual_bound = if bytes <= budget { bound.min(cost) } else { bound };
+    let dual_bound = if feasible { bound.min(cost) } else { bound };
     Allocation { options, cost, bytes, dual_bound, step_bytes: 1, exact: true }
 }
 
