@@ -23,6 +23,7 @@ pub(super) fn find(
     precision(scenario, &mut found);
     nodes(scenario, &mut found);
     load(scenario, &mut found);
+    synthetic(scenario, &mut found);
     files(scenario, &mut found);
     found.problems
 }
@@ -165,6 +166,25 @@ fn load(scenario: &Scenario, found: &mut Found<'_>) {
              {BATCH_TOKENS_MAX} tokens a batch"
         );
         (message, "write fewer requests a batch or fewer tokens a request".into())
+    });
+}
+
+/// Weights of all seeded experts, at most: 4 GiB in f32.
+const SYNTHETIC_WEIGHTS_MAX: u128 = 1 << 30;
+
+fn synthetic(scenario: &Scenario, found: &mut Found<'_>) {
+    let Source::Synthetic { experts, layers, width, expert_hidden, .. } = scenario.source else {
+        return;
+    };
+    let sizes = [layers, experts, width, expert_hidden];
+    let weights: u128 = 3 * sizes.into_iter().map(u128::from).product::<u128>();
+    let keys = ["source.experts", "source.layers", "source.width", "source.expert_hidden"];
+    found.unless(weights <= SYNTHETIC_WEIGHTS_MAX, &keys, || {
+        let message = format!(
+            "the experts would have {weights} weights, more than {SYNTHETIC_WEIGHTS_MAX}: three times \
+             experts, layers, width and expert_hidden multiplied"
+        );
+        (message, "write fewer or smaller experts".into())
     });
 }
 

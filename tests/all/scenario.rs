@@ -207,6 +207,12 @@ fn problems_of_a_set_name_the_set() {
             "exceeds 1048576 tokens a batch",
             "fewer requests a batch",
         ),
+        (
+            "source.experts=65536",
+            "source.experts",
+            "more than 1073741824",
+            "fewer or smaller experts",
+        ),
     ];
     for (set, key, message, help) in rows {
         let problems = refused(GOOD, &[set]);
