@@ -655,7 +655,8 @@ async fn a_program_that_is_no_worker_or_no_peer_is_a_start_error() {
         assert!(matches!(error, DispatchError::Start { node: NodeId(0), .. }), "{error}");
         assert!(error.to_string().contains(says), "{error}");
     }
-    let deadlines = Deadlines { start: Duration::from_millis(300), ..Deadlines::default() };
+    // Long enough to be refused on a busy machine; the attempts go on until it ends.
+    let deadlines = Deadlines { start: Duration::from_secs(3), ..Deadlines::default() };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
     let address = closed.expect("a free port").to_string();
     let error = Remote::connect(std::slice::from_ref(&address), deadlines)
