@@ -3,6 +3,7 @@
 mod expert;
 mod game;
 mod placement;
+mod placement_plan;
 mod precision;
 mod round;
 mod routers;
