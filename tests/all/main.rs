@@ -12,3 +12,5 @@ mod parity;
 mod results;
 mod scenario;
 mod tidy;
+mod wire;
+mod worker;

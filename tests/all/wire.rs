@@ -1,0 +1,89 @@
+//! Orders on the wire.
+
+use crate::nodes::{PATIENCE, numbers};
+use agents::{
+    ids::{ExpertId, LayerId, NodeId, StepId, TokenId},
+    orders::{ExpertGroup, NodeOrder},
+};
+use nashflock::wire;
+use proptest::prelude::*;
+use proto::{ComputeFault, ComputeReply, ComputeRequest};
+
+fn any_order() -> impl Strategy<Value = (usize, usize, Vec<ExpertGroup>)> {
+    (1_usize..200, 1_usize..20).prop_flat_map(|(tokens, width)| {
+        let rows = prop::collection::btree_set(0..tokens, 1..=tokens.min(40));
+        let groups = prop::collection::btree_map(0_u32..64, rows, 1..8);
+        groups.prop_map(move |groups| {
+            let group = |(expert, rows): (u32, std::collections::BTreeSet<usize>)| ExpertGroup {
+                expert: ExpertId(expert),
+                tokens: rows.into_iter().map(TokenId::from_index).collect(),
+            };
+            (tokens, width, groups.into_iter().map(group).collect())
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn an_order_survives_the_wire_and_any_flipped_bit_of_its_tensors_is_noticed(
+        (tokens, width, groups) in any_order(),
+        seed in any::<u64>(),
+        flip in any::<prop::sample::Index>(),
+    ) {
+        let hidden = numbers(seed, tokens * width);
+        let ticket = wire::Ticket { step: StepId(3), layer: LayerId(2), sequence: 9 };
+        let order = NodeOrder { node: NodeId(4), groups };
+        let sent = wire::encode_order(ticket, &order, &hidden, width, PATIENCE, 1 << 20)
+            .expect("it is valid");
+        let distinct: std::collections::BTreeSet<_> =
+            order.groups.iter().flat_map(|group| &group.tokens).collect();
+        prop_assert_eq!(sent.hidden.len(), distinct.len() * width * 4, "each row once");
+
+        let work = wire::decode_order(sent.clone(), 1 << 20).expect("it was encoded");
+        prop_assert_eq!((work.ticket, work.width, work.pairs), (ticket, width, order.pairs()));
+        prop_assert_eq!(work.deadline, PATIENCE);
+        let values: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(&work.hidden);
+        let mut outputs = Vec::new();
+        for (original, arrived) in order.groups.iter().zip(&work.groups) {
+            prop_assert_eq!(original.expert, arrived.expert);
+            prop_assert_eq!(original.tokens.len(), arrived.tokens.len());
+            for (token, row) in original.tokens.iter().zip(&arrived.tokens) {
+                let row = &values[row.index() * width..][..width];
+                prop_assert_eq!(&hidden[token.index() * width..][..width], row);
+                outputs.extend_from_slice(row);
+            }
+        }
+
+        let reply = wire::encode_outputs(wire::reply_to(&sent), outputs.clone(), width, 5)
+            .expect("finite");
+        let decode = |reply: &ComputeReply| {
+            wire::decode_reply(reply, ticket, order.node, work.pairs, width)
+        };
+        let decoded = decode(&reply).expect("it was encoded");
+        prop_assert_eq!(decoded.outputs, outputs);
+        prop_assert_eq!((decoded.node, decoded.compute_ns), (order.node, 5));
+
+        let flipped = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            let bit = flip.index(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            bytes.into()
+        };
+        let damaged = ComputeRequest { hidden: flipped(&sent.hidden), ..sent };
+        prop_assert_eq!(
+            wire::decode_order(damaged, 1 << 20).expect_err("a bit flipped").fault,
+            ComputeFault::Corrupt
+        );
+        let damaged = ComputeReply { outputs: flipped(&reply.outputs), ..reply.clone() };
+        prop_assert!(matches!(decode(&damaged), Err(wire::ReplyError::Bad(_))));
+        for other in [
+            ComputeReply { sequence: 8, ..reply.clone() },
+            ComputeReply { step: 4, ..reply.clone() },
+            ComputeReply { layer: 3, ..reply.clone() },
+            ComputeReply { outputs: reply.outputs.slice(4..), ..reply.clone() },
+            ComputeReply { fault: 77, ..reply.clone() },
+        ] {
+            prop_assert!(matches!(decode(&other), Err(wire::ReplyError::Bad(_))));
+        }
+    }
+}
