@@ -6,8 +6,9 @@
 use rayon::prelude::*;
 
 use super::clearing::Curves;
-use super::kernel::{Instructions, List, Prices, visit_lists, visit_rows};
+use super::kernel::{Instructions, Prices, visit_rows};
 use super::lanes::LANES;
+use super::list_kernel::{List, visit_lists};
 use super::top_k::select_top;
 use super::{Game, TOKEN_BLOCK};
 use crate::ids::ExpertId;
@@ -56,6 +57,11 @@ impl Lists {
     fn push(&mut self, experts: &[u32], scores: impl Iterator<Item = f32>, on: u32) {
         self.experts.extend_from_slice(experts);
         self.scores.extend(scores);
+        self.end(on);
+    }
+
+    /// Ends the list of the experts and scores added since the last one.
+    fn end(&mut self, on: u32) {
         self.on.push(on);
         self.ends.push(index(self.experts.len()));
     }
@@ -100,9 +106,14 @@ impl<'c> Block<'c> {
     }
 
     /// The open tokens with the experts they may leave or join, in the order of the last pass.
-    pub(super) fn lists(&self) -> impl Iterator<Item = (u32, &[u32])> {
+    pub(super) fn lists(&self) -> impl Iterator<Item = List<'_>> {
         let tokens = self.open.iter().enumerate();
-        tokens.map(|(at, token)| (*token, self.lists.list(at, *token).experts))
+        tokens.map(|(at, token)| self.lists.list(at, *token))
+    }
+
+    /// Lengths of these lists together.
+    pub(super) fn listed(&self) -> usize {
+        self.lists.experts.len()
     }
 
     /// The choice of a token of this block.
@@ -196,7 +207,7 @@ impl Pass<'_> {
         if work <= MOST_SEQUENTIAL_SCORES {
             return blocks.iter_mut().fold(new(), visit);
         }
-        let least = blocks.len() / MOST_PARTS;
+        let least = blocks.len() / (PARTS_PER_THREAD * rayon::current_num_threads());
         let parts = blocks.par_iter_mut().with_min_len(least.max(1));
         parts.fold(new, visit).reduce(new, Tally::plus)
     }
@@ -281,31 +292,35 @@ impl Pass<'_> {
         };
         let all = tokens.iter().enumerate().map(|(at, token)| lists.list(at, *token));
         tally.scores += lists.scores.len() as u64;
-        visit_lists(self.kind, all.filter(short), self.prices, self.width, |found| {
-            let token = found.list.token;
+        visit_lists(self.kind, all.filter(short), self.prices, |found| {
+            let List { token, experts, scores, on } = found.list;
             let (last, next) = found.edge;
             if found.tied || unsure(found.edge) {
                 return self.look_again(token, block, tally, exact, kept);
             }
             tally.largest_edge = tally.largest_edge.max(last.abs()).max(next.abs());
-            if found.within != found.list.on {
-                let listed = found.list.experts;
-                let on = (0..).zip(listed).filter(|(lane, _)| found.within >> lane & 1 == 1);
+            if found.within != on {
+                let on = (0..).zip(experts).filter(|(lane, _)| found.within >> lane & 1 == 1);
                 let on = on.map(|(_, expert)| *expert);
-                block.swap(token, listed, on, self.game.top_k, &mut tally.loads);
+                block.swap(token, experts, on, self.game.top_k, &mut tally.loads);
             }
             if self.settle && last - next >= self.width {
                 return;
             }
-            let (experts, keys, scores) = found.near;
-            let mut on = 0;
-            for (lane, (expert, key)) in experts.iter().zip(keys).enumerate() {
-                let is_on = *key >= last;
-                on |= u32::from(is_on) << lane;
-                tally.curves.count(*expert, *key, found.edge, is_on);
-            }
             kept.open.push(token);
-            kept.lists.push(experts, scores.iter().copied(), on);
+            let (low, high) = (last - self.width, next + self.width);
+            let (mut on, mut lane) = (0, 0);
+            for ((expert, key), score) in experts.iter().zip(found.keys).zip(scores) {
+                if *key > low && *key < high {
+                    let is_on = *key >= last;
+                    tally.curves.count(*expert, *key, found.edge, is_on);
+                    on |= u32::from(is_on) << lane;
+                    lane += 1;
+                    kept.lists.experts.push(*expert);
+                    kept.lists.scores.push(*score);
+                }
+            }
+            kept.lists.end(on);
         });
     }
 
@@ -356,8 +371,8 @@ fn unsure((last, next): (f32, f32)) -> bool {
 /// Scores that one thread visits sooner than two start.
 const MOST_SEQUENTIAL_SCORES: usize = 1 << 14;
 
-/// Parts of a pass that are summed apart.
-const MOST_PARTS: usize = 16;
+/// Parts of a pass that are summed apart: few, for each has a table of its own.
+const PARTS_PER_THREAD: usize = 2;
 
 /// Two priced scores closer than this part of the larger may be in the wrong order in f32.
 const TWO_ROUNDINGS: f32 = 4.0 * f32::EPSILON;

@@ -99,84 +99,10 @@ pub(super) fn visit_rows(
     }
 }
 
-/// Experts that a token may leave or join, ascending, at most a vector of them.
-#[derive(Clone, Copy)]
-pub(super) struct List<'r> {
-    pub(super) token: u32,
-    pub(super) experts: &'r [u32],
-    pub(super) scores: &'r [f32],
-    /// The lanes of the experts it is on.
-    pub(super) on: u32,
-}
-
-/// What a pass found in one list; the fields are those of [`Seen`].
-pub(super) struct Listed<'r> {
-    pub(super) list: List<'r>,
-    pub(super) tied: bool,
-    /// The lanes of the largest priced scores, as many as the token is on.
-    pub(super) within: u32,
-    pub(super) edge: (f32, f32),
-    /// As in [`Seen`], with the scores in third place.
-    pub(super) near: (&'r [u32], &'r [f32], &'r [f32]),
-}
-
-/// Visits lists of at least one expert that the token is on and one that it is not on.
-pub(super) fn visit_lists<'l>(
-    kind: Instructions,
-    lists: impl Iterator<Item = List<'l>>,
-    prices: &Prices,
-    band: f32,
-    mut visit: impl FnMut(Listed<'_>),
-) {
-    let prices = prices.each();
-    match kind {
-        Instructions::Portable => each_list::<Portable>(lists, prices, band, &mut visit),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the kind is made by `available` alone, which checked the processor.
-        Instructions::Avx2 => unsafe { x86::avx2_lists(lists, prices, band, &mut visit) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Instructions::Avx512 => unsafe { x86::avx512_lists(lists, prices, band, &mut visit) },
-    }
-}
-
-#[inline(always)]
-fn each_list<'l, V: Lanes>(
-    lists: impl Iterator<Item = List<'l>>,
-    prices: &[f32],
-    band: f32,
-    visit: &mut impl FnMut(Listed<'_>),
-) {
-    let (mut near_keys, mut near_scores) = ([0.0; LANES], [0.0; LANES]);
-    let mut near_experts = [0; LANES];
-    for list in lists {
-        let mut keys = [f32::NEG_INFINITY; LANES];
-        let (mut scores, mut experts) = ([0.0; LANES], [0; LANES]);
-        for (lane, (expert, score)) in list.experts.iter().zip(list.scores).enumerate() {
-            keys[lane] = score - prices[*expert as usize];
-            (scores[lane], experts[lane]) = (*score, *expert);
-        }
-        let key = V::load(&keys);
-        let (ranks, wanted) = (key.ranks(), list.on.count_ones());
-        let valid = (1_u32 << list.experts.len()) - 1;
-        let within = V::up_to(ranks, wanted.wrapping_sub(1)) & valid;
-        let tied = wanted == 0 || within.count_ones() != wanted;
-        let next = key.least_of(V::up_to(ranks, wanted) & valid);
-        let edge = (unsigned_zero(key.least_of(within)), unsigned_zero(next));
-        let mask = key.greater(V::splat(edge.0 - band)) & V::splat(edge.1 + band).greater(key);
-        key.pack(mask, &mut near_keys);
-        V::load(&scores).pack(mask, &mut near_scores);
-        V::pack_from(&experts, mask, &mut near_experts);
-        let near = mask.count_ones() as usize;
-        let near = (&near_experts[..near], &near_keys[..near], &near_scores[..near]);
-        visit(Listed { list, tied, within, edge, near });
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::lanes::{Avx2, Avx512};
-    use super::{List, Listed, Rows, Seen, each_list};
+    use super::{Rows, Seen};
 
     #[target_feature(enable = "avx2,popcnt")]
     pub(super) fn avx2(
@@ -187,16 +113,6 @@ mod x86 {
         rows.visit::<Avx2>(tokens, visit);
     }
 
-    #[target_feature(enable = "avx2,popcnt")]
-    pub(super) fn avx2_lists<'l>(
-        lists: impl Iterator<Item = List<'l>>,
-        prices: &[f32],
-        band: f32,
-        visit: &mut impl FnMut(Listed<'_>),
-    ) {
-        each_list::<Avx2>(lists, prices, band, visit);
-    }
-
     #[target_feature(enable = "avx512f,popcnt")]
     pub(super) fn avx512(
         rows: &Rows<'_>,
@@ -204,16 +120,6 @@ mod x86 {
         visit: &mut impl FnMut(Seen<'_>),
     ) {
         rows.visit::<Avx512>(tokens, visit);
-    }
-
-    #[target_feature(enable = "avx512f,popcnt")]
-    pub(super) fn avx512_lists<'l>(
-        lists: impl Iterator<Item = List<'l>>,
-        prices: &[f32],
-        band: f32,
-        visit: &mut impl FnMut(Listed<'_>),
-    ) {
-        each_list::<Avx512>(lists, prices, band, visit);
     }
 }
 
@@ -342,7 +248,7 @@ impl Rows<'_> {
 
 /// Of two zeros that compare equal the kinds of instructions may take either.
 #[inline(always)]
-fn unsigned_zero(value: f32) -> f32 {
+pub(super) fn unsigned_zero(value: f32) -> f32 {
     value + 0.0
 }
 
@@ -367,14 +273,14 @@ fn near<V: Lanes>(low: f32, high: f32, scratch: &mut Scratch) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Instructions, List, Prices, visit_lists, visit_rows};
+pub(super) mod tests {
+    use super::{Instructions, Prices, visit_rows};
     use crate::game::{Scores, select_top};
     use crate::rng::stream;
     use rand::RngExt as _;
 
     /// Scores that reach ties, both zeros, subnormals and the ends of f32.
-    fn values(kind: usize, count: usize) -> Vec<f32> {
+    pub(in super::super) fn values(kind: usize, count: usize) -> Vec<f32> {
         let mut rng = stream(kind as u64, "kernel");
         let grid = [-0.0, 0.0, 1e-41, -1e-41, 1.0, -1.0, 1e30, -1e30, f32::MAX, f32::MIN];
         let value = |_| match kind {
@@ -448,43 +354,5 @@ mod tests {
             }
         }
         assert!(untied > 4000);
-    }
-
-    #[test]
-    fn every_kind_of_instructions_selects_the_same_from_a_list() {
-        let prices = Prices::new(&[0.0; 20]);
-        for (kind, length) in (0..5).flat_map(|kind| (2..=16).map(move |length| (kind, length))) {
-            let (experts, scores): (Vec<u32>, Vec<f32>) = (3..).zip(values(kind, length)).unzip();
-            for wanted in 1..length {
-                let on = (1 << wanted) - 1;
-                let list = List { token: 5, experts: &experts, scores: &scores, on };
-                let mut found = Vec::new();
-                for instructions in Instructions::available() {
-                    let lists = std::iter::once(list);
-                    visit_lists(instructions, lists, &prices, 0.2, |seen| {
-                        let near = (seen.near.0.to_vec(), seen.near.2.to_vec());
-                        found.push((seen.tied, seen.within, seen.edge, near));
-                    });
-                }
-                let mut best = vec![(0.0, 0); wanted + 1];
-                select_top(&scores, &mut best);
-                let lanes = best[..wanted].iter().fold(0, |mask, (_, lane)| mask | 1 << lane);
-                let (last, next) = (best[wanted - 1].0, best[wanted].0);
-                for (tied, within, edge, near) in &found {
-                    assert_eq!(*tied, last == next);
-                    if !tied {
-                        assert_eq!((*within, edge.0, edge.1), (lanes, last, next));
-                        let close =
-                            |at: &usize| scores[*at] > last - 0.2 && scores[*at] < next + 0.2;
-                        let all: Vec<usize> = (0..length).filter(close).collect();
-                        let all = (
-                            all.iter().map(|at| experts[*at]).collect::<Vec<_>>(),
-                            all.iter().map(|at| scores[*at]).collect::<Vec<_>>(),
-                        );
-                        assert_eq!(near, &all);
-                    }
-                }
-            }
-        }
     }
 }

@@ -246,7 +246,7 @@ impl<'g> Market<'g> {
             let real: Vec<f64> = self.loads.iter().map(|load| f64::from(*load)).collect();
             let off = whole(self.deviation(&real, 1.0));
             let slow = u64::from(off) > before / 4 * 3;
-            if off as usize <= experts / 2 || slow || self.sweeps >= most_sweeps {
+            if off as usize <= experts * 3 / 4 || slow || self.sweeps >= most_sweeps {
                 return Some(());
             }
             before = u64::from(off);
@@ -367,13 +367,15 @@ impl<'g> Market<'g> {
 
     /// Gives the repair the open tokens.
     fn offer(&self, swaps: &mut Swaps<'_>, blocks: &[Block<'_>]) {
+        let tokens = blocks.iter().map(|block| block.open.len()).sum();
+        swaps.reserve(tokens, blocks.iter().map(Block::listed).sum());
         for block in blocks {
-            for (token, experts) in block.lists() {
-                let scores = self.game.scores.row(token as usize);
-                let row = block.row(token, self.game.top_k);
-                swaps.add(experts.iter().map(|expert| {
+            for list in block.lists() {
+                let row = block.row(list.token, self.game.top_k);
+                let pairs = list.experts.iter().zip(list.scores);
+                swaps.add(pairs.map(|(expert, score)| {
                     let on = row.binary_search(&ExpertId(*expert)).is_ok();
-                    (*expert, scores[*expert as usize], on)
+                    (*expert, *score, on)
                 }));
             }
         }
@@ -384,7 +386,7 @@ impl<'g> Market<'g> {
         let mut number = 0;
         for block in blocks {
             let lists: Vec<(u32, Vec<u32>)> =
-                block.lists().map(|(token, experts)| (token, experts.to_vec())).collect();
+                block.lists().map(|list| (list.token, list.experts.to_vec())).collect();
             for (token, listed) in lists {
                 let on = swaps.experts(number).filter(|(_, on)| *on).map(|(expert, _)| expert);
                 block.swap(token, &listed, on, self.game.top_k, &mut self.loads);

@@ -29,6 +29,7 @@ mod equilibrium;
 mod information;
 mod kernel;
 mod lanes;
+mod list_kernel;
 mod marginal;
 mod prices;
 mod reference;

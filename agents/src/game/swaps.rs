@@ -4,6 +4,9 @@
 //! without the moves that a bound on the prices' drift rules out. Whether the bound held is for
 //! the caller to check.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use super::prices::Supply;
 
 /// Moves of the open tokens. Node E is the sink.
@@ -24,13 +27,15 @@ pub(super) struct Swaps<'g> {
     done: Vec<bool>,
     /// Nodes with a finite distance.
     reached: Vec<usize>,
+    /// Distances, as bits, which order as they do, with their nodes; those since undercut too.
+    queue: BinaryHeap<Reverse<(u64, usize)>>,
     pub(super) relaxed: u64,
 }
 
 /// A token may be on this expert.
 #[derive(Clone, Copy)]
 struct Entry {
-    score: f64,
+    score: f32,
     expert: u32,
     token: u32,
     on: bool,
@@ -68,6 +73,7 @@ impl<'g> Swaps<'g> {
             from: vec![(0, 0, 0); experts + 1],
             done: vec![false; experts + 1],
             reached: Vec::new(),
+            queue: BinaryHeap::new(),
             relaxed: 0,
         }
     }
@@ -77,6 +83,14 @@ impl<'g> Swaps<'g> {
         self.excess.iter().filter(|excess| **excess > 0).map(|excess| excess.unsigned_abs()).sum()
     }
 
+    /// Makes room for so many tokens with so many experts in all.
+    pub(super) fn reserve(&mut self, tokens: usize, entries: usize) {
+        self.starts.reserve(tokens);
+        self.entries.reserve(entries);
+        let each = entries / self.members.len();
+        self.members.iter_mut().for_each(|members| members.reserve(each));
+    }
+
     /// Adds a token with the experts it may be on: number, score and whether it is on it.
     pub(super) fn add(&mut self, experts: impl Iterator<Item = (u32, f32, bool)>) {
         let token = index(self.starts.len() - 1);
@@ -84,7 +98,7 @@ impl<'g> Swaps<'g> {
             if on {
                 self.members[expert as usize].push(index(self.entries.len()));
             }
-            self.entries.push(Entry { score: f64::from(score), expert, token, on });
+            self.entries.push(Entry { score, expert, token, on });
         }
         self.starts.push(index(self.entries.len()));
     }
@@ -113,20 +127,25 @@ impl<'g> Swaps<'g> {
         (paths, Ended::Balanced)
     }
 
-    /// Dijkstra to the nearest deficit; moves prices so that the path costs nothing.
-    fn shortest_path(&mut self, source: usize) -> Option<usize> {
+    /// Makes all nodes unreached.
+    fn forget(&mut self) {
         for node in self.reached.drain(..) {
             (self.distance[node], self.done[node]) = (f64::INFINITY, false);
         }
+        self.queue.clear();
+    }
+
+    /// Dijkstra to the nearest deficit; moves prices so that the path costs nothing.
+    fn shortest_path(&mut self, source: usize) -> Option<usize> {
+        self.forget();
         self.distance[source] = 0.0;
         self.reached.push(source);
+        self.queue.push(Reverse((0, source)));
         let target = loop {
-            let open = self.reached.iter().copied().filter(|node| !self.done[*node]);
-            let near = |a: &usize, b: &usize| {
-                self.distance[*a].total_cmp(&self.distance[*b]).then(a.cmp(b))
-            };
-            let node = open.min_by(near)?;
-            self.done[node] = true;
+            let Reverse((_, node)) = self.queue.pop()?;
+            if std::mem::replace(&mut self.done[node], true) {
+                continue;
+            }
             if self.excess[node] < 0 {
                 break node;
             }
@@ -142,7 +161,7 @@ impl<'g> Swaps<'g> {
     }
 
     fn relax_from(&mut self, node: usize) {
-        let Self { prices, distance, from, reached, relaxed, entries, starts, .. } = self;
+        let Self { prices, distance, from, reached, queue, relaxed, entries, starts, .. } = self;
         let (start, price, sink) = (distance[node], prices[node], self.delivered.len());
         let mut relax = |to: usize, cost: f64, left: u32, joined: u32| {
             // Rounding can leave an arc below 0 by a few units in the last place.
@@ -152,6 +171,7 @@ impl<'g> Swaps<'g> {
                     reached.push(to);
                 }
                 (distance[to], from[to]) = (reach, (node, left, joined));
+                queue.push(Reverse((reach.to_bits(), to)));
             }
         };
         if node == sink {
@@ -168,7 +188,8 @@ impl<'g> Swaps<'g> {
                 let other = entries[joined as usize];
                 if !other.on {
                     let to = other.expert as usize;
-                    relax(to, own.score - other.score - price + prices[to], *left, joined);
+                    let worse = f64::from(own.score) - f64::from(other.score);
+                    relax(to, worse - price + prices[to], *left, joined);
                 }
             }
             *relaxed += u64::from(last - first);
