@@ -207,7 +207,8 @@ impl Pass<'_> {
         if work <= MOST_SEQUENTIAL_SCORES {
             return blocks.iter_mut().fold(new(), visit);
         }
-        let least = blocks.len() / (PARTS_PER_THREAD * rayon::current_num_threads());
+        // Few parts, for each has tables of its own to clear and to add up.
+        let least = blocks.len() / rayon::current_num_threads();
         let parts = blocks.par_iter_mut().with_min_len(least.max(1));
         parts.fold(new, visit).reduce(new, Tally::plus)
     }
@@ -370,9 +371,6 @@ fn unsure((last, next): (f32, f32)) -> bool {
 
 /// Scores that one thread visits sooner than two start.
 const MOST_SEQUENTIAL_SCORES: usize = 1 << 14;
-
-/// Parts of a pass that are summed apart: few, for each has a table of its own.
-const PARTS_PER_THREAD: usize = 2;
 
 /// Two priced scores closer than this part of the larger may be in the wrong order in f32.
 const TWO_ROUNDINGS: f32 = 4.0 * f32::EPSILON;

@@ -158,7 +158,7 @@ impl<'g> Market<'g> {
     fn learn_from_samples(&mut self, warm: bool) -> Option<f32> {
         let tokens = self.game.scores.tokens();
         let mut size = if tokens <= 2 * FIRST_SAMPLE { tokens } else { FIRST_SAMPLE };
-        let mut width = self.scale * if warm { 0.25 } else { 2.0 };
+        let mut width = self.scale * if warm { 0.25 } else { 0.5 };
         loop {
             let mut blocks = Block::sample(tokens, size);
             let scale = tokens as f64 / size as f64;
