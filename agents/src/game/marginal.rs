@@ -37,7 +37,7 @@ pub(super) fn settle_and_repair(
     if !tight {
         market.level();
     }
-    let mut width = market.learn_from_samples(warm)?;
+    let mut width = market.learn(warm)?;
     let mut chosen = vec![ExpertId(0); tokens * game.top_k];
     let mut blocks = Block::all(&mut chosen, game.top_k);
     let mut paths = 0;
@@ -143,6 +143,26 @@ impl Closed {
     }
 }
 
+/// What a sweep changed.
+struct Changed {
+    /// Of the absolute changes of prices.
+    largest: f32,
+    /// The largest change minus the least.
+    spread: f32,
+}
+
+impl Changed {
+    fn by(changes: &[f64]) -> Self {
+        let (low, high) = range(changes.iter().copied());
+        Self { largest: narrow(high.max(-low)), spread: narrow(high - low) }
+    }
+
+    /// A width for the change after this one.
+    fn next_width(&self) -> f32 {
+        (self.spread * SECOND_CHANGE).max(f32::MIN_POSITIVE)
+    }
+}
+
 impl<'g> Market<'g> {
     fn pass(&mut self, blocks: &mut [Block<'_>], width: f32, settle: bool) -> Tally {
         let prices = Prices::new(&self.prices);
@@ -152,75 +172,87 @@ impl<'g> Market<'g> {
         tally
     }
 
-    /// Moves prices until samples, each larger than the last, clear but for their noise. Returns
-    /// the width within which all tokens together should clear; none when prices are still on
-    /// the move or out of range.
-    fn learn_from_samples(&mut self, warm: bool) -> Option<f32> {
+    /// Moves prices to where the batch nearly clears. Returns the width within which it should;
+    /// none when prices are still on the move or out of range.
+    fn learn(&mut self, warm: bool) -> Option<f32> {
         let tokens = self.game.scores.tokens();
-        let mut size = if tokens <= 2 * FIRST_SAMPLE { tokens } else { FIRST_SAMPLE };
         let mut width = self.scale * if warm { 0.25 } else { 0.5 };
-        loop {
-            let mut blocks = Block::sample(tokens, size);
-            let scale = tokens as f64 / size as f64;
-            let fair = self.game.top_k as f64 * size as f64 / self.prices.len() as f64;
-            let noise = if size == tokens { 0.0 } else { NOISE * fair.sqrt() };
-            let mut before = f64::INFINITY;
-            for turn in 0.. {
-                let tally = self.pass(&mut blocks, width, false);
-                if !self.in_range(&tally) {
-                    return None;
-                }
-                let loads: Vec<f64> = tally.loads.iter().map(|load| f64::from(*load)).collect();
-                let off = self.deviation(&loads, scale) / loads.len() as f64;
-                if warm
-                    && size == FIRST_SAMPLE
-                    && size < tokens
-                    && turn == 0
-                    && off < WARM_NOISE * fair.sqrt()
-                {
-                    let noise = NOISE * (2.0 * fair * scale).sqrt() / scale;
-                    width = self.noise_width(&tally.curves, &loads, noise, width);
-                    break;
-                }
-                if off == 0.0 && size == tokens {
-                    return Some(width * 1e-3);
-                }
-                let changes = self.changes(&tally.curves, &loads, scale);
-                if size == tokens && tokens > 2 * FIRST_SAMPLE {
-                    self.apply(&changes, 1.0);
-                    self.sweeps += 1;
-                    let (low, high) = range(changes.into_iter());
-                    return Some((narrow(high - low) * SECOND_CHANGE).max(f32::MIN_POSITIVE));
-                }
-                let largest = changes.iter().fold(0.0_f64, |most, change| most.max(change.abs()));
-                let far = largest >= f64::from(width) * 0.99;
-                let last = !far && (off < 0.3 * fair.sqrt() || off > 0.8 * before || turn > 4);
-                if turn >= MOST_SAMPLE_SWEEPS {
-                    return None;
-                }
-                self.apply(&changes, 1.0);
-                before = off;
-                let narrower = narrow(largest) * 2.0;
-                if last {
-                    if size == tokens {
-                        return Some(narrower.max(f32::MIN_POSITIVE));
-                    }
-                    width = self.noise_width(&tally.curves, &loads, noise, width);
-                    break;
-                }
-                let floor = self.scale * (64.0 / size as f32).sqrt();
-                width = if far { width * 4.0 } else { narrower.max(floor) };
+        if tokens <= 2 * FIRST_SAMPLE {
+            return self.learn_from_sample(tokens, width);
+        }
+        if warm {
+            // Prices of an earlier batch are off by the noise of both batches' loads, or useless.
+            let fair = (tokens * self.game.top_k) as f32 / self.prices.len() as f32;
+            let noise = self.scale * (WARM_WIDTH / fair.sqrt()).min(0.25);
+            let changed = self.follow_batch(noise)?;
+            if changed.largest < noise {
+                return Some(changed.next_width());
             }
-            // Few tokens of a batch settle within the noise of a small sample: then the first
-            // pass over the batch is a sample too.
-            size = if size * SAMPLE_GROWTH * 2 <= tokens {
-                size * SAMPLE_GROWTH
+            width = width.max(2.0 * changed.largest);
+        }
+        let mut size = FIRST_SAMPLE;
+        loop {
+            width = self.learn_from_sample(size, width)?;
+            if size * SAMPLE_GROWTH * 2 <= tokens {
+                size *= SAMPLE_GROWTH;
             } else if size == FIRST_SAMPLE {
-                tokens
+                // Few tokens of a batch settle within the noise of a small sample: then the
+                // first pass over the batch is a sample too.
+                return Some(self.follow_batch(width)?.next_width());
             } else {
                 return Some(2.0 * width);
-            };
+            }
         }
+    }
+
+    /// Moves prices once, by what all tokens say.
+    fn follow_batch(&mut self, width: f32) -> Option<Changed> {
+        let tokens = self.game.scores.tokens();
+        let tally = self.pass(&mut Block::sample(tokens, tokens), width, false);
+        if !self.in_range(&tally) {
+            return None;
+        }
+        let loads: Vec<f64> = tally.loads.iter().map(|load| f64::from(*load)).collect();
+        let changes = self.changes(&tally.curves, &loads, 1.0);
+        self.apply(&changes);
+        self.sweeps += 1;
+        Some(Changed::by(&changes))
+    }
+
+    /// Moves prices until a sample clears but for its noise. Returns the width within which a
+    /// larger sample should, or, where the sample is the whole batch, the next pass over it.
+    fn learn_from_sample(&mut self, size: usize, mut width: f32) -> Option<f32> {
+        let tokens = self.game.scores.tokens();
+        let mut blocks = Block::sample(tokens, size);
+        let scale = tokens as f64 / size as f64;
+        let fair = self.game.top_k as f64 * size as f64 / self.prices.len() as f64;
+        let mut before = f64::INFINITY;
+        for turn in 0..MOST_SAMPLE_SWEEPS {
+            let tally = self.pass(&mut blocks, width, false);
+            if !self.in_range(&tally) {
+                return None;
+            }
+            let loads: Vec<f64> = tally.loads.iter().map(|load| f64::from(*load)).collect();
+            let off = self.deviation(&loads, scale) / loads.len() as f64;
+            if off == 0.0 && size == tokens {
+                return Some(width * 1e-3);
+            }
+            let changes = self.changes(&tally.curves, &loads, scale);
+            self.apply(&changes);
+            let Changed { largest, .. } = Changed::by(&changes);
+            let far = largest >= width * 0.99;
+            if !far && (off < 0.3 * fair.sqrt() || off > 0.8 * before || turn > 4) {
+                return Some(if size == tokens {
+                    (2.0 * largest).max(f32::MIN_POSITIVE)
+                } else {
+                    self.noise_width(&tally.curves, &loads, NOISE * fair.sqrt(), width)
+                });
+            }
+            before = off;
+            let floor = self.scale * (64.0 / size as f32).sqrt();
+            width = if far { width * 4.0 } else { (2.0 * largest).max(floor) };
+        }
+        None
     }
 
     /// Passes over the open tokens at narrowing widths while that pays, None when prices leave the bounds on and on, or are out of range.
@@ -252,7 +284,7 @@ impl<'g> Market<'g> {
             before = u64::from(off);
             let then: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
             let changes = self.changes(&tally.curves, &real, 1.0);
-            self.apply(&changes, 1.0);
+            self.apply(&changes);
             self.sweeps += 1;
             let now: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
             let (low, high) = range(now.iter().zip(&then).map(|(now, then)| now - then));
@@ -322,9 +354,9 @@ impl<'g> Market<'g> {
         loads.iter().enumerate().map(off).sum()
     }
 
-    fn apply(&mut self, changes: &[f64], step: f64) {
+    fn apply(&mut self, changes: &[f64]) {
         for (expert, (price, change)) in self.prices.iter_mut().zip(changes).enumerate() {
-            let mut moved = f64::from(*price) + step * change;
+            let mut moved = f64::from(*price) + change;
             if !self.tight {
                 // An expert with room to spare costs exactly what its first unit does.
                 moved = self.supply.bounded(expert, moved);
@@ -424,9 +456,9 @@ const SPAN_ROWS: usize = 15;
 /// Deviations of a load that a width allows for, in units of its standard error.
 const NOISE: f64 = 2.0;
 
-/// Mean deviation of sampled loads at earlier prices, in standard errors, up to which they are
-/// taken to fit this batch.
-const WARM_NOISE: f64 = 1.2;
+/// Width, in typical spans, within which an earlier batch's prices fit the next where experts
+/// have one token each; more tokens are less noise.
+const WARM_WIDTH: f32 = 2.0;
 
 /// Spread of the second change of prices over that of the first, at most.
 const SECOND_CHANGE: f32 = 0.2;
