@@ -21,8 +21,9 @@ pub use parquet::{Row, TableWriter, read_table};
 pub use rows::{RequestRow, RoundRow};
 pub use run_dir::RunDir;
 pub use summary::{
-    Convergence, FlockComparison, Goal, Memory, NodeFigures, Outcomes, Pairs, PrecisionFigures,
-    Quality, Status, Summary, Throughput,
+    Convergence, ExpectedNodeLoads, FlockComparison, Goal, LoadsFrom, Memory, NodeFigures,
+    Outcomes, Pairs, PlacementFigures, PrecisionFigures, Quality, ServedNodeLoads, Status, Summary,
+    Throughput,
 };
 pub use table::summary_table;
 
