@@ -156,7 +156,8 @@ impl Expected {
     fn figures(&self, loads_from: LoadsFrom, nodes: usize) -> ExpectedNodeLoads {
         let mean = self.pairs / nodes as f64;
         let over_mean = |load: f64| (mean > 0.0).then(|| load / mean);
-        let gap = (self.largest - self.bound) / self.largest;
+        // The plan may reach the bound, and fall below it by rounding.
+        let gap = ((self.largest - self.bound) / self.largest).max(0.0);
         ExpectedNodeLoads {
             loads_from,
             max_over_mean: over_mean(self.largest),
