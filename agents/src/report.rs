@@ -36,9 +36,9 @@ pub struct NodeLoadReport {
     /// ⌈w(A) / |nodes(A)|⌉ of the dispatch's tight set A: no other split over the same copies has a
     /// lower maximum.
     pub lower_bound: u64,
-    /// The largest load had each expert's tokens been dealt to its nodes in turn, as users of EPLB
-    /// split them: the control.
-    pub max_in_turn: u64,
+    /// The largest load, rounded up, had each expert's load been split evenly over its nodes, as EPLB
+    /// assumes: the control.
+    pub max_even_split: u64,
 }
 
 impl NodeLoadReport {

@@ -346,9 +346,9 @@ pub struct ServedNodeLoads {
     pub dispatch_lower_bound: Option<f64>,
     /// No placement in as many slots a node is below this, even one made for each round by itself.
     pub lower_bound: Option<f64>,
-    /// The same copies with each expert's tokens dealt to them in turn, as users of EPLB do: the
-    /// control of the split.
-    pub max_over_mean_in_turn: Option<f64>,
+    /// The same copies with each expert's load split evenly over them, as EPLB assumes, rounded up
+    /// to whole tokens: the control of the split.
+    pub max_over_mean_even_split: Option<f64>,
     /// Every expert once, dealt to the nodes in turn: the control of the placement.
     pub max_over_mean_round_robin: Option<f64>,
 }

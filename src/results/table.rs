@@ -98,10 +98,10 @@ pub fn summary_table(summary: &Summary) -> String {
             "node load",
             number(served.max_over_mean),
             format!(
-                "max over mean by {}; {} round robin, {} dealt in turn, at least {} by any",
+                "max over mean by {}; {} round robin, {} split evenly, at least {} by any",
                 placement.name,
                 number(served.max_over_mean_round_robin),
-                number(served.max_over_mean_in_turn),
+                number(served.max_over_mean_even_split),
                 number(served.lower_bound)
             ),
         );

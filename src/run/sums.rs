@@ -153,7 +153,7 @@ pub(super) struct NodeLoadSums {
     largest: u64,
     dispatch_bound: u64,
     placement_bound: u64,
-    in_turn: u64,
+    even_split: u64,
     dealt: u64,
 }
 
@@ -167,7 +167,7 @@ impl NodeLoadSums {
             largest: 0,
             dispatch_bound: 0,
             placement_bound: 0,
-            in_turn: 0,
+            even_split: 0,
             dealt: 0,
         }
     }
@@ -177,7 +177,7 @@ impl NodeLoadSums {
         self.pairs += report.loads.iter().sum::<u64>();
         self.largest += report.max();
         self.dispatch_bound += report.lower_bound;
-        self.in_turn += report.max_in_turn;
+        self.even_split += report.max_even_split;
         let mut dealt = vec![0_u64; report.loads.len()];
         for (expert, load) in (0..).map(ExpertId).zip(loads) {
             dealt[self.round_robin.first_host(layer, expert).index()] += u64::from(*load);
@@ -200,7 +200,7 @@ impl NodeLoadSums {
             max_over_mean: over_mean(self.largest),
             dispatch_lower_bound: over_mean(self.dispatch_bound),
             lower_bound: over_mean(self.placement_bound),
-            max_over_mean_in_turn: over_mean(self.in_turn),
+            max_over_mean_even_split: over_mean(self.even_split),
             max_over_mean_round_robin: over_mean(self.dealt),
         }
     }

@@ -44,14 +44,16 @@ pub(super) fn write_orders(
         orders.nodes.push(order);
     }
     let real: Vec<f64> = loads.iter().map(|load| f64::from(*load)).collect();
-    let bound = tight_set_bound(&placement, &real, &split.tight).ceil();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number")]
-    let lower_bound = bound as u64;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole counts")]
+    let (lower_bound, max_even_split) = (
+        tight_set_bound(&placement, &real, &split.tight).ceil() as u64,
+        max_even_split(&placement, &real) as u64,
+    );
     commands.insert_resource(Outbox(orders));
     commands.insert_resource(NodeLoads(NodeLoadReport {
         loads: node_loads,
         lower_bound,
-        max_in_turn: max_in_turn(&placement, &loads),
+        max_even_split,
     }));
 }
 
@@ -88,15 +90,15 @@ fn dealt(
     groups_of
 }
 
-/// The largest node load when each expert's tokens are dealt to its hosts in turn.
-fn max_in_turn(placement: &Placement, loads: &[u32]) -> u64 {
-    let mut dealt = vec![0_u64; placement.nodes()];
+/// The largest node load when each expert's load is split evenly over its hosts, rounded up: no
+/// split of whole tokens that aims at even shares is lower.
+fn max_even_split(placement: &Placement, loads: &[f64]) -> f64 {
+    /// More than the sums lose by rounding and less than a part of a token that matters.
+    const ROUNDING: f64 = 1e-9;
+    let mut node_loads = vec![0.0; placement.nodes()];
     for (expert, load) in (0..).map(ExpertId).zip(loads) {
         let hosts = placement.hosts(expert);
-        let (each, more) = (*load as usize / hosts.len(), *load as usize % hosts.len());
-        for (turn, host) in hosts.iter().enumerate() {
-            dealt[host.index()] += (each + usize::from(turn < more)) as u64;
-        }
+        hosts.iter().for_each(|host| node_loads[host.index()] += load / hosts.len() as f64);
     }
-    dealt.into_iter().max().unwrap_or(0)
+    (node_loads.into_iter().fold(0.0, f64::max) - ROUNDING).ceil()
 }

@@ -48,7 +48,7 @@ fn node_load(summary: &Summary) -> Markup {
         number(served.max_over_mean),
         &[
             ("round robin, no replicas", number(served.max_over_mean_round_robin)),
-            ("same copies, dealt in turn", number(served.max_over_mean_in_turn)),
+            ("same copies, split evenly", number(served.max_over_mean_even_split)),
             ("at least, by any placement", number(served.lower_bound)),
         ],
     )
