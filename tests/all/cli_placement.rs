@@ -137,9 +137,9 @@ fn the_table_has_a_line_for_a_chosen_placement_alone() {
         ("nodes.count=3 nodes.replicas=2", Some("max over mean by round_robin;")),
         ("nodes.count=3 nodes.placement=planned", Some("max over mean by planned;")),
     ] {
-        let sets = sets.split(' ').flat_map(|set| ["--set", set]);
-        let ended =
-            folder.nashflock(&["run", "scenario.toml"].into_iter().chain(sets).collect::<Vec<_>>());
+        let run = ["run", "scenario.toml", "--out", sets].into_iter();
+        let args: Vec<&str> = run.chain(sets.split(' ').flat_map(|set| ["--set", set])).collect();
+        let ended = folder.nashflock(&args);
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         let line = ended.stdout.lines().find(|line| line.trim_start().starts_with("node load"));
         assert_eq!(line.is_some(), says.is_some(), "{}", ended.stdout);
