@@ -7,6 +7,7 @@ mod error;
 mod format;
 mod layers;
 mod manifest;
+mod node_load;
 mod parquet;
 pub mod report;
 mod rows;
@@ -17,13 +18,13 @@ mod table;
 pub use error::ResultsError;
 pub use layers::{LayerFigures, Layers};
 pub use manifest::{Machine, Manifest, ManifestNode, RunStart, Source};
+pub use node_load::{ExpectedNodeLoads, LoadsFrom, PlacementFigures, ServedNodeLoads};
 pub use parquet::{Row, TableWriter, read_table};
 pub use rows::{RequestRow, RoundRow};
 pub use run_dir::RunDir;
 pub use summary::{
-    Convergence, ExpectedNodeLoads, FlockComparison, Goal, LoadsFrom, Memory, NodeFigures,
-    Outcomes, Pairs, PlacementFigures, PrecisionFigures, Quality, ServedNodeLoads, Status, Summary,
-    Throughput,
+    Convergence, FlockComparison, Goal, Memory, NodeFigures, Outcomes, Pairs, PrecisionFigures,
+    Quality, Status, Summary, Throughput,
 };
 pub use table::summary_table;
 
