@@ -27,3 +27,24 @@ pub struct FlockReport {
     /// Largest load over the fair share.
     pub max_over_mean: f64,
 }
+
+/// How the pairs of one round were spread over the nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeLoadReport {
+    /// Pairs ordered of each node, `[N]`.
+    pub loads: Vec<u64>,
+    /// ⌈w(A) / |nodes(A)|⌉ of the dispatch's tight set A: no other split over the same copies has a
+    /// lower maximum.
+    pub lower_bound: u64,
+    /// The largest load, rounded up, had each expert's load been split evenly over its nodes, as EPLB
+    /// assumes: the control.
+    pub max_even_split: u64,
+}
+
+impl NodeLoadReport {
+    /// The largest load of a node.
+    #[must_use]
+    pub fn max(&self) -> u64 {
+        self.loads.iter().copied().max().unwrap_or(0)
+    }
+}

@@ -44,7 +44,7 @@ pub struct LayerSettings {
     pub router: Vec<f32>,
     /// Bits of each expert.
     pub bits: Vec<BitWidth>,
-    /// The nodes that hold each expert, ascending and not empty.
+    /// The nodes that hold each expert, ascending, distinct and not empty.
     pub hosts: Vec<Vec<NodeId>>,
 }
 
@@ -116,6 +116,10 @@ pub struct FlockResponse(pub Option<crate::report::FlockReport>);
 /// Orders to send: written by the order stage.
 #[derive(Resource, Debug)]
 pub struct Outbox(pub Orders);
+
+/// How those orders load the nodes: written by the order stage.
+#[derive(Resource, Debug)]
+pub struct NodeLoads(pub crate::report::NodeLoadReport);
 
 /// Replies that came back, and what they combine to: read and written by the absorb stage.
 #[derive(Resource, Debug)]

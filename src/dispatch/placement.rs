@@ -1,4 +1,4 @@
-//! Which nodes hold an expert.
+//! The simplest placement, which looks at no loads.
 
 use agents::ids::{ExpertId, LayerId, NodeId};
 
@@ -7,7 +7,7 @@ use agents::ids::{ExpertId, LayerId, NodeId};
 /// The deal goes on from layer to layer, so that no node is short in every layer when the experts
 /// of a layer do not divide evenly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement {
+pub struct RoundRobin {
     experts: usize,
     nodes: usize,
     replicas: usize,
@@ -40,16 +40,12 @@ pub enum PlacementError {
     },
 }
 
-impl Placement {
+impl RoundRobin {
     /// Deals the `experts` of each layer to `nodes`.
     ///
     /// # Errors
     /// When a count is zero or there are more replicas than nodes.
-    pub fn round_robin(
-        experts: usize,
-        nodes: usize,
-        replicas: usize,
-    ) -> Result<Self, PlacementError> {
+    pub fn deal(experts: usize, nodes: usize, replicas: usize) -> Result<Self, PlacementError> {
         if experts == 0 || nodes == 0 || replicas == 0 {
             return Err(PlacementError::Empty { experts, nodes, replicas });
         }
@@ -71,17 +67,11 @@ impl Placement {
     pub fn first_host(&self, layer: LayerId, expert: ExpertId) -> NodeId {
         NodeId::from_index((layer.index() * self.experts + expert.index()) % self.nodes)
     }
-
-    /// Copies of each expert.
-    #[must_use]
-    pub fn replicas(&self) -> usize {
-        self.replicas
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Placement, PlacementError};
+    use super::{PlacementError, RoundRobin};
     use agents::ids::{ExpertId, LayerId};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -92,7 +82,7 @@ mod tests {
             experts in 1_usize..40, nodes in 1_usize..10, layers in 1_usize..5, copies in 1_usize..10,
         ) {
             let replicas = copies.min(nodes);
-            let placement = Placement::round_robin(experts, nodes, replicas).expect("valid");
+            let placement = RoundRobin::deal(experts, nodes, replicas).expect("valid");
             let mut held = vec![0; nodes];
             for layer in (0..layers).map(LayerId::from_index) {
                 for expert in (0..experts).map(ExpertId::from_index) {
@@ -110,11 +100,11 @@ mod tests {
     #[test]
     fn impossible_placements_are_refused() {
         assert_eq!(
-            Placement::round_robin(8, 2, 3),
+            RoundRobin::deal(8, 2, 3),
             Err(PlacementError::Replicas { replicas: 3, nodes: 2 })
         );
         for (experts, nodes, replicas) in [(0, 1, 1), (1, 0, 1), (1, 1, 0)] {
-            assert!(Placement::round_robin(experts, nodes, replicas).is_err());
+            assert!(RoundRobin::deal(experts, nodes, replicas).is_err());
         }
     }
 }

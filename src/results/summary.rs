@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::SCHEMA_VERSION;
+use super::node_load::PlacementFigures;
 use crate::measure::LatencyQuantiles;
 
 /// The figures of one run. A figure that was not measured, or is not a finite number, is `null`, and
@@ -50,6 +51,10 @@ pub struct Summary {
     /// Loss, where text was scored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<Quality>,
+    /// How evenly the placement of the experts loaded the nodes; absent where the run ended before
+    /// they were placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementFigures>,
     /// One entry a node.
     pub nodes: Vec<NodeFigures>,
     /// Goals that the scenario states.
@@ -352,6 +357,7 @@ impl Summary {
             memory,
             precision: None,
             quality: None,
+            placement: None,
             nodes: Vec::new(),
             goals: Vec::new(),
             null_reasons: BTreeMap::new(),

@@ -92,6 +92,20 @@ pub fn summary_table(summary: &Summary) -> String {
         count(summary.outcomes.ok),
         std::iter::once(of).chain(ended).collect::<Vec<_>>().join(", "),
     );
+    if let Some(placement) = summary.placement.as_ref().filter(|placement| placement.is_chosen()) {
+        let served = &placement.served;
+        row(
+            "node load",
+            number(served.max_over_mean),
+            format!(
+                "max over mean by {}; {} round robin, {} split evenly, at least {} by any",
+                placement.name,
+                number(served.max_over_mean_round_robin),
+                number(served.max_over_mean_even_split),
+                number(served.lower_bound)
+            ),
+        );
+    }
     let alive = summary.nodes.iter().filter(|node| node.alive).count();
     row("nodes alive", alive.to_string(), format!("of {}", summary.nodes.len()));
     aligned(summary, &rows)

@@ -3,8 +3,8 @@
 use crate::model::checkpoint::{Checkpoint, CheckpointError};
 use crate::model::tokenizer::{TextError, Tokenizer, read_text};
 use crate::model::trunk::Trunk;
-use crate::scenario::Scenario;
-use crate::scenario::file::Source;
+use crate::scenario::file::{PlacementRule, Source};
+use crate::scenario::{Scenario, slots_problem};
 use crate::source::{
     CheckpointSource, ScoreSource, SourceError, SourceShape, SyntheticSettings, SyntheticSource,
 };
@@ -68,6 +68,14 @@ pub enum MaterialsError {
         /// E.
         experts: usize,
     },
+    /// The copies that are asked for cannot be placed.
+    #[error("{message}: {help}")]
+    ReplicaSlots {
+        /// What does not fit.
+        message: String,
+        /// What to do.
+        help: String,
+    },
 }
 
 impl Materials {
@@ -130,7 +138,11 @@ impl Materials {
         if scenario.flock.enabled && neighbours >= shape.experts {
             return Err(MaterialsError::Neighbours { neighbours, experts: shape.experts });
         }
-        Ok(())
+        let by_slots = scenario.nodes.placement != PlacementRule::RoundRobin;
+        match slots_problem(&scenario.nodes, shape.experts).filter(|_| by_slots) {
+            Some((message, help)) => Err(MaterialsError::ReplicaSlots { message, help }),
+            None => Ok(()),
+        }
     }
 
     /// A source of the scenario's requests.

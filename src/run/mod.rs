@@ -4,6 +4,7 @@ mod controls;
 mod fit;
 mod interrupt;
 mod materials;
+mod placement;
 mod plan;
 mod record;
 mod rounds;
@@ -28,6 +29,7 @@ use plan::Plan;
 use record::Recorder;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use sums::NodeLoadSums;
 
 /// What a run needs beside its scenario.
 pub struct RunSettings<'a> {
@@ -114,26 +116,31 @@ pub async fn run(
     let mut record = RunFiles::open(dir, scenario, &settings, clock)?;
 
     settings.progress.phase("calibrating and quantizing");
-    let fitted = match interrupts.or(fit::fit(&materials, scenario, clock)).await {
-        Ok(Ok(fitted)) => fitted,
+    let prepared = interrupts.or(async {
+        let experts = fit::fit(&materials, scenario, clock).await?;
+        settings.progress.phase("placing experts");
+        let routers = settings.routers;
+        let placed =
+            placement::place(&materials, scenario, routers, &experts.served, clock).await?;
+        Ok::<_, PlanError>((experts, placed))
+    });
+    let prepared = match prepared.await {
+        Ok(Ok(prepared)) => prepared,
         Ok(Err(error)) => {
-            record.discard();
-            return Err(error.into());
-        }
-        Err(interrupted) => return Ok(record.end(None, Some(interrupted.into()), clock)),
-    };
-    let plan = match Plan::new(scenario, settings.routers, &materials, fitted) {
-        Ok(plan) => plan,
-        Err(error) => {
             record.discard();
             return Err(error);
         }
+        Err(interrupted) => return Ok(record.end(None, Some(interrupted.into()), clock)),
     };
+    let plan = Plan::new(scenario, settings.routers, &materials, prepared);
     let shape = materials.source().shape();
+    let node_loads = NodeLoadSums::over(plan.placed.slots(), plan.placed.round_robin);
+    let steps = plan.batches.len();
     let mut recorder =
-        Recorder::open(&record.dir, scenario, shape, plan.bits(), plan.batches.len())?;
+        Recorder::open(&record.dir, scenario, shape, plan.bits(), steps, node_loads)?;
     let summary = &mut record.summary;
     (summary.memory, summary.precision) = (plan.memory(), plan.precision());
+    summary.placement = Some(plan.placed.figures());
 
     let (served, nodes) = plan.serve(&settings, clock, &mut interrupts, &mut recorder).await;
     let mut failure = served.err();

@@ -1,13 +1,12 @@
 //! Everything decided before the first request.
 
-use super::PlanError;
 use super::fit::FittedExperts;
 use super::materials::Materials;
+use super::placement::Placed;
 use super::rounds::RoundError;
 use super::rules;
 use super::serve::ServeError;
 use crate::dispatch::NodeStats;
-use crate::dispatch::placement::Placement;
 use crate::results::{ManifestNode, Memory, NodeFigures, PrecisionFigures};
 use crate::scenario::Scenario;
 use crate::scenario::file::{Arrival, Engine};
@@ -15,7 +14,6 @@ use crate::source::ScoreSource;
 use agents::arrival::{self, ArrivalProcess, BatchLimits, PlannedBatch};
 use agents::expert::Expert;
 use agents::game::RouterRegistry;
-use agents::ids::{ExpertId, LayerId, NodeId};
 use agents::round::Arena;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +24,7 @@ pub(super) struct Plan<'a> {
     pub(super) routers: &'a RouterRegistry,
     pub(super) materials: &'a Materials,
     pub(super) experts: FittedExperts,
-    placement: Placement,
+    pub(super) placed: Placed,
     node_count: usize,
     /// Intended arrivals, from the start of serving.
     pub(super) intended_ns: Vec<u64>,
@@ -38,11 +36,8 @@ impl<'a> Plan<'a> {
         scenario: &'a Scenario,
         routers: &'a RouterRegistry,
         materials: &'a Materials,
-        experts: FittedExperts,
-    ) -> Result<Self, PlanError> {
-        let node_count = node_count(scenario);
-        let replicas = scenario.nodes.replicas as usize;
-        let shape = materials.source().shape();
+        (experts, placed): (FittedExperts, Placed),
+    ) -> Self {
         let load = &scenario.load;
         let process = match load.arrival {
             Arrival::Poisson => ArrivalProcess::Poisson,
@@ -54,29 +49,23 @@ impl<'a> Plan<'a> {
             requests_max: load.batch_requests_max as usize,
             window_ns: u64::from(load.batch_window_ms) * 1_000_000,
         };
-        Ok(Self {
-            placement: Placement::round_robin(shape.experts, node_count, replicas)?,
+        Self {
             batches: arrival::batches(&intended_ns, limits),
             scenario,
             routers,
             materials,
             experts,
-            node_count,
+            placed,
+            node_count: node_count(scenario),
             intended_ns,
-        })
+        }
     }
 
     pub(super) fn arena(&self, source: &dyn ScoreSource) -> Arena {
         let experts = &self.experts.served;
         rules::arena(source, (self.scenario, self.routers), experts, self.node_count, |l, e| {
-            self.hosts(l, e)
+            self.placed.hosts(l, e)
         })
-    }
-
-    pub(super) fn hosts(&self, layer: LayerId, expert: ExpertId) -> Vec<NodeId> {
-        let mut hosts: Vec<_> = self.placement.hosts(layer, expert).collect();
-        hosts.sort_unstable();
-        hosts
     }
 
     pub(super) fn memory(&self) -> Memory {

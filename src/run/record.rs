@@ -2,7 +2,7 @@
 //! never reaches back into the world.
 
 use super::rounds::Round;
-use super::sums::{FlockSums, PlaySums};
+use super::sums::{FlockSums, NodeLoadSums, PlaySums};
 use crate::measure::Latency;
 use crate::measure::latency::Interval;
 use crate::results::{
@@ -27,6 +27,7 @@ pub(super) struct Recorder {
     outcomes: Outcomes,
     play: PlaySums,
     flock: FlockSums,
+    node_loads: NodeLoadSums,
     layers: Vec<LayerFigures>,
     pairs: Pairs,
     tokens_answered: u64,
@@ -52,6 +53,7 @@ impl Recorder {
         shape: SourceShape,
         bits: Vec<Vec<u32>>,
         steps: usize,
+        node_loads: NodeLoadSums,
     ) -> Result<Self, ResultsError> {
         let layer = |(layer, bits): (u32, Vec<u32>)| LayerFigures {
             layer,
@@ -69,6 +71,7 @@ impl Recorder {
             outcomes: Outcomes::default(),
             play: PlaySums::default(),
             flock: FlockSums::over(steps),
+            node_loads,
             layers: (0..).zip(bits).map(layer).collect(),
             pairs: Pairs::default(),
             tokens_answered: 0,
@@ -112,6 +115,7 @@ impl Recorder {
         let max_over_mean_top_k = largest(&play.loads_top_k) / fair_share;
         let tokens = (round.output.len() / self.shape.width) as u64;
         self.play.add(play, tokens, max_over_mean_top_k, route_ns);
+        self.node_loads.add(round.layer, &play.loads, &round.decision.node_loads);
         let figures = &mut self.layers[round.layer.index()];
         add_loads(&mut figures.loads, &play.loads);
         add_loads(&mut figures.loads_top_k, &play.loads_top_k);
@@ -246,6 +250,9 @@ impl Recorder {
         let gap_max = self.scenario.goals.relative_gap_max;
         summary.convergence = self.play.convergence(&self.scenario.game.router, gap_max);
         summary.flock = self.flock.comparison();
+        if let Some(placement) = &mut summary.placement {
+            placement.served = self.node_loads.served();
+        }
         summary.throughput = self.throughput(elapsed_ns);
         summary.latency_ns = self.latency.quantiles();
         summary.outcomes = self.outcomes;

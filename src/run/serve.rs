@@ -87,7 +87,7 @@ impl Plan<'_> {
         let mut arena = self.arena(self.materials.source().as_ref());
         let served = interrupts.or(async {
             settings.progress.phase("loading shards");
-            dispatch.load(shards_on(&self.experts.served, |l, e| self.hosts(l, e))).await?;
+            dispatch.load(shards_on(&self.experts.served, |l, e| self.placed.hosts(l, e))).await?;
             settings.progress.phase("serving");
             self.serve_batches(&mut arena, &mut dispatch, settings.progress, clock, recorder).await
         });

@@ -1,7 +1,10 @@
-//! Sums over rounds: what the summary says of the router and of the flock.
+//! Sums over rounds: what the summary says of the router, of the flock and of the nodes.
 
-use crate::results::{Convergence, FlockComparison};
-use agents::report::{FlockReport, PlayReport};
+use crate::dispatch::placement::RoundRobin;
+use crate::results::{Convergence, FlockComparison, ServedNodeLoads};
+use agents::ids::{ExpertId, LayerId};
+use agents::placement::placement_lower_bound;
+use agents::report::{FlockReport, NodeLoadReport, PlayReport};
 
 /// A gap that counts as converged when the scenario states no goal of its own.
 const CONVERGED_GAP: f64 = 1e-4;
@@ -138,6 +141,68 @@ impl Quarter {
 
     fn mean(&self) -> Option<f64> {
         (self.tokens > 0).then(|| self.max_over_mean / self.tokens as f64)
+    }
+}
+
+/// The nodes over all rounds: sums of largest node loads, in pairs.
+pub(super) struct NodeLoadSums {
+    /// Room for copies by layer and node.
+    slots: Vec<Vec<usize>>,
+    round_robin: RoundRobin,
+    pairs: u64,
+    largest: u64,
+    dispatch_bound: u64,
+    placement_bound: u64,
+    even_split: u64,
+    dealt: u64,
+}
+
+impl NodeLoadSums {
+    /// For the slots of each layer's nodes.
+    pub(super) fn over(slots: Vec<Vec<usize>>, round_robin: RoundRobin) -> Self {
+        Self {
+            slots,
+            round_robin,
+            pairs: 0,
+            largest: 0,
+            dispatch_bound: 0,
+            placement_bound: 0,
+            even_split: 0,
+            dealt: 0,
+        }
+    }
+
+    /// Adds one round of a layer, whose experts got `loads`.
+    pub(super) fn add(&mut self, layer: LayerId, loads: &[u32], report: &NodeLoadReport) {
+        self.pairs += report.loads.iter().sum::<u64>();
+        self.largest += report.max();
+        self.dispatch_bound += report.lower_bound;
+        self.even_split += report.max_even_split;
+        let mut dealt = vec![0_u64; report.loads.len()];
+        for (expert, load) in (0..).map(ExpertId).zip(loads) {
+            dealt[self.round_robin.first_host(layer, expert).index()] += u64::from(*load);
+        }
+        self.dealt += dealt.into_iter().max().unwrap_or(0);
+        let real: Vec<f64> = loads.iter().map(|load| f64::from(*load)).collect();
+        let bound = placement_lower_bound(&real, &self.slots[layer.index()]);
+        // Node loads are whole, so the bound may be rounded up.
+        let bound = bound.expect("the slots hold every expert").ceil();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole")]
+        let bound = bound as u64;
+        self.placement_bound += bound;
+    }
+
+    /// The figures of the summary.
+    pub(super) fn served(&self) -> ServedNodeLoads {
+        let nodes = self.slots.first().map_or(0, Vec::len) as f64;
+        let over_mean = |sum: u64| (self.pairs > 0).then(|| sum as f64 * nodes / self.pairs as f64);
+        ServedNodeLoads {
+            max_over_mean: over_mean(self.largest),
+            dispatch_lower_bound: over_mean(self.dispatch_bound),
+            lower_bound: over_mean(self.placement_bound),
+            max_over_mean_even_split: over_mean(self.even_split),
+            max_over_mean_round_robin: over_mean(self.dealt),
+        }
     }
 }
 

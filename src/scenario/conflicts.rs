@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::budget::Budget;
-use super::file::{Engine, Scenario, Source};
+use super::file::{Engine, Nodes, PlacementRule, Scenario, Source};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};
@@ -125,6 +125,7 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
                 .into(),
         )
     });
+    placement(scenario, found);
     if nodes.engine == Engine::Peers {
         found.unless(
             peers == count as usize,
@@ -151,6 +152,60 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
             (format!("`nodes.peers` lists {peer} twice"), "list each worker once".into())
         });
     }
+}
+
+fn placement(scenario: &Scenario, found: &mut Found<'_>) {
+    let nodes = &scenario.nodes;
+    let rule = nodes.placement.name();
+    if nodes.placement == PlacementRule::RoundRobin {
+        let holds = nodes.replica_slots == 0;
+        found.unless(holds, &["nodes.replica_slots", "nodes.placement"], || {
+            let slots = nodes.replica_slots;
+            let message =
+                format!("`nodes.replica_slots` is {slots} but `nodes.placement` is \"{rule}\"");
+            let help = "write placement = \"eplb\" or \"planned\", or give every expert as many \
+                        copies with `nodes.replicas`";
+            (message, help.into())
+        });
+        return;
+    }
+    found.unless(nodes.replicas == 1, &["nodes.replicas", "nodes.placement"], || {
+        let replicas = nodes.replicas;
+        let message = format!("`nodes.replicas` is {replicas} but `nodes.placement` is \"{rule}\"");
+        let help = "say how many further copies a layer has with `nodes.replica_slots`, or write \
+                    placement = \"round_robin\"";
+        (message, help.into())
+    });
+    // A checkpoint states its experts when it is loaded.
+    let Source::Synthetic { experts, .. } = scenario.source else { return };
+    if let Some(problem) = slots_problem(nodes, experts as usize) {
+        let keys = ["nodes.replica_slots", "nodes.placement", "nodes.count", "source.experts"];
+        found.unless(false, &keys, || problem);
+    }
+}
+
+/// Why layers of `experts` cannot be placed as `nodes` asks by `replica_slots`: message and help.
+pub(crate) fn slots_problem(nodes: &Nodes, experts: usize) -> Option<(String, String)> {
+    let (count, slots) = (nodes.count as usize, nodes.replica_slots as usize);
+    let most = experts * count.saturating_sub(1);
+    if slots > most {
+        let message = format!(
+            "`nodes.replica_slots` is {slots} but {experts} experts on {count} nodes can have \
+             {most} further copies"
+        );
+        let help = format!("a node holds an expert once: write at most {most}, or more nodes");
+        return Some((message, help));
+    }
+    let rest = (experts + slots) % count.max(1);
+    (nodes.placement == PlacementRule::Eplb && rest > 0).then(|| {
+        let copies = experts + slots;
+        let message = format!(
+            "`nodes.placement` \"eplb\" gives every node as many copies, but {copies} \
+             ({experts} experts and {slots} replica_slots) do not divide over {count} nodes"
+        );
+        let next = slots + count - rest;
+        (message, format!("write replica_slots = {next}, or placement = \"planned\""))
+    })
 }
 
 /// Tokens of a batch, at most: each is an agent with rows in several matrices.

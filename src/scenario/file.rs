@@ -194,9 +194,14 @@ pub struct Nodes {
     /// Nodes, 1 to 4096. Default 1.
     #[schemars(range(min = 1, max = 4096))]
     pub count: u32,
-    /// Nodes that host each expert, 1 to `count`. Default 1.
+    /// Nodes that host each expert under placement `round_robin`, 1 to `count`. Default 1.
     #[schemars(range(min = 1, max = 4096))]
     pub replicas: u32,
+    /// Which nodes host which experts. Default `round_robin`.
+    pub placement: PlacementRule,
+    /// Expert copies in each layer beyond one an expert, 0 to 1048576; used by placements `eplb` and `planned`. Default 0.
+    #[schemars(range(max = 1_048_576))]
+    pub replica_slots: u32,
     /// Where nodes run. Default `in-process`.
     pub engine: Engine,
     /// Addresses of running workers for engine `peers`, one a node: `host:port`. Default none.
@@ -215,10 +220,38 @@ impl Default for Nodes {
         Self {
             count: 1,
             replicas: 1,
+            placement: PlacementRule::RoundRobin,
+            replica_slots: 0,
             engine: Engine::InProcess,
             peers: Vec::new(),
             threads: 1,
             deadline_ms: 10_000,
+        }
+    }
+}
+
+/// Which nodes host which experts. `eplb` and `planned` go by the loads of the calibration requests
+/// under the scenario's own router, or by even loads where a checkpoint has no calibration text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PlacementRule {
+    /// Dealt to the nodes in turn, whatever their load.
+    #[default]
+    RoundRobin,
+    /// The published balancer EPLB, without groups: the baseline.
+    Eplb,
+    /// A greedy start and a local search under exact dispatch.
+    Planned,
+}
+
+impl PlacementRule {
+    /// Its name in scenarios and results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::Eplb => "eplb",
+            Self::Planned => "planned",
         }
     }
 }

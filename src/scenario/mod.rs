@@ -12,6 +12,7 @@ mod set;
 mod shape;
 
 pub use budget::Budget;
+pub(crate) use conflicts::slots_problem;
 pub use file::Scenario;
 pub use problem::{Problem, Problems};
 pub use read::{Known, load, resolved};

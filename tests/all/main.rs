@@ -4,6 +4,7 @@ mod binary;
 mod checkpoints;
 mod cli_bad_input;
 mod cli_ended_early;
+mod cli_placement;
 mod cli_readme;
 mod cli_route;
 mod cli_run;

@@ -9,7 +9,7 @@ use agents::{
 };
 use nashflock::dispatch::{
     Deadlines, Dispatch, DispatchError, InProcess, Local, LocalSettings, Remote, ShardAssignment,
-    placement::Placement,
+    placement::RoundRobin,
 };
 use proptest::prelude::*;
 use std::{path::Path, sync::Arc, time::Duration};
@@ -42,7 +42,7 @@ pub(crate) fn experts() -> Vec<Arc<Expert>> {
     (0..EXPERTS).map(|e| expert(e as u64, shape, bits[e % 4])).collect()
 }
 
-pub(crate) fn shards(placement: Placement) -> Vec<ShardAssignment> {
+pub(crate) fn shards(placement: RoundRobin) -> Vec<ShardAssignment> {
     let assign = |(e, weights): (usize, Arc<Expert>)| {
         let expert = ExpertId::from_index(e);
         placement.hosts(LAYER, expert).map(move |node| ShardAssignment {
@@ -56,7 +56,7 @@ pub(crate) fn shards(placement: Placement) -> Vec<ShardAssignment> {
 }
 
 /// Random top-2 routing, heavily skewed so that one group has several row blocks.
-pub(crate) fn orders(placement: Placement, tokens: usize, seed: u64) -> Orders {
+pub(crate) fn orders(placement: RoundRobin, tokens: usize, seed: u64) -> Orders {
     let mut rng = stream(seed, "routing");
     let mut tokens_of = vec![Vec::new(); EXPERTS];
     for token in (0..tokens).map(TokenId::from_index) {
@@ -108,8 +108,8 @@ async fn local(nodes: u32) -> Local {
     local
 }
 
-pub(crate) fn place(nodes: usize) -> Placement {
-    Placement::round_robin(EXPERTS, nodes, 1).expect("one replica fits")
+pub(crate) fn place(nodes: usize) -> RoundRobin {
+    RoundRobin::deal(EXPERTS, nodes, 1).expect("one replica fits")
 }
 
 /// One expert alone, row by row on this thread: the plain meaning of an order.

@@ -10,8 +10,8 @@ use nashflock::measure::latency::{Interval, read_hlog, write_hlog};
 use nashflock::measure::{Clock, Latency};
 use nashflock::results::{
     Convergence, FlockComparison, Goal, LayerFigures, Layers, Manifest, ManifestNode, Memory,
-    NodeFigures, Outcomes, Pairs, Quality, RequestRow, ResultsError, RoundRow, RunDir, RunStart,
-    Status, Summary, Throughput, report, summary_table,
+    NodeFigures, Outcomes, Pairs, PlacementFigures, Quality, RequestRow, ResultsError, RoundRow,
+    RunDir, RunStart, ServedNodeLoads, Status, Summary, Throughput, report, summary_table,
 };
 use proptest::prelude::*;
 
@@ -253,9 +253,15 @@ fn the_report_shows_every_section_and_loads_nothing() {
     for outside in ["http:", "https:", "<script", "<link", "<img", "@import", "url(", "src="] {
         assert!(!html.contains(outside), "{outside}");
     }
-    for shown in
-        ["2.9301", "6.9078", "ln V", "plain top-k", "10 000 steps are drawn as at most 2 000"]
-    {
+    for shown in [
+        "2.9301",
+        "6.9078",
+        "ln V",
+        "plain top-k",
+        "Node load by planned",
+        "1.724",
+        "10 000 steps are drawn as at most 2 000",
+    ] {
         assert!(html.contains(shown), "{shown}");
     }
     assert!(
@@ -316,6 +322,7 @@ fn the_table_fits_a_screen_and_shows_each_figure_with_its_control() {
         "2.418 by plain top-k",
         "2.9176 f32, 6.9078 ln V",
         "90.6 % saved",
+        "1.041  max over mean by planned; 1.724 round robin, 1.183 split evenly, at least 1.017",
         "2 560 offered",
         "MISSED",
     ] {
@@ -418,6 +425,15 @@ fn full_summary() -> Summary {
         loss_f32_routed: Some(2.9201),
         tokens: 65_536,
     });
+    let served = ServedNodeLoads {
+        max_over_mean: Some(1.041),
+        dispatch_lower_bound: Some(1.041),
+        lower_bound: Some(1.017),
+        max_over_mean_even_split: Some(1.183),
+        max_over_mean_round_robin: Some(1.724),
+    };
+    let name = "planned".to_owned();
+    summary.placement = Some(PlacementFigures { name, replica_slots: 8, expected: None, served });
     summary.nodes = (0..4).map(|at| node(at, at != 2)).collect();
     summary.goals = vec![
         Goal { name: "p99_ms".to_owned(), limit: 50.0, measured: Some(31.2), met: true },

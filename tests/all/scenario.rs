@@ -92,6 +92,13 @@ fn every_kind_of_mistake_is_located_and_comes_with_a_remedy() {
         ("[nodes]", "group = 48\n[nodes]", 13, 9, "precision.group", "one of 32, 64, not 48", "32 or 64"),
         ("[nodes]", "calibration_text = \"ünknown.txt\"\n[nodes]", 13, 20, "precision.calibration_text", "no text file /", "relative to the scenario file"),
         ("count = 2", "count = 2\nreplicas = 3", 15, 12, "nodes.replicas", "is 3 but `nodes.count` is 2", "fewer replicas or more nodes"),
+        ("count = 2", "count = 2\nplacement = \"eplp\"", 15, 13, "nodes.placement", "one of `round_robin`, `eplb`, `planned`", "did you mean \"eplb\"?"),
+        ("count = 2", "count = 2\nreplica_slots = 2", 15, 17, "nodes.replica_slots", "is 2 but `nodes.placement` is \"round_robin\"", "write placement = \"eplb\""),
+        ("count = 2", "count = 2\nreplica_slots = -1", 15, 17, "nodes.replica_slots", "from 0 to 1048576, not -1", "beyond one an expert"),
+        ("count = 2", "count = 2\nplacement = \"planned\"\nreplicas = 2", 16, 12, "nodes.replicas", "is 2 but `nodes.placement` is \"planned\"", "with `nodes.replica_slots`"),
+        ("count = 2", "count = 2\nplacement = \"planned\"\nreplica_slots = 17", 16, 17, "nodes.replica_slots", "is 17 but 16 experts on 2 nodes can have 16 further copies", "write at most 16"),
+        ("count = 2", "count = 2\nplacement = \"eplb\"\nreplica_slots = 3", 16, 17, "nodes.replica_slots", "19 (16 experts and 3 replica_slots) do not divide over 2 nodes", "write replica_slots = 4"),
+        ("count = 2", "count = 3\nplacement = \"eplb\"", 15, 13, "nodes.replica_slots", "16 (16 experts and 0 replica_slots) do not divide over 3 nodes", "write replica_slots = 2"),
         ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\"]", 16, 9, "nodes.peers", "lists 1 addresses but `nodes.count` is 2", "one host:port a node"),
         ("count = 2", "count = 2\npeers = [\"a:1\"]", 15, 9, "nodes.peers", "`nodes.engine` is not \"peers\"", "take the peers out"),
         ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\", \"b\"]", 16, 17, "nodes.peers[1]", "\"host:port\", not \"b\"", "write \"host:port\""),
@@ -254,11 +261,12 @@ fn whatever_the_schema_lets_through_is_a_scenario() {
         "{a=1}",
         "2026-01-01",
     ];
-    let (_folder, files) = shipped();
+    let (folder, _) = shipped();
     let (mut read, mut refused) = (0, 0);
-    // The quickstart has a checkpoint as its source, the next file is synthetic.
+    // One with a checkpoint as its source and one that is synthetic.
+    let files = ["quickstart.toml", "synthetic-skew.toml"].map(|name| folder.path().join(name));
     for (file, key) in
-        files[..2].iter().flat_map(|file| schema_keys().into_iter().map(move |key| (file, key)))
+        files.iter().flat_map(|file| schema_keys().into_iter().map(move |key| (file, key)))
     {
         for value in values {
             match load(file, &[format!("{key}={value}")], &known()) {

@@ -2,6 +2,8 @@
 
 use super::{Placement, PlacementError};
 use crate::ids::{ExpertId, NodeId};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 /// Experts on nodes, both ways round. No node holds an expert twice or more than its slots.
 #[derive(Clone, Debug)]
@@ -122,11 +124,21 @@ pub(super) fn copies_for(loads: &[f64], slots: &[usize]) -> Vec<u32> {
     let nodes = slots.iter().filter(|slots| **slots > 0).count();
     let room: usize = slots.iter().map(|slots| (*slots).min(loads.len())).sum();
     let mut copies = vec![1_u32; loads.len()];
+    if room <= loads.len() || nodes < 2 {
+        return copies;
+    }
+    // The bits of numbers from +0 on ascend with them; adding 0 makes +0 of -0. Among equals the
+    // first expert is the largest entry.
+    let each = |expert: usize, copies: u32| {
+        ((loads[expert] / f64::from(copies) + 0.0).to_bits(), Reverse(expert))
+    };
+    let mut open: BinaryHeap<_> = (0..loads.len()).map(|expert| each(expert, 1)).collect();
     for _ in loads.len()..room {
-        let each = |expert: &usize| loads[*expert] / f64::from(copies[*expert]);
-        let open = (0..loads.len()).rev().filter(|expert| (copies[*expert] as usize) < nodes);
-        let Some(hottest) = open.max_by(|a, b| each(a).total_cmp(&each(b))) else { break };
+        let Some((_, Reverse(hottest))) = open.pop() else { break };
         copies[hottest] += 1;
+        if (copies[hottest] as usize) < nodes {
+            open.push(each(hottest, copies[hottest]));
+        }
     }
     copies
 }

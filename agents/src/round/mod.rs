@@ -15,10 +15,10 @@ mod respond;
 use crate::game::{Choices, GameError, Scores};
 use crate::ids::{LayerId, RequestId, StepId};
 use crate::orders::{Orders, Replies};
-use crate::report::{FlockReport, PlayReport};
+use crate::report::{FlockReport, NodeLoadReport, PlayReport};
 use crate::world::{
-    Batch, Certified, FlockResponse, Inbox, Outbox, Perceived, Response, Rules, WorldSettings,
-    spawn,
+    Batch, Certified, FlockResponse, Inbox, NodeLoads, Outbox, Perceived, Response, Rules,
+    WorldSettings, spawn,
 };
 use bevy_ecs::prelude::{IntoScheduleConfigs, Res, Resource, Schedule, SystemSet, World};
 use bevy_ecs::schedule::{LogLevel, ScheduleBuildSettings, ScheduleLabel, SingleThreadedExecutor};
@@ -78,6 +78,8 @@ pub struct Perception<'a> {
 pub struct Decision {
     /// What to send.
     pub orders: Orders,
+    /// How that loads the nodes.
+    pub node_loads: NodeLoadReport,
     /// What was played.
     pub play: PlayReport,
     /// What the flock would have played; absent when it is switched off.
@@ -175,6 +177,7 @@ impl Arena {
         self.decide.run(&mut self.world);
         Ok(Decision {
             orders: self.world.resource::<Outbox>().0.clone(),
+            node_loads: self.world.resource::<NodeLoads>().0.clone(),
             play: self.world.resource::<Certified>().0.clone(),
             flock: self.world.resource::<FlockResponse>().0.clone(),
         })

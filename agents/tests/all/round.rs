@@ -134,6 +134,41 @@ fn every_chosen_pair_is_ordered_once_from_a_node_that_hosts_the_expert() {
     assert_eq!(pairs.len(), TOKENS * TOP_K);
 }
 
+/// The oracle is Hall's condition over all sets of experts: some node carries w(A) / |nodes(A)|.
+#[test]
+fn replicas_share_a_round_so_that_the_largest_node_load_is_least() {
+    let (nodes, replicas) = (5, 2);
+    let mut arena = arena("top_k", nodes, replicas);
+    let requests: Vec<RequestId> = (0..60).map(|t| RequestId(t / 10)).collect();
+    let mut better_than_even = 0;
+    for step in 0..20 {
+        let mut logits = random(u64::from(step), TOKENS * EXPERTS);
+        logits.chunks_mut(EXPERTS).for_each(|row| row[step as usize % EXPERTS] += 3.0);
+        let (step, layer) = (StepId(step), LayerId(0));
+        let perception = Perception { step, layer, requests: &requests, logits: &logits };
+        let decision = arena.decide(&perception).expect("finite logits");
+        let (loads, found) = (&decision.play.loads, &decision.node_loads);
+
+        let mut ordered = vec![0; nodes as usize];
+        decision.orders.nodes.iter().for_each(|o| ordered[o.node.index()] = o.pairs() as u64);
+        assert_eq!(found.loads, ordered);
+        let least = (1_u32..1 << EXPERTS).map(|set| {
+            let members = || (0..6_u32).filter(|e| set >> e & 1 == 1);
+            let load: u32 = members().map(|e| loads[e as usize]).sum();
+            let mut hosts: Vec<u32> =
+                members().flat_map(|e| (0..replicas).map(move |r| (e + r) % nodes)).collect();
+            hosts.sort_unstable();
+            hosts.dedup();
+            u64::from(load).div_ceil(hosts.len() as u64)
+        });
+        assert_eq!(Some(found.max()), least.max(), "step {step}: {loads:?}");
+        assert_eq!(found.max(), found.lower_bound, "step {step}: the tight set certifies it");
+        assert!(found.max() <= found.max_even_split, "step {step}: {found:?}");
+        better_than_even += u32::from(found.max() < found.max_even_split);
+    }
+    assert!(better_than_even > 10, "{better_than_even} of 20");
+}
+
 #[test]
 fn dispatched_pairs_equal_combined_pairs_on_every_node() {
     let mut arena = arena("equilibrium", 3, 1);

@@ -22,6 +22,7 @@ pub(super) fn cards(summary: &Summary) -> Markup {
                 ("flock alone", number(summary.flock.as_ref().and_then(|flock| flock.max_over_mean_last))),
                 ("even", "1".to_owned()),
             ]))
+            (node_load(summary))
             (loss(summary))
             (card("Expert bytes", bytes(summary.memory.expert_bytes), &[
                 (&format!("in {}", summary.memory.base_type), bytes(summary.memory.expert_bytes_f32)),
@@ -36,6 +37,21 @@ pub(super) fn cards(summary: &Summary) -> Markup {
             ]))
         }
     }
+}
+
+fn node_load(summary: &Summary) -> Markup {
+    let placement = summary.placement.as_ref().filter(|placement| placement.is_chosen());
+    let Some(placement) = placement else { return html! {} };
+    let served = &placement.served;
+    card(
+        &format!("Node load by {}, max over mean", placement.name),
+        number(served.max_over_mean),
+        &[
+            ("round robin, no replicas", number(served.max_over_mean_round_robin)),
+            ("same copies, split evenly", number(served.max_over_mean_even_split)),
+            ("at least, by any placement", number(served.lower_bound)),
+        ],
+    )
 }
 
 fn loss(summary: &Summary) -> Markup {
