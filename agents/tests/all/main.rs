@@ -2,6 +2,8 @@
 
 mod expert;
 mod game;
+mod optimum;
+mod oracle;
 mod placement;
 mod placement_plan;
 mod precision;
