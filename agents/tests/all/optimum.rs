@@ -13,7 +13,11 @@ pub(crate) const COSTS: [&str; 4] = ["quota", "linear", "polynomial", "latency"]
 const INSTANCES: u64 = 320;
 
 /// T, E, k with E = 1 and k = E more often than by chance.
-fn shape(rng: &mut impl rand::Rng, most_tokens: usize, most_experts: usize) -> [usize; 3] {
+pub(crate) fn shape(
+    rng: &mut impl rand::Rng,
+    most_tokens: usize,
+    most_experts: usize,
+) -> [usize; 3] {
     let tokens = rng.random_range(1..=most_tokens);
     let experts = if rng.random_bool(0.1) { 1 } else { rng.random_range(2..=most_experts) };
     let most = experts.min(4);
