@@ -328,3 +328,27 @@ fn the_first_score_that_is_no_number_is_refused_by_row_and_column() {
         }
     }
 }
+
+/// The prices of such an expert must not fall to its score, in which all others would be lost.
+#[test]
+fn an_expert_at_minus_1e30_that_may_stay_empty_spoils_no_other_choice() {
+    for [tokens, experts, top_k] in [[1, 6, 4], [2, 6, 4], [12, 7, 1], [20, 64, 8], [50, 64, 6]] {
+        for name in COSTS {
+            for seed in 0..6 {
+                let mut rng = stream(seed, "may stay empty");
+                let cost = cost(name, &mut rng, [tokens, experts, top_k], 1.0);
+                let values = rows("masked", tokens, experts, seed);
+                let exact = Exact::new(&values, experts, top_k, &cost);
+                let table = Table::new(values, experts, top_k, &cost);
+                let (play, certificate) = table.play(&Equilibrium::default(), None);
+                let what = format!("{tokens}x{experts} k {top_k} {cost:?} {seed}");
+                assert_eq!(play.choices.loads(experts)[0], 0, "{what}");
+                let (_, magnitude) = exact.potential(&play.choices).expect("not barred");
+                let least = exact.rounding(magnitude);
+                assert!(exact.no_chain_of_moves_gains(&play.choices, least), "{what}");
+                assert!(certificate.epsilon_nash < 1e-9, "{what}: {certificate:?}");
+                assert!(certificate.relative_gap.abs() < 1e-9, "{what}: {certificate:?}");
+            }
+        }
+    }
+}
