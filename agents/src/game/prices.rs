@@ -63,11 +63,13 @@ impl<'g> Supply<'g> {
         low
     }
 
-    /// Whether all experts together take no more than `units`, but for a remainder below one an
-    /// expert: then every expert fills up, whatever the price level.
+    /// Whether all experts together take no more than `units`, but for a remainder that leaves no
+    /// expert room to stay empty: then every expert takes part, whatever the price level. With a
+    /// larger remainder the price of an expert that nobody wants would fall without end.
     pub(super) fn is_tight(&self, experts: usize, units: u64) -> bool {
-        let full: u64 = (0..experts).map(|e| u64::from(self.most(e, f64::MAX))).sum();
-        full < units + experts as u64
+        let most = || (0..experts).map(|e| u64::from(self.most(e, f64::MAX)));
+        let remainder = most().sum::<u64>().saturating_sub(units);
+        remainder < experts as u64 && most().all(|most| remainder < most)
     }
 
     /// The prices relative to the sink's, which is the last, each within what its delivery costs.

@@ -8,7 +8,6 @@ use agents::game::{
 };
 use agents::ids::ExpertId;
 use agents::rng::stream;
-use pathfinding::prelude::{Matrix, kuhn_munkres};
 use proptest::prelude::*;
 
 pub(crate) const QUOTA: CostSettings = CostSettings::Quota { capacity_factor: 1.0 };
@@ -120,9 +119,12 @@ pub(crate) fn rows(kind: &str, tokens: usize, experts: usize, seed: u64) -> Vec<
             "duplicated" => *value,
             "dominated" if column == experts - 1 => *value + 50.0,
             "dominated" => *value,
+            "large" => *value * 1e28,
             "huge" => value.signum() * 1e30,
             "masked" if column == 0 => -1e30,
             "masked" => *value,
+            "mixed" if at % 3 == 1 => value.signum() * 1e30,
+            "mixed" => *value,
             "subnormal" => *value * 1e-41,
             "largest" => f32::MAX * value.signum(),
             _ => unreachable!("kinds are listed here"),
@@ -184,36 +186,6 @@ fn equilibrium_finds_the_exact_optimum_of_every_small_game() {
     assert!(games >= 2 * 150);
 }
 
-#[test]
-fn equilibrium_equals_the_hungarian_method_at_k_1() {
-    let shapes: [(usize, usize); 4] = [(12, 4), (17, 5), (30, 7), (24, 3)];
-    for turn in 0..40 {
-        let (tokens, experts) = shapes[turn % shapes.len()];
-        let seed = turn as u64;
-        let mut rng = stream(seed, "hungarian");
-        let whole: Vec<i64> = (0..tokens * experts).map(|_| rng.random_range(0..40)).collect();
-        let values: Vec<f32> = whole.iter().map(|value| *value as f32).collect();
-        // One column for each expert and each unit of its load, worth the score minus that
-        // unit's cost. A slope that is a whole number keeps every weight one.
-        let slope = 1 + turn as i64 % 3;
-        let fair_share = tokens as f64 / experts as f64;
-        let price_per_fair_share = slope as f64 * fair_share;
-        let linear = CostSettings::Linear { price_per_fair_share };
-        let capacity = tokens.div_ceil(experts);
-        for (cost, units) in [(QUOTA, capacity), (linear, tokens)] {
-            let charge = |unit: usize| if cost == QUOTA { 0 } else { slope * (unit as i64 + 1) };
-            let weights = Matrix::from_fn(tokens, experts * units, |(token, column)| {
-                whole[token * experts + column / units] - charge(column % units)
-            });
-            let (best, _) = kuhn_munkres(&weights);
-            let table = Table::new(values.clone(), experts, 1, &cost);
-            let (_, certificate) = table.play(&Equilibrium::default(), None);
-            let potential = certificate.potential;
-            assert!((potential - best as f64).abs() < 1e-9, "{turn} {cost:?} {potential} {best}");
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
@@ -269,44 +241,6 @@ proptest! {
         prop_assert!(certificate.dual_bound >= table.best_potential() - 1e-12);
         prop_assert!(certificate.relative_gap >= -1e-12);
         prop_assert!(certificate.score_loss >= -1e-12 && certificate.max_over_mean >= 1.0 - 1e-12);
-    }
-}
-
-#[test]
-fn a_constant_added_to_a_row_changes_no_choice() {
-    // Multiples of 1/1024 below 8 stay exact in f32 and f64.
-    let mut rng = stream(3, "dyadic");
-    let values: Vec<f32> = (0..60 * 6)
-        .map(|_| rng.random_range(-1024_i16..1024))
-        .map(|v| f32::from(v) / 1024.0)
-        .collect();
-    let shifted: Vec<f32> =
-        values.iter().enumerate().map(|(at, v)| v + (at / 6 % 7) as f32 - 3.0).collect();
-    for router in [&TopK as &dyn Router, &Equilibrium::default()] {
-        let play = |values: &[f32]| Table::new(values.to_vec(), 6, 2, &QUOTA).play(router, None).0;
-        assert_eq!(play(&values).choices, play(&shifted).choices);
-    }
-}
-
-#[test]
-fn permuted_experts_have_permuted_loads() {
-    let (tokens, experts) = (300, 7);
-    let values = rows("normal", tokens, experts, 5);
-    let order = [3, 0, 6, 2, 5, 1, 4];
-    let permuted: Vec<f32> = (0..tokens * experts)
-        .map(|at| values[at / experts * experts + order[at % experts]])
-        .collect();
-    let linear = CostSettings::Linear { price_per_fair_share: 0.5 };
-    for (router, cost) in [(&TopK as &dyn Router, &QUOTA), (&Equilibrium::default(), &linear)] {
-        let loads = |values: &[f32]| {
-            Table::new(values.to_vec(), experts, 3, cost)
-                .play(router, None)
-                .0
-                .choices
-                .loads(experts)
-        };
-        let (plain, moved) = (loads(&values), loads(&permuted));
-        assert_eq!(moved, order.map(|expert| plain[expert]));
     }
 }
 

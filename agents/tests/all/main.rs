@@ -2,9 +2,13 @@
 
 mod expert;
 mod game;
+mod known_games;
+mod optimum;
+mod oracle;
 mod placement;
 mod placement_plan;
 mod precision;
+mod properties;
 mod round;
 mod routers;
 mod routers_rules;

@@ -188,7 +188,7 @@ proptest! {
     }
 }
 
-fn brute_force_epsilon(
+pub(crate) fn brute_force_epsilon(
     table: &Table,
     chosen: &[&Vec<usize>],
     sets: &[Vec<usize>],

@@ -5,8 +5,7 @@ use agents::game::routers::{
     TopKCapacity,
 };
 use agents::game::{
-    CongestionCost, CostSettings, Dynamics, Equilibrium, Game, Information, Play, Router as _,
-    Scores, TokenSets, TopK, certify,
+    CostSettings, Dynamics, Equilibrium, Information, Play, Router as _, TokenSets, TopK, certify,
 };
 use agents::ids::ExpertId;
 
@@ -237,50 +236,5 @@ fn partial_information_costs_score_and_one_dispatcher_is_the_whole() {
         let play = dynamics.play(&linear.game());
         let certificate = certify(&linear.game(), &play.choices, &play.prices);
         assert!(certificate.relative_gap < 0.01 && certificate.max_over_mean < 1.5);
-    }
-}
-
-// Braess' paradox is not here: its strategies are paths, and sets of any k experts with additive
-// scores cannot bar the sets of edges that are no path.
-
-/// Pigou's two roads: one takes time 1, the other the share of travellers on it.
-struct Pigou {
-    travellers: u32,
-}
-
-impl CongestionCost for Pigou {
-    fn marginal(&self, expert: ExpertId, load: u32) -> f64 {
-        if expert.0 == 0 { 1.0 } else { f64::from(load) / f64::from(self.travellers) }
-    }
-
-    fn total(&self, expert: ExpertId, load: u32) -> f64 {
-        (1..=load).map(|load| self.marginal(expert, load)).sum()
-    }
-
-    fn conjugate(&self, expert: ExpertId, price: f64) -> f64 {
-        let gains = (1..=self.travellers).map(|load| price - self.marginal(expert, load));
-        gains.take_while(|gain| *gain > 0.0).sum()
-    }
-}
-
-#[test]
-fn selfish_travellers_of_pigou_lose_a_third_to_the_optimum() {
-    let travellers = 200;
-    let cost = Pigou { travellers };
-    let values = vec![0.0; 2 * travellers as usize];
-    let scores = Scores::new(&values, 2).expect("zeros");
-    let game = Game { scores, top_k: 1, cost: &cost };
-    let time = |loads: &[u32]| -> f64 {
-        let each = (0..).map(ExpertId).zip(loads);
-        each.filter(|(_, n)| **n > 0).map(|(e, n)| f64::from(*n) * cost.marginal(e, *n)).sum()
-    };
-    let optimum = (0..=travellers).map(|n| time(&[travellers - n, n])).fold(f64::MAX, f64::min);
-    assert!((optimum - 0.75 * f64::from(travellers)).abs() < 1e-9);
-    for name in ["best_response", "best_response_batched", "equilibrium"] {
-        let play = router(name).route(&game, None);
-        let certificate = certify(&game, &play.choices, &play.prices);
-        assert!(certificate.epsilon_nash < 1e-8, "{name}");
-        let anarchy = time(&play.choices.loads(2)) / optimum;
-        assert!((anarchy - 4.0 / 3.0).abs() < 2.0 / f64::from(travellers), "{name}: {anarchy}");
     }
 }
