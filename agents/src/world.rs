@@ -6,7 +6,7 @@ use crate::components::{
 };
 use crate::expert::BitWidth;
 use crate::flock::{neighbours, price::FlockSettings};
-use crate::game::{CongestionCost, Dynamics, GameShape, Information, Play, Router};
+use crate::game::{CostOfGame, Dynamics, GameShape, Information, Play, Router};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId, TokenId};
 use crate::orders::{Orders, Replies};
 use bevy_ecs::prelude::{Entity, Resource, World};
@@ -20,10 +20,6 @@ pub enum Affinity {
     /// The router's logit.
     Logit,
 }
-
-/// Builds the congestion cost of a game: batches differ in their number of tokens, layers in their
-/// experts.
-pub type CostOfGame = dyn Fn(GameShape) -> Box<dyn CongestionCost> + Send + Sync;
 
 /// The rules of play, the same for every batch.
 #[derive(Resource)]

@@ -21,7 +21,7 @@ use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
 use crate::results::{Manifest, Memory, Quality, ResultsError, RunDir, RunStart, Status, Summary};
 use crate::scenario::{self, Scenario};
-use agents::game::RouterRegistry;
+use agents::game::Registries;
 use interrupt::Interrupts;
 use materials::Materials;
 use plan::Plan;
@@ -37,8 +37,8 @@ pub struct RunSettings<'a> {
     pub program: &'a Path,
     /// Where results go; by default under `runs/`.
     pub out: Option<PathBuf>,
-    /// Routers that the scenario may name; its checks must have known them.
-    pub routers: &'a RouterRegistry,
+    /// Routers and costs that the scenario may name; its checks must have known them.
+    pub registries: &'a Registries,
     /// Told what the run is doing.
     pub progress: &'a dyn Progress,
 }
@@ -105,7 +105,7 @@ pub async fn run(
 ) -> Result<RunEnd, PlanError> {
     let mut interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
     settings.progress.phase("loading");
-    let materials = Materials::load(scenario)?;
+    let materials = Materials::load(scenario, &settings.registries.costs)?;
     let path = settings
         .out
         .clone()
@@ -122,7 +122,7 @@ pub async fn run(
         }
         Err(interrupted) => return Ok(record.end(None, Some(interrupted.into()), clock)),
     };
-    let plan = match Plan::new(scenario, settings.routers, &materials, fitted) {
+    let plan = match Plan::new(scenario, settings.registries, &materials, fitted) {
         Ok(plan) => plan,
         Err(error) => {
             record.discard();

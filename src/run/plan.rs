@@ -14,7 +14,7 @@ use crate::scenario::file::{Arrival, Engine};
 use crate::source::ScoreSource;
 use agents::arrival::{self, ArrivalProcess, BatchLimits, PlannedBatch};
 use agents::expert::Expert;
-use agents::game::RouterRegistry;
+use agents::game::Registries;
 use agents::ids::{ExpertId, LayerId, NodeId};
 use agents::round::Arena;
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// Everything decided before the first request.
 pub(super) struct Plan<'a> {
     pub(super) scenario: &'a Scenario,
-    pub(super) routers: &'a RouterRegistry,
+    pub(super) registries: &'a Registries,
     pub(super) materials: &'a Materials,
     pub(super) experts: FittedExperts,
     placement: Placement,
@@ -36,7 +36,7 @@ pub(super) struct Plan<'a> {
 impl<'a> Plan<'a> {
     pub(super) fn new(
         scenario: &'a Scenario,
-        routers: &'a RouterRegistry,
+        registries: &'a Registries,
         materials: &'a Materials,
         experts: FittedExperts,
     ) -> Result<Self, PlanError> {
@@ -58,7 +58,7 @@ impl<'a> Plan<'a> {
             placement: Placement::round_robin(shape.experts, node_count, replicas)?,
             batches: arrival::batches(&intended_ns, limits),
             scenario,
-            routers,
+            registries,
             materials,
             experts,
             node_count,
@@ -68,7 +68,7 @@ impl<'a> Plan<'a> {
 
     pub(super) fn arena(&self, source: &dyn ScoreSource) -> Arena {
         let experts = &self.experts.served;
-        rules::arena(source, (self.scenario, self.routers), experts, self.node_count, |l, e| {
+        rules::arena(source, (self.scenario, self.registries), experts, self.node_count, |l, e| {
             self.hosts(l, e)
         })
     }

@@ -7,6 +7,7 @@ mod cli_ended_early;
 mod cli_readme;
 mod cli_route;
 mod cli_run;
+mod cli_scenarios;
 mod nodes;
 mod parity;
 mod results;

@@ -368,8 +368,11 @@ mod tests {
         assert!((even.marginal(ExpertId(2), 4) - 0.5).abs() < 1e-12);
         // 7 + 3 + 7 places.
         for (tokens, places) in [(17, None), (18, Some(17))] {
-            let checked = latency(vec![1.0, 2.0, 1.0], 1.0)
-                .check_game(GameShape { tokens, experts: 3, top_k: 1 });
+            let checked = latency(vec![1.0, 2.0, 1.0], 1.0).check_game(GameShape {
+                tokens,
+                experts: 3,
+                top_k: 1,
+            });
             let expected = places.map(|places| CostError::Places {
                 cost: "latency".into(),
                 places,

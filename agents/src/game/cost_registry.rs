@@ -1,6 +1,7 @@
 //! Congestion costs by name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{CongestionCost, CostError, CostSettings, GameShape};
 
@@ -29,9 +30,12 @@ pub struct CostParameters {
 pub type BuildCost =
     dyn Fn(&CostParameters, GameShape) -> Result<Box<dyn CongestionCost>, CostError> + Send + Sync;
 
+/// The cost of each game of a run: batches differ in their number of tokens.
+pub type CostOfGame = dyn Fn(GameShape) -> Box<dyn CongestionCost> + Send + Sync;
+
 /// Costs by name, those of this crate and a user's own.
 pub struct CostRegistry {
-    entries: BTreeMap<String, (String, Box<BuildCost>)>,
+    entries: BTreeMap<String, (String, Arc<BuildCost>)>,
 }
 
 impl CostRegistry {
@@ -59,14 +63,16 @@ impl CostRegistry {
                 degree: p.degree,
             }
         });
-        add("latency", "price_per_ms × the mean wait of a queue, barred where it never ends", |p| {
-            CostSettings::Latency {
+        add(
+            "latency",
+            "price_per_ms × the mean wait of a queue, barred where it never ends",
+            |p| CostSettings::Latency {
                 service_ms: p.service_ms.clone(),
                 window_ms: p.window_ms,
                 variation: p.variation,
                 price_per_ms: p.price_per_ms,
-            }
-        });
+            },
+        );
         registry
     }
 
@@ -83,7 +89,7 @@ impl CostRegistry {
         if self.entries.contains_key(name) {
             return Err(CostError::Taken { name: name.into() });
         }
-        self.entries.insert(name.into(), (summary.into(), build));
+        self.entries.insert(name.into(), (summary.into(), build.into()));
         Ok(())
     }
 
@@ -114,6 +120,16 @@ impl CostRegistry {
                 known: self.names().collect::<Vec<_>>().join(", "),
             }),
         }
+    }
+
+    /// The cost called `name` for every game of a run, or none of this name. It panics where
+    /// [`Self::build`] fails: build it once for the largest batch before.
+    #[must_use]
+    pub fn of_games(&self, name: &str, parameters: CostParameters) -> Option<Box<CostOfGame>> {
+        let build = Arc::clone(&self.entries.get(name)?.1);
+        Some(Box::new(move |shape| {
+            build(&parameters, shape).unwrap_or_else(|error| panic!("built before: {error}"))
+        }))
     }
 }
 

@@ -43,7 +43,7 @@ mod top_k;
 
 pub use certificate::{Certificate, ChoicesError, TokenSets, certify, check_choices};
 pub use cost::{CostError, CostSettings, GameShape};
-pub use cost_registry::{BuildCost, CostParameters, CostRegistry};
+pub use cost_registry::{BuildCost, CostOfGame, CostParameters, CostRegistry};
 pub use equilibrium::Equilibrium;
 pub use information::{Dynamics, Information};
 pub use registry::{BuildRouter, Registries, RouterNameTaken, RouterRegistry};

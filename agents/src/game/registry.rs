@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::routers::{
     Auction, BestResponse, BestResponseBatched, Bip, DropBy, ExpertChoice, GroupLimited, Hash,
-    Hedge, Logit, LossFreeBias, Migration, Quantile, QuantileBalancing, Sinkhorn, SmoothStale, TopKCapacity,
+    Hedge, Logit, LossFreeBias, Migration, Quantile, QuantileBalancing, Sinkhorn, SmoothStale,
+    TopKCapacity,
 };
 use super::{CostRegistry, Equilibrium, Router, TopK};
 

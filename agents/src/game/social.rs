@@ -81,6 +81,8 @@ pub struct SocialReport {
     /// No assignment has a smaller SC: weak duality at the optimum's prices. At most
     /// [`Self::optimum`] but for rounding, and equal to it where the optimum is exact.
     pub optimum_bound: f64,
+    /// ε of the play's own game: 0 at an equilibrium.
+    pub epsilon_nash: f64,
 }
 
 impl SocialReport {
@@ -106,6 +108,7 @@ impl SocialReport {
             cost: top_k - certificate.score + congestion,
             optimum: top_k - optimum.potential,
             optimum_bound: top_k - optimum.dual_bound,
+            epsilon_nash: certificate.epsilon_nash,
         })
     }
 
@@ -116,12 +119,14 @@ impl SocialReport {
             cost: self.cost + other.cost,
             optimum: self.optimum + other.optimum,
             optimum_bound: self.optimum_bound + other.optimum_bound,
+            epsilon_nash: self.epsilon_nash.max(other.epsilon_nash),
         }
     }
 
-    /// `cost / optimum`, with 0/0 = 1: at least 1. Of an equilibrium it is a lower bound of the
-    /// price of anarchy, the ratio at the worst one (Koutsoupias and Papadimitriou 1999). None where
-    /// the play's cost is infinite or the optimum is not proven to within 1e-6 of itself.
+    /// `cost / optimum` of an equilibrium, with 0/0 = 1: at least 1. The price of anarchy is the
+    /// ratio at the worst equilibrium (Koutsoupias and Papadimitriou 1999), so this bounds it from
+    /// below. None where ε exceeds 1e-9, so that the play is no equilibrium, where its cost is
+    /// infinite, and where the optimum is not proven to within 1e-6 of itself.
     ///
     /// Known for costs linear in the load: at most 5/2 with whole tokens (Awerbuch, Azar and
     /// Epstein 2005; Christodoulou and Koutsoupias 2005) and 4/3 in the limit of many small ones
@@ -130,8 +135,10 @@ impl SocialReport {
     #[must_use]
     pub fn price_of_anarchy(&self) -> Option<f64> {
         const PROVEN: f64 = 1e-6;
+        const EQUILIBRIUM: f64 = 1e-9;
         let proven = self.optimum - self.optimum_bound <= PROVEN * self.optimum.abs();
-        if !(proven && self.cost.is_finite() && self.optimum.is_finite()) {
+        let equilibrium = self.epsilon_nash <= EQUILIBRIUM;
+        if !(proven && equilibrium && self.cost.is_finite() && self.optimum.is_finite()) {
             return None;
         }
         Some(if self.cost == self.optimum { 1.0 } else { self.cost / self.optimum })
@@ -204,7 +211,9 @@ mod tests {
             },
         ];
         let mut worst = 1.0_f64;
-        for (case, (tokens, experts, k)) in [(4, 3, 1), (5, 3, 2), (6, 2, 1), (4, 4, 2)].into_iter().enumerate() {
+        for (case, (tokens, experts, k)) in
+            [(4, 3, 1), (5, 3, 2), (6, 2, 1), (4, 4, 2)].into_iter().enumerate()
+        {
             for (settings, grid) in costs.iter().flat_map(|cost| [(cost, 1e6_f32), (cost, 2.0)]) {
                 let mut rng = stream(case as u64, "social cost");
                 let values: Vec<f32> = (0..tokens * experts)
@@ -216,8 +225,7 @@ mod tests {
                 let what = format!("{settings:?} {tokens}x{experts} k {k} grid {grid}");
 
                 let all = assignments(tokens, experts, k);
-                let least =
-                    all.iter().map(|x| social_cost(&game, x)).fold(f64::INFINITY, f64::min);
+                let least = all.iter().map(|x| social_cost(&game, x)).fold(f64::INFINITY, f64::min);
                 for choices in &all {
                     let certificate = certificate(&game, choices);
                     let report = SocialReport::new(&game, choices, &certificate).expect("convex");
@@ -311,7 +319,15 @@ mod tests {
         assert_eq!(report, None);
         let all_alike = Choices::uniform(vec![ExpertId(0); 4], 1);
         let report = SocialReport::new(&game, &all_alike, &certificate(&game, &all_alike));
-        let ratio = report.and_then(|report| report.price_of_anarchy());
-        assert!((ratio.expect("proven") - 1.0).abs() < 1e-12, "a flat cost has no anarchy");
+        let report = report.expect("a convex cost and one expert a token");
+        let ratio = report.price_of_anarchy().expect("proven");
+        assert!((ratio - 1.0).abs() < 1e-12, "a flat cost has no anarchy: {ratio}");
+        for not_known in [
+            SocialReport { epsilon_nash: 1e-3, ..report },
+            SocialReport { optimum_bound: 0.9 * report.optimum, ..report },
+            SocialReport { cost: f64::INFINITY, ..report },
+        ] {
+            assert_eq!(not_known.price_of_anarchy(), None, "{not_known:?}");
+        }
     }
 }

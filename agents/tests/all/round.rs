@@ -9,8 +9,8 @@ use agents::game::{
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use agents::orders::{NodeReply, Orders, Replies};
 use agents::rng::stream;
-use agents::transformer::softmax;
 use agents::round::{AbsorbError, Arena, Perception, Stage, gates};
+use agents::transformer::softmax;
 use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
 use bevy_ecs::prelude::{Query, ResMut, Resource};
 use rand::RngExt as _;
@@ -145,8 +145,7 @@ fn each_layer_plays_and_is_certified_under_its_own_memory_of_earlier_batches() {
                 let logits = random(u64::from(10 * step + layer), TOKENS * EXPERTS);
                 let step = StepId(step);
                 let layer = LayerId(layer);
-                let perception =
-                    Perception { step, layer, requests: &requests, logits: &logits };
+                let perception = Perception { step, layer, requests: &requests, logits: &logits };
                 let report = arena.decide(&perception).expect("finite logits").play;
 
                 let mut values = logits;
