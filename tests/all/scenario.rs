@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use agents::game::CostRegistry;
+use agents::game::{CostError, CostParameters, CostRegistry, CostSettings, GameShape};
 use agents::precision::Budget as Limit;
 use nashflock::scenario::file::{Engine, Nodes, Source};
 use nashflock::scenario::{
@@ -34,7 +34,10 @@ requests = 10
 
 fn known() -> Known<'static> {
     static COSTS: LazyLock<CostRegistry> = LazyLock::new(CostRegistry::standard);
-    Known { routers: ["equilibrium", "top_k", "smooth_stale"].map(str::to_owned).into(), costs: &COSTS }
+    Known {
+        routers: ["equilibrium", "top_k", "smooth_stale"].map(str::to_owned).into(),
+        costs: &COSTS,
+    }
 }
 
 /// Reads a text as a scenario file in a folder of its own.
@@ -253,6 +256,30 @@ fn problems_of_a_set_name_the_set() {
             assert!(all.starts_with(&format!("--set {set}: ")), "{all}");
         }
     }
+}
+
+#[test]
+fn an_own_cost_is_named_like_the_others_and_what_it_refuses_is_a_problem_of_its_key() {
+    let mut costs = CostRegistry::standard();
+    let build = |parameters: &CostParameters, shape: GameShape| {
+        if parameters.degree > 2.0 {
+            let (cost, parameter) = ("mine".into(), "degree".into());
+            return Err(CostError::Range { cost, parameter, value: parameters.degree, least: 0.0 });
+        }
+        let free = CostSettings::Linear { price_per_fair_share: 0.0 };
+        Ok(free.build(shape.tokens, shape.experts, shape.top_k))
+    };
+    costs.insert("mine", "costs nothing", Box::new(build)).expect("a new name");
+    let known = Known { costs: &costs, ..known() };
+    let folder = TempDir::new().expect("a temporary folder");
+    let file = folder.path().join("scenario.toml");
+    let text = GOOD.replace("top_k = 2", "top_k = 2\ncost = \"mine\"\ndegree = 2");
+    fs::write(&file, text).expect("the file is written");
+    let scenario = load(&file, &[], &known).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(scenario.game.cost, "mine");
+    let problems = load(&file, &["game.degree=3".into()], &known).expect_err("refused");
+    assert_eq!((problems.0.len(), problems.0[0].key.as_str()), (1, "game.degree"), "{problems}");
+    assert!(problems.to_string().contains("cost 'mine': degree is 3"), "{problems}");
 }
 
 /// Sets every key to values of every type: the schema must refuse all that serde would, since
