@@ -33,7 +33,8 @@ pub struct Expert {
 #[derive(Component, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load(pub u32);
 
-/// The price p_e the router ended with: where the next batch of the layer starts from.
+/// The price p_e that the latest play was certified with: what the router ended with or, where play
+/// is under stale prices, the price in force.
 #[derive(Component, Clone, Copy, Debug, Default, PartialEq)]
 pub struct Price(pub f64);
 

@@ -1,6 +1,6 @@
 //! What a round came to, for those who record it.
 
-use crate::game::Certificate;
+use crate::game::{Certificate, SocialReport};
 
 /// What one play came to.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub struct PlayReport {
     pub loads_top_k: Vec<u32>,
     /// Smallest share of its top-k affinity that any token kept.
     pub kept_share_min: f32,
+    /// The play against the social optimum, where the rules ask for it and the game has one to compare.
+    pub social: Option<SocialReport>,
 }
 
 /// What the flock's prices would have led to in the same batch.

@@ -6,10 +6,11 @@ use crate::components::{
 };
 use crate::expert::BitWidth;
 use crate::flock::{neighbours, price::FlockSettings};
-use crate::game::{CostSettings, Play, Router};
+use crate::game::{CostOfGame, Dynamics, GameShape, Information, Play, Router};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId, TokenId};
 use crate::orders::{Orders, Replies};
 use bevy_ecs::prelude::{Entity, Resource, World};
+use std::sync::Arc;
 
 /// What a token maximises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,13 +30,21 @@ pub struct Rules {
     pub affinity: Affinity,
     /// Whether the gates of a token's chosen experts are scaled to sum to one.
     pub normalise_gates: bool,
-    /// The dynamics that plays the game.
-    pub router: Box<dyn Router>,
+    /// The router that plays the game; layers share it, what it remembers is each layer's own.
+    pub router: Arc<dyn Router>,
+    /// What it may know when it plays.
+    pub information: Information,
     /// What congestion costs.
-    pub cost: CostSettings,
+    pub cost: Box<CostOfGame>,
+    /// Whether the social optimum of each game is found too, beside the play.
+    pub social_optimum: bool,
     /// The flock's rule, played beside the router; `None` switches it off.
     pub flock: Option<FlockSettings>,
 }
+
+/// What each layer remembers of its earlier batches, by [`LayerId`].
+#[derive(Resource)]
+pub struct LayerDynamics(pub Vec<Dynamics>);
 
 /// One layer's experts.
 #[derive(Clone, Debug)]
@@ -91,6 +100,12 @@ impl Batch {
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.requests.len()
+    }
+
+    /// The shape of the batch's game under `rules`.
+    #[must_use]
+    pub fn shape(&self, rules: &Rules) -> GameShape {
+        GameShape { tokens: self.tokens(), experts: self.experts, top_k: rules.top_k }
     }
 }
 
@@ -153,6 +168,8 @@ pub fn spawn(settings: WorldSettings) -> World {
             world.spawn((Node { node: NodeId::from_index(node) }, NodeWork::default())).id()
         })
         .collect();
+    let dynamics = || Dynamics::sharing(Arc::clone(&rules.router), rules.information);
+    world.insert_resource(LayerDynamics(layers.iter().map(|_| dynamics()).collect()));
     let neighbour_count = rules.flock.map_or(0, |flock| flock.neighbours);
     let experts = layers
         .into_iter()

@@ -2,7 +2,7 @@
 
 use super::{Failure, Outcome, print, print_json};
 use crate::scenario::{self, Known, Scenario};
-use agents::game::RouterRegistry;
+use agents::game::Registries;
 use clap::Args;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ pub(super) struct CheckArgs {
     json: bool,
 }
 
-pub(super) fn check(args: &CheckArgs, routers: &RouterRegistry) -> Outcome {
-    let scenario = load(&args.scenario, &args.sets, routers, args.json)?;
+pub(super) fn check(args: &CheckArgs, registries: &Registries) -> Outcome {
+    let scenario = load(&args.scenario, &args.sets, registries, args.json)?;
     if args.json {
         return print_json(&json!({"ok": true, "problems": []}));
     }
@@ -35,11 +35,11 @@ pub(super) fn schema() -> Outcome {
 pub(super) fn load(
     path: &Path,
     sets: &[String],
-    routers: &RouterRegistry,
+    registries: &Registries,
     json: bool,
 ) -> Result<Scenario, Failure> {
-    let routers = routers.names().map(str::to_owned).collect();
-    scenario::load(path, sets, &Known { routers }).map_err(|problems| {
+    let routers = registries.routers.names().map(str::to_owned).collect();
+    scenario::load(path, sets, &Known { routers, costs: &registries.costs }).map_err(|problems| {
         if json {
             let printed = print_json(&json!({"ok": false, "problems": problems.to_json()}));
             if let Err(failure) = printed {

@@ -9,7 +9,7 @@ mod route;
 mod run;
 mod worker;
 
-use agents::game::RouterRegistry;
+use agents::game::Registries;
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -66,24 +66,24 @@ impl Failure {
 
 type Outcome = Result<(), Failure>;
 
-/// Parses the command line and runs it, with the routers of this project.
+/// Parses the command line and runs it, with the routers and congestion costs of this project.
 #[must_use]
 pub fn main() -> ExitCode {
-    main_with(&RouterRegistry::standard())
+    main_with(&Registries::standard())
 }
 
-/// The same with other routers: scenarios and `route` know them by name. This is all that the
-/// `main` of a crate with a router of its own has to call.
+/// The same with other routers and costs: scenarios and `route` know them by name. This is all that
+/// the `main` of a crate with a router or cost of its own has to call.
 #[must_use]
-pub fn main_with(routers: &RouterRegistry) -> ExitCode {
+pub fn main_with(registries: &Registries) -> ExitCode {
     let command = Cli::parse().command;
     log_to_stderr(matches!(command, Command::Worker(_)));
     let outcome = match command {
-        Command::Run(args) => run::run(args, routers),
+        Command::Run(args) => run::run(args, registries),
         Command::Worker(args) => worker::worker(&args),
-        Command::Check(args) => check::check(&args, routers),
+        Command::Check(args) => check::check(&args, registries),
         Command::Schema => check::schema(),
-        Command::Route(args) => route::route(&args, routers),
+        Command::Route(args) => route::route(&args, registries),
         Command::Eval(args) => eval::eval(&args),
         Command::Report(args) => report::report(&args),
     };

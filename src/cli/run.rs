@@ -7,7 +7,7 @@ use crate::measure::Clock;
 use crate::results::summary_table;
 use crate::run::{self, RunEnd, RunSettings, ServeError};
 use crate::scenario::{Scenario, sets_of_nodes};
-use agents::game::RouterRegistry;
+use agents::game::Registries;
 use clap::Args;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -34,12 +34,12 @@ pub(super) struct RunArgs {
     json: bool,
 }
 
-pub(super) fn run(args: RunArgs, routers: &RouterRegistry) -> Outcome {
+pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
     let mut sets = args.sets;
     sets.extend(args.seed.map(|seed| format!("seed={seed}")));
     sets.extend(args.nodes.iter().flat_map(sets_of_nodes));
-    let scenario = check::load(&args.scenario, &sets, routers, args.json)?;
-    let end = play(&scenario, routers, args.out)?;
+    let scenario = check::load(&args.scenario, &sets, registries, args.json)?;
+    let end = play(&scenario, registries, args.out)?;
     let RunEnd { dir, summary, failure } = &end;
     if args.json {
         let value: Value =
@@ -62,7 +62,7 @@ pub(super) fn run(args: RunArgs, routers: &RouterRegistry) -> Outcome {
 
 fn play(
     scenario: &Scenario,
-    routers: &RouterRegistry,
+    registries: &Registries,
     out: Option<PathBuf>,
 ) -> Result<RunEnd, Failure> {
     let program = std::env::current_exe()
@@ -80,7 +80,7 @@ fn play(
     let bar = Bar::new();
     // A path need not be UTF-8; the manifest's text has to be.
     let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let settings = RunSettings { command, program: &program, out, routers, progress: &bar };
+    let settings = RunSettings { command, program: &program, out, registries, progress: &bar };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {
         runtime.block_on(async {

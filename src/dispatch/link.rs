@@ -225,20 +225,27 @@ async fn wait_until_serving(
     deadline: Duration,
 ) -> Result<(), LinkError> {
     let mut health = HealthClient::new(control);
+    let not_ready = |found| {
+        let waited_ms = millis(deadline);
+        LinkError::Lost(format!("it was not ready within {waited_ms} ms: {found}"))
+    };
+    let mut earlier = None;
     loop {
         let request = HealthCheckRequest { service: String::new() };
         let found = match timeout_at(at, health.check(request)).await {
-            Err(_) => return Err(LinkError::Timeout { deadline_ms: millis(deadline) }),
+            // The look that time cuts short says less than the one before it.
+            Err(_) => {
+                let late = LinkError::Timeout { deadline_ms: millis(deadline) };
+                return Err(earlier.map_or(late, not_ready));
+            }
             Ok(Ok(reply)) if reply.get_ref().status() == ServingStatus::Serving => return Ok(()),
             Ok(Ok(reply)) => format!("its health is {}", reply.get_ref().status().as_str_name()),
             Ok(Err(status)) => with_causes(&status),
         };
         if at.saturating_duration_since(Instant::now()) < HEALTH_PAUSE {
-            return Err(LinkError::Lost(format!(
-                "it was not ready within {} ms: {found}",
-                millis(deadline)
-            )));
+            return Err(not_ready(found));
         }
+        earlier = Some(found);
         sleep(HEALTH_PAUSE).await;
     }
 }

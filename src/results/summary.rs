@@ -117,6 +117,24 @@ pub struct Convergence {
     pub kept_share_min: Option<f64>,
     /// Whether every round's relative gap is within the scenario's goal, or 1e-4 without one.
     pub converged: bool,
+    /// The plays against the social optimum, where the scenario asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub social: Option<SocialFigures>,
+}
+
+/// What all tokens pay together, summed over rounds, in units of affinity: the affinity they give up
+/// against plain top-k and the congestion they suffer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SocialFigures {
+    /// Of the plays.
+    pub cost: Option<f64>,
+    /// The least there is: of the social optimum of every game, the control.
+    pub optimum: Option<f64>,
+    /// No plays cost less, certified.
+    pub optimum_bound: Option<f64>,
+    /// `cost` / `optimum`, given where every play is an equilibrium and the bound proves the optimum
+    /// to within 1e-6: the games' price of anarchy is at least this.
+    pub price_of_anarchy: Option<f64>,
 }
 
 /// The flock rules alone, on the same scores as the router.

@@ -23,6 +23,14 @@ pub fn summary_table(summary: &Summary) -> String {
         format!("{} by plain top-k, 1 is even", number(play.max_over_mean_top_k)),
     );
     row("score loss", percent(play.score_loss), "0 % by plain top-k".to_owned());
+    if let Some(social) = &play.social {
+        let control = format!(
+            "{} at the social optimum, price of anarchy {}",
+            number(social.optimum),
+            number(social.price_of_anarchy)
+        );
+        row("social cost", number(social.cost), control);
+    }
     if let Some(flock) = &summary.flock {
         row(
             "flock alone",

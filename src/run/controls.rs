@@ -118,7 +118,7 @@ impl Plan<'_> {
     /// Mean loss under the run's router, on the run's own batches.
     async fn routed_loss(&self, experts: &ExpertTable, clock: &Clock) -> Result<f64, RoundError> {
         let mut source = self.materials.source();
-        let rules = (self.scenario, self.routers);
+        let rules = (self.scenario, self.registries);
         let arena = rules::arena(source.as_ref(), rules, experts, 1, |_, _| vec![NodeId(0)]);
         let batches = self.batches.iter().map(|batch| batch.request_ids().collect());
         let losses =

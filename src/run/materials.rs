@@ -8,6 +8,7 @@ use crate::scenario::{Scenario, slots_problem};
 use crate::source::{
     CheckpointSource, ScoreSource, SourceError, SourceShape, SyntheticSettings, SyntheticSource,
 };
+use agents::game::{CostError, CostRegistry, GameShape};
 use std::path::PathBuf;
 
 /// Loaded inputs; sources borrow from it.
@@ -57,6 +58,9 @@ pub enum MaterialsError {
         /// E.
         experts: usize,
     },
+    /// The congestion cost does not fit the model's experts or the largest batch.
+    #[error("game.cost: {0}")]
+    Cost(#[from] CostError),
     /// The flock asks for more neighbours than an expert has.
     #[error(
         "flock.neighbours is {neighbours} but the checkpoint has {experts} experts a layer, so at \
@@ -83,7 +87,7 @@ impl Materials {
     ///
     /// # Errors
     /// The first input that cannot be used.
-    pub(super) fn load(scenario: &Scenario) -> Result<Self, MaterialsError> {
+    pub(super) fn load(scenario: &Scenario, costs: &CostRegistry) -> Result<Self, MaterialsError> {
         let tokens_per_request = scenario.load.tokens_per_request as usize;
         let materials = match &scenario.source {
             Source::Checkpoint { checkpoint, text } => {
@@ -123,11 +127,11 @@ impl Materials {
                 })
             }
         };
-        materials.check(scenario)?;
+        materials.check(scenario, costs)?;
         Ok(materials)
     }
 
-    fn check(&self, scenario: &Scenario) -> Result<(), MaterialsError> {
+    fn check(&self, scenario: &Scenario, costs: &CostRegistry) -> Result<(), MaterialsError> {
         let shape = self.try_source()?.shape();
         self.try_calibration_source()?;
         let top_k = scenario.game.top_k.map_or(shape.top_k, |top_k| top_k as usize);
@@ -139,10 +143,15 @@ impl Materials {
             return Err(MaterialsError::Neighbours { neighbours, experts: shape.experts });
         }
         let by_slots = scenario.nodes.placement != PlacementRule::RoundRobin;
-        match slots_problem(&scenario.nodes, shape.experts).filter(|_| by_slots) {
-            Some((message, help)) => Err(MaterialsError::ReplicaSlots { message, help }),
-            None => Ok(()),
+        if let Some((message, help)) =
+            slots_problem(&scenario.nodes, shape.experts).filter(|_| by_slots)
+        {
+            return Err(MaterialsError::ReplicaSlots { message, help });
         }
+        let tokens = scenario.load.batch_requests_max as usize * shape.tokens_per_request;
+        let shape = GameShape { tokens, experts: shape.experts, top_k };
+        costs.build(&scenario.game.cost, &scenario.game.cost_parameters(), shape)?;
+        Ok(())
     }
 
     /// A source of the scenario's requests.

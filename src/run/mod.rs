@@ -22,7 +22,7 @@ use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
 use crate::results::{Manifest, Memory, Quality, ResultsError, RunDir, RunStart, Status, Summary};
 use crate::scenario::{self, Scenario};
-use agents::game::RouterRegistry;
+use agents::game::Registries;
 use interrupt::Interrupts;
 use materials::Materials;
 use plan::Plan;
@@ -39,8 +39,8 @@ pub struct RunSettings<'a> {
     pub program: &'a Path,
     /// Where results go; by default under `runs/`.
     pub out: Option<PathBuf>,
-    /// Routers that the scenario may name; its checks must have known them.
-    pub routers: &'a RouterRegistry,
+    /// Routers and costs that the scenario may name; its checks must have known them.
+    pub registries: &'a Registries,
     /// Told what the run is doing.
     pub progress: &'a dyn Progress,
 }
@@ -107,7 +107,7 @@ pub async fn run(
 ) -> Result<RunEnd, PlanError> {
     let mut interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
     settings.progress.phase("loading");
-    let materials = Materials::load(scenario)?;
+    let materials = Materials::load(scenario, &settings.registries.costs)?;
     let path = settings
         .out
         .clone()
@@ -119,9 +119,9 @@ pub async fn run(
     let prepared = interrupts.or(async {
         let experts = fit::fit(&materials, scenario, clock).await?;
         settings.progress.phase("placing experts");
-        let routers = settings.routers;
+        let registries = settings.registries;
         let placed =
-            placement::place(&materials, scenario, routers, &experts.served, clock).await?;
+            placement::place(&materials, scenario, registries, &experts.served, clock).await?;
         Ok::<_, PlanError>((experts, placed))
     });
     let prepared = match prepared.await {
@@ -132,7 +132,7 @@ pub async fn run(
         }
         Err(interrupted) => return Ok(record.end(None, Some(interrupted.into()), clock)),
     };
-    let plan = Plan::new(scenario, settings.routers, &materials, prepared);
+    let plan = Plan::new(scenario, settings.registries, &materials, prepared);
     let shape = materials.source().shape();
     let node_loads = NodeLoadSums::over(plan.placed.slots(), plan.placed.round_robin);
     let steps = plan.batches.len();

@@ -11,7 +11,7 @@ use crate::measure::Clock;
 use crate::results::{ExpectedNodeLoads, LoadsFrom, PlacementFigures, ServedNodeLoads};
 use crate::scenario::Scenario;
 use crate::scenario::file::{Nodes, PlacementRule};
-use agents::game::RouterRegistry;
+use agents::game::Registries;
 use agents::ids::{ExpertId, LayerId, NodeId};
 use agents::placement::{
     EplbShape, Placement, PlanSettings, dispatch, eplb, placement_lower_bound, plan,
@@ -66,7 +66,7 @@ impl Placed {
 pub(super) async fn place(
     materials: &Materials,
     scenario: &Scenario,
-    routers: &RouterRegistry,
+    registries: &Registries,
     served: &ExpertTable,
     clock: &Clock,
 ) -> Result<Placed, PlanError> {
@@ -85,7 +85,7 @@ pub(super) async fn place(
         let figures = PlacementFigures { name, replica_slots, expected: None, served: served_yet };
         return Ok(Placed { layers, round_robin, figures });
     }
-    let (loads, loads_from) = expected_loads(materials, scenario, routers, served, clock)
+    let (loads, loads_from) = expected_loads(materials, scenario, registries, served, clock)
         .await
         .map_err(FitError::from)?;
     let planned: Vec<(LayerPlacement, Expected)> = loads
@@ -118,7 +118,7 @@ fn dealt(deal: RoundRobin, layer: LayerId, experts: usize, nodes: usize) -> Laye
 async fn expected_loads(
     materials: &Materials,
     scenario: &Scenario,
-    routers: &RouterRegistry,
+    registries: &Registries,
     served: &ExpertTable,
     clock: &Clock,
 ) -> Result<(Vec<Vec<f64>>, LoadsFrom), super::RoundError> {
@@ -127,7 +127,7 @@ async fn expected_loads(
         return Ok((even, LoadsFrom::Even));
     };
     let mut loads: Vec<Vec<f64>> = served.iter().map(|experts| vec![0.0; experts.len()]).collect();
-    let rules = (scenario, routers);
+    let rules = (scenario, registries);
     let arena = rules::arena(source.as_ref(), rules, served, 1, |_, _| vec![NodeId(0)]);
     let count = |round: &Round<'_>, _: &mut Arena| {
         let sums = loads[round.layer.index()].iter_mut();

@@ -13,7 +13,7 @@ use crate::scenario::file::{Arrival, Engine};
 use crate::source::ScoreSource;
 use agents::arrival::{self, ArrivalProcess, BatchLimits, PlannedBatch};
 use agents::expert::Expert;
-use agents::game::RouterRegistry;
+use agents::game::Registries;
 use agents::round::Arena;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// Everything decided before the first request.
 pub(super) struct Plan<'a> {
     pub(super) scenario: &'a Scenario,
-    pub(super) routers: &'a RouterRegistry,
+    pub(super) registries: &'a Registries,
     pub(super) materials: &'a Materials,
     pub(super) experts: FittedExperts,
     pub(super) placed: Placed,
@@ -34,7 +34,7 @@ pub(super) struct Plan<'a> {
 impl<'a> Plan<'a> {
     pub(super) fn new(
         scenario: &'a Scenario,
-        routers: &'a RouterRegistry,
+        registries: &'a Registries,
         materials: &'a Materials,
         (experts, placed): (FittedExperts, Placed),
     ) -> Self {
@@ -52,7 +52,7 @@ impl<'a> Plan<'a> {
         Self {
             batches: arrival::batches(&intended_ns, limits),
             scenario,
-            routers,
+            registries,
             materials,
             experts,
             placed,
@@ -63,7 +63,7 @@ impl<'a> Plan<'a> {
 
     pub(super) fn arena(&self, source: &dyn ScoreSource) -> Arena {
         let experts = &self.experts.served;
-        rules::arena(source, (self.scenario, self.routers), experts, self.node_count, |l, e| {
+        rules::arena(source, (self.scenario, self.registries), experts, self.node_count, |l, e| {
             self.placed.hosts(l, e)
         })
     }

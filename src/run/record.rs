@@ -111,8 +111,8 @@ impl Recorder {
 
         let (play, flock) = (&round.decision.play, &round.decision.flock);
         let certificate = &play.certificate;
-        let fair_share = mean(&play.loads);
-        let max_over_mean_top_k = largest(&play.loads_top_k) / fair_share;
+        // Of the control's own loads: a router may drop pairs.
+        let max_over_mean_top_k = largest(&play.loads_top_k) / mean(&play.loads_top_k);
         let tokens = (round.output.len() / self.shape.width) as u64;
         self.play.add(play, tokens, max_over_mean_top_k, route_ns);
         self.node_loads.add(round.layer, &play.loads, &round.decision.node_loads);
@@ -249,6 +249,9 @@ impl Recorder {
         summary.state_hash = self.state.finalize().to_hex().to_string();
         let gap_max = self.scenario.goals.relative_gap_max;
         summary.convergence = self.play.convergence(&self.scenario.game.router, gap_max);
+        if self.scenario.game.social_optimum {
+            summary.convergence.social = Some(self.play.social());
+        }
         summary.flock = self.flock.comparison();
         if let Some(placement) = &mut summary.placement {
             placement.served = self.node_loads.served();
@@ -282,6 +285,28 @@ impl Recorder {
     /// Why a certificate is absent, where the play itself is the reason.
     fn null_reasons(&self, summary: &mut Summary) {
         const OVER_QUOTA: &str = "the play exceeds a quota, so its potential is minus infinity";
+        if let Some(social) = &summary.convergence.social {
+            let reason = match social.optimum {
+                None => "a play had not k experts a token, or the cost has no convex total",
+                Some(_) if social.cost.is_none() => OVER_QUOTA,
+                Some(_)
+                    if summary.convergence.epsilon_nash.is_none_or(|epsilon| epsilon > 1e-9) =>
+                {
+                    "a play is no equilibrium: see epsilon_nash"
+                }
+                Some(_) => "the bound does not prove the optimum to within 1e-6",
+            };
+            let figures = [
+                ("cost", social.cost),
+                ("optimum", social.optimum),
+                ("optimum_bound", social.optimum_bound),
+                ("price_of_anarchy", social.price_of_anarchy),
+            ];
+            for (key, _) in figures.iter().filter(|(_, figure)| figure.is_none()) {
+                let path = format!("convergence.social.{key}");
+                summary.null_reasons.insert(path, reason.to_owned());
+            }
+        }
         let router = (&summary.convergence.relative_gap, "convergence.relative_gap");
         // A run that ended before the flock's last quarter did not measure it.
         let flock = summary.flock.as_ref().filter(|flock| flock.max_over_mean_last.is_some());

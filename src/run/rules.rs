@@ -1,11 +1,11 @@
 //! From a scenario to an arena: rules, layers and hosts.
 
 use crate::scenario::Scenario;
-use crate::scenario::file::{self, Cost};
+use crate::scenario::file;
 use crate::source::{ScoreSource, SourceShape};
 use agents::expert::Expert;
 use agents::flock::price::FlockSettings;
-use agents::game::{CostSettings, Router, RouterRegistry, TopK};
+use agents::game::{CostOfGame, CostSettings, Information, Registries, Router, TopK};
 use agents::ids::{ExpertId, LayerId, NodeId};
 use agents::round::Arena;
 use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
@@ -15,35 +15,64 @@ use std::sync::Arc;
 #[must_use]
 pub(super) fn arena(
     source: &dyn ScoreSource,
-    (scenario, routers): (&Scenario, &RouterRegistry),
+    (scenario, registries): (&Scenario, &Registries),
     experts: &[Vec<Arc<Expert>>],
     nodes: usize,
     hosts: impl Fn(LayerId, ExpertId) -> Vec<NodeId>,
 ) -> Arena {
-    let router = routers.get(&scenario.game.router).expect("the scenario's checks know all names");
+    const KNOWN: &str = "the scenario's checks know all names";
+    let game = &scenario.game;
+    let router = registries.routers.get(&game.router).expect(KNOWN);
+    let cost = registries.costs.of_games(&game.cost, game.cost_parameters()).expect(KNOWN);
+    let information = match game.information {
+        file::Information::InBatch => Information::InBatch,
+        file::Information::Stale { batches } => Information::Stale { batches: batches as usize },
+        file::Information::Partial { dispatchers } => {
+            Information::Partial { dispatchers: dispatchers as usize }
+        }
+    };
     let flock = scenario.flock.enabled.then_some(FlockSettings {
         neighbours: scenario.flock.neighbours as usize,
         price_step: scenario.flock.price_step,
         alignment: scenario.flock.alignment,
     });
-    build(source, scenario, experts, (router, flock), nodes, hosts)
+    let play = Playing { router, cost, information, social_optimum: game.social_optimum, flock };
+    build(source, scenario, experts, play, nodes, hosts)
 }
 
-/// The control: the same game under plain top-k, everything on one node, without a flock.
+/// The control: the same tokens under plain top-k, everything on one node, without a flock. Top-k
+/// minds no congestion, so it costs nothing.
 #[must_use]
 pub(super) fn top_k_arena(
     source: &dyn ScoreSource,
     scenario: &Scenario,
     experts: &[Vec<Arc<Expert>>],
 ) -> Arena {
-    build(source, scenario, experts, (Box::new(TopK), None), 1, |_, _| vec![NodeId(0)])
+    let free = CostSettings::Linear { price_per_fair_share: 0.0 };
+    let play = Playing {
+        router: Box::new(TopK),
+        cost: Box::new(move |shape| free.build(shape.tokens, shape.experts, shape.top_k)),
+        information: Information::InBatch,
+        social_optimum: false,
+        flock: None,
+    };
+    build(source, scenario, experts, play, 1, |_, _| vec![NodeId(0)])
+}
+
+/// How an arena plays, beside what its source and scenario say of sizes.
+struct Playing {
+    router: Box<dyn Router>,
+    cost: Box<CostOfGame>,
+    information: Information,
+    social_optimum: bool,
+    flock: Option<FlockSettings>,
 }
 
 fn build(
     source: &dyn ScoreSource,
     scenario: &Scenario,
     experts: &[Vec<Arc<Expert>>],
-    (router, flock): (Box<dyn Router>, Option<FlockSettings>),
+    play: Playing,
     nodes: usize,
     hosts: impl Fn(LayerId, ExpertId) -> Vec<NodeId>,
 ) -> Arena {
@@ -71,17 +100,11 @@ fn build(
                 file::Affinity::Logit => Affinity::Logit,
             },
             normalise_gates,
-            router,
-            cost: cost(&scenario.game),
-            flock,
+            router: play.router.into(),
+            information: play.information,
+            cost: play.cost,
+            social_optimum: play.social_optimum,
+            flock: play.flock,
         },
     })
-}
-
-/// The congestion cost that a scenario names.
-fn cost(game: &file::Game) -> CostSettings {
-    match game.cost {
-        Cost::Quota => CostSettings::Quota { capacity_factor: game.capacity_factor },
-        Cost::Linear => CostSettings::Linear { price_per_fair_share: game.price_per_fair_share },
-    }
 }

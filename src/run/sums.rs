@@ -1,7 +1,8 @@
 //! Sums over rounds: what the summary says of the router, of the flock and of the nodes.
 
 use crate::dispatch::placement::RoundRobin;
-use crate::results::{Convergence, FlockComparison, ServedNodeLoads};
+use crate::results::{Convergence, FlockComparison, ServedNodeLoads, SocialFigures};
+use agents::game::SocialReport;
 use agents::ids::{ExpertId, LayerId};
 use agents::placement::placement_lower_bound;
 use agents::report::{FlockReport, NodeLoadReport, PlayReport};
@@ -27,6 +28,9 @@ pub(super) struct PlaySums {
     kept_share_min: Option<f32>,
     dropped_pairs: u64,
     extra_pairs: u64,
+    social: Option<SocialReport>,
+    /// Rounds in `social`.
+    social_rounds: u64,
 }
 
 impl PlaySums {
@@ -52,6 +56,10 @@ impl PlaySums {
         self.score_loss += weight * certificate.score_loss;
         self.dropped_pairs += certificate.dropped as u64;
         self.extra_pairs += certificate.extra as u64;
+        if let Some(report) = play.social {
+            self.social = Some(self.social.map_or(report, |sum| sum.plus(report)));
+            self.social_rounds += 1;
+        }
         let kept = self.kept_share_min.get_or_insert(f32::INFINITY);
         *kept = kept.min(play.kept_share_min);
     }
@@ -81,7 +89,20 @@ impl PlaySums {
             extra_pairs: self.extra_pairs,
             kept_share_min: self.kept_share_min.map(f64::from),
             converged: self.rounds > 0 && self.relative_gap <= gap_max.unwrap_or(CONVERGED_GAP),
+            social: None,
         }
+    }
+
+    /// The plays against the social optimum; without figures unless every round had them.
+    pub(super) fn social(&self) -> SocialFigures {
+        let finite = |value: f64| value.is_finite().then_some(value);
+        let whole = self.social.filter(|_| self.social_rounds == self.rounds);
+        whole.map_or_else(SocialFigures::default, |sum| SocialFigures {
+            cost: finite(sum.cost),
+            optimum: finite(sum.optimum),
+            optimum_bound: finite(sum.optimum_bound),
+            price_of_anarchy: sum.price_of_anarchy(),
+        })
     }
 }
 

@@ -4,22 +4,25 @@
 use std::path::Path;
 
 use super::budget::Budget;
-use super::file::{Engine, Nodes, PlacementRule, Scenario, Source};
+use super::file::{Engine, Information, Nodes, PlacementRule, Scenario, Source};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};
+use agents::game::{CostError, GameShape};
 use agents::precision::Budget as Limit;
 
 /// Every conflict. A check that reads a key in `bad` is left out: that key is reported already and
 /// its value here is a placeholder.
 pub(super) fn find(
     scenario: &Scenario,
-    known: &Known,
+    known: &Known<'_>,
     origins: &Origins,
     bad: &[String],
 ) -> Vec<Problem> {
     let mut found = Found { origins, bad, problems: Vec::new() };
     game(scenario, known, &mut found);
+    cost(scenario, known, &mut found);
+    information(scenario, &mut found);
     precision(scenario, &mut found);
     nodes(scenario, &mut found);
     load(scenario, &mut found);
@@ -50,15 +53,11 @@ impl Found<'_> {
     }
 }
 
-fn game(scenario: &Scenario, known: &Known, found: &mut Found<'_>) {
+fn game(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
     let router = &scenario.game.router;
     found.unless(known.routers.contains(router), &["game.router"], || {
-        let names = || known.routers.iter().map(String::as_str);
-        let help = match closest(router, names()) {
-            Some(name) => format!("did you mean \"{name}\"?"),
-            None => format!("write one of {}", quoted(names())),
-        };
-        (format!("there is no router \"{router}\""), help)
+        let names = known.routers.iter().map(String::as_str).collect();
+        (format!("there is no router \"{router}\""), one_of(router, names))
     });
     let Source::Synthetic { experts, .. } = scenario.source else { return };
     let top_k = scenario.game.top_k;
@@ -77,6 +76,100 @@ fn game(scenario: &Scenario, known: &Known, found: &mut Found<'_>) {
         let message = format!("`flock.neighbours` is {neighbours} but `source.experts` is {experts}");
         (message, "an expert has at most experts - 1 neighbours: write fewer neighbours, or flock.enabled = false".into())
     });
+}
+
+/// The name that was probably meant, or all there are.
+fn one_of(name: &str, known: Vec<&str>) -> String {
+    match closest(name, known.iter().copied()) {
+        Some(name) => format!("did you mean \"{name}\"?"),
+        None => format!("write one of {}", quoted(known)),
+    }
+}
+
+fn cost(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
+    let game = &scenario.game;
+    let name = &game.cost;
+    found.unless(known.costs.names().any(|known| known == name), &["game.cost"], || {
+        let names = known.costs.names().collect();
+        (format!("there is no congestion cost \"{name}\""), one_of(name, names))
+    });
+    if name == "latency" {
+        found.unless(!game.service_ms.is_empty(), &["game.service_ms", "game.cost"], || {
+            let message = "`game.service_ms` is missing: cost `latency` needs service times";
+            (
+                message.into(),
+                "add `service_ms = […]` under [game]: one time in ms, or one for every expert"
+                    .into(),
+            )
+        });
+        found.unless(game.window_ms.is_some(), &["game.window_ms", "game.cost"], || {
+            let message =
+                "`game.window_ms` is missing: cost `latency` needs the time to serve a batch in";
+            (message.into(), "add `window_ms = …` under [game]".into())
+        });
+        if game.service_ms.is_empty() || game.window_ms.is_none() {
+            return;
+        }
+    }
+    // The experts of a checkpoint are known when it is loaded, and checked then.
+    let (Source::Synthetic { experts, .. }, Some(top_k)) = (&scenario.source, game.top_k) else {
+        return;
+    };
+    let tokens = batch_tokens_max(scenario);
+    let playable = (1..=*experts).contains(&top_k) && (1..=BATCH_TOKENS_MAX).contains(&tokens);
+    let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+    let shape = GameShape { tokens, experts: *experts as usize, top_k: top_k as usize };
+    if !playable {
+        return;
+    }
+    let Err(error) = known.costs.build(name, &game.cost_parameters(), shape) else { return };
+    let experts_key = ["source.experts", "game.top_k", "game.cost"];
+    let (keys, help): (Vec<&str>, _) = match &error {
+        CostError::Unknown { .. } => return,
+        CostError::Range { parameter, .. } => {
+            let key = format!("game.{parameter}");
+            let help = format!("write another `{parameter}`");
+            return found.unless(false, &[&key, "game.cost"], || (error.to_string(), help));
+        }
+        CostError::ServiceTimes { .. } => {
+            let help = format!("list {experts} times, or one for all experts");
+            ([&["game.service_ms"], &experts_key[..]].concat(), help)
+        }
+        CostError::Places { .. } => (
+            [&["game.window_ms", "game.service_ms"], &BATCH_KEYS[..], &experts_key[..]].concat(),
+            "write a longer window_ms, shorter service_ms, or a smaller batch".into(),
+        ),
+        CostError::Taken { .. } => (vec!["game.cost"], "write another cost".into()),
+    };
+    found.unless(false, &keys, || (error.to_string(), help));
+}
+
+fn information(scenario: &Scenario, found: &mut Found<'_>) {
+    let requests = scenario.load.requests;
+    match scenario.game.information {
+        Information::InBatch => {}
+        Information::Stale { batches } => {
+            let keys = ["game.information.batches", "game.information", "load.requests"];
+            found.unless(batches < requests, &keys, || {
+                let message = format!(
+                    "`game.information.batches` is {batches} but {requests} requests make at most \
+                     {requests} batches: no prices would ever come into force"
+                );
+                (message, "write fewer batches, or more requests".into())
+            });
+        }
+        Information::Partial { dispatchers } => {
+            let tokens = batch_tokens_max(scenario);
+            let keys = ["game.information.dispatchers", "game.information"];
+            let keys = [&keys[..], &BATCH_KEYS].concat();
+            found.unless(u64::from(dispatchers) <= tokens, &keys, || {
+                let message = format!(
+                    "`game.information.dispatchers` is {dispatchers} but a batch has at most {tokens} tokens"
+                );
+                (message, "write fewer dispatchers, or a larger batch".into())
+            });
+        }
+    }
 }
 
 fn precision(scenario: &Scenario, found: &mut Found<'_>) {
@@ -211,11 +304,17 @@ pub(crate) fn slots_problem(nodes: &Nodes, experts: usize) -> Option<(String, St
 /// Tokens of a batch, at most: each is an agent with rows in several matrices.
 const BATCH_TOKENS_MAX: u64 = 1 << 20;
 
+/// What the largest batch follows from.
+const BATCH_KEYS: [&str; 2] = ["load.batch_requests_max", "load.tokens_per_request"];
+
+fn batch_tokens_max(scenario: &Scenario) -> u64 {
+    u64::from(scenario.load.batch_requests_max) * u64::from(scenario.load.tokens_per_request)
+}
+
 fn load(scenario: &Scenario, found: &mut Found<'_>) {
     let load = &scenario.load;
     let (requests, tokens) = (load.batch_requests_max, load.tokens_per_request);
-    let holds = u64::from(requests) * u64::from(tokens) <= BATCH_TOKENS_MAX;
-    found.unless(holds, &["load.batch_requests_max", "load.tokens_per_request"], || {
+    found.unless(batch_tokens_max(scenario) <= BATCH_TOKENS_MAX, &BATCH_KEYS, || {
         let message = format!(
             "`load.batch_requests_max` {requests} times `load.tokens_per_request` {tokens} exceeds \
              {BATCH_TOKENS_MAX} tokens a batch"

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use agents::game::CostRegistry;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
@@ -13,10 +14,12 @@ use super::set;
 use super::shape::{self, join};
 
 /// Names that scenarios may use and that others define.
-#[derive(Clone, Debug, Default)]
-pub struct Known {
+#[derive(Clone)]
+pub struct Known<'a> {
     /// Routers by name.
     pub routers: Vec<String>,
+    /// Congestion costs by name, which check their own parameters.
+    pub costs: &'a CostRegistry,
 }
 
 /// Reads a scenario file, applies `--set` texts such as `game.top_k=4` in order, and checks the
@@ -25,7 +28,7 @@ pub struct Known {
 /// # Errors
 /// Every problem at once. Broken TOML syntax hides the rest: then the syntax errors that the parser
 /// can tell apart.
-pub fn load(path: &Path, sets: &[String], known: &Known) -> Result<Scenario, Problems> {
+pub fn load(path: &Path, sets: &[String], known: &Known<'_>) -> Result<Scenario, Problems> {
     let name = path.display().to_string();
     let text = text_of(path).map_err(|(message, help)| {
         Problems(vec![Origins::new(&name, "").of_file(message, help)])

@@ -1,4 +1,4 @@
-//! The commands of the README are commands of the binary.
+//! The commands of the pages are commands of the binary.
 
 use std::fs;
 use std::path::Path;
@@ -14,13 +14,15 @@ const PREFIXES: [&str; 4] = [
 ];
 
 #[test]
-fn every_command_of_the_readme_is_understood() {
+fn every_command_of_the_pages_is_understood() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let Ok(readme) = fs::read_to_string(root.join("README.md")) else {
-        return eprintln!("skipped: there is no README.md");
-    };
-    let commands = commands(&readme);
-    assert!(!commands.is_empty(), "the README shows how to call the binary");
+    let mut commands = Vec::new();
+    for page in ["README.md", "scenarios/README.md"] {
+        let text = fs::read_to_string(root.join(page)).expect("the page is in the repository");
+        let before = commands.len();
+        commands.extend(self::commands(&text));
+        assert!(commands.len() > before, "{page} shows how to call the binary");
+    }
     let folder = Folder::with("");
     for link in ["scenarios", "README.md"] {
         let made = std::os::unix::fs::symlink(root.join(link), folder.path(link));

@@ -58,8 +58,18 @@ fn random(tokens: usize, experts: usize, skew: f32) -> Vec<f32> {
 /// A congestion cost as the definition has it: c_e(l), the same for all experts.
 #[derive(Clone, Copy, Debug)]
 enum Cost {
-    Quota { capacity: f64 },
-    Linear { slope: f64 },
+    Quota {
+        capacity: f64,
+    },
+    Power {
+        price: f64,
+        fair_share: f64,
+        degree: i32,
+    },
+    /// M/M/1 with a service time of 1 ms and a price of 0.05 a ms.
+    Queue {
+        window_ms: f64,
+    },
 }
 
 impl Cost {
@@ -67,17 +77,39 @@ impl Cost {
         match self {
             Self::Quota { capacity } if load as f64 <= capacity => 0.0,
             Self::Quota { .. } => f64::INFINITY,
-            Self::Linear { slope } => slope * load as f64,
+            Self::Power { price, fair_share, degree } => {
+                price * (load as f64 / fair_share).powi(degree)
+            }
+            Self::Queue { window_ms } if load as f64 >= window_ms => f64::INFINITY,
+            Self::Queue { window_ms } => 0.05 * load as f64 / (window_ms - load as f64),
         }
     }
 }
 
-fn costs(matrix: &Matrix) -> [(&'static [&'static str], Cost); 3] {
+fn costs(matrix: &Matrix) -> [(&'static [&'static str], Cost); 5] {
     let q = matrix.fair_share();
+    let power = |price, degree| Cost::Power { price, fair_share: q, degree };
     [
         (&["--cost", "quota"], Cost::Quota { capacity: q.ceil() }),
         (&["--capacity-factor", "1.25"], Cost::Quota { capacity: (1.25 * q).ceil() }),
-        (&["--cost", "linear", "--price-per-fair-share", "0.3"], Cost::Linear { slope: 0.3 / q }),
+        (&["--cost", "linear", "--price-per-fair-share", "0.3"], power(0.3, 1)),
+        (
+            &["--cost", "polynomial", "--price-per-fair-share", "0.2", "--degree", "3"],
+            power(0.2, 3),
+        ),
+        (
+            &[
+                "--cost",
+                "latency",
+                "--service-ms",
+                "1",
+                "--window-ms",
+                "800",
+                "--price-per-ms",
+                "0.05",
+            ],
+            Cost::Queue { window_ms: 800.0 },
+        ),
     ]
 }
 
@@ -276,6 +308,106 @@ fn assignments_that_cannot_be_written_end_with_4_and_the_name_of_the_file() {
         let says = format!("cannot write {path}: No s");
         assert!(ended.stderr.starts_with(&says), "{}", ended.stderr);
     }
+}
+
+#[test]
+fn several_routers_print_a_line_each_with_the_figures_of_one_alone() {
+    let folder = Folder::with("");
+    let matrix = &matrices()[1];
+    write_npy(&folder.path("scores.npy"), matrix);
+    let args = ["route", "--scores", "scores.npy", "--top-k", "3", "--cost", "linear"];
+    let run = |more: &[&str]| {
+        let ended = folder.nashflock(&[&args[..], more].concat());
+        assert_eq!(ended.code, Some(0), "{more:?}: {}", ended.stderr);
+        ended
+    };
+    let without_times = |mut printed: Value| {
+        printed["time_ms"] = Value::Null;
+        printed
+    };
+    let all = run(&["--all", "--json"]).json()["routers"].clone();
+    let all: Vec<Value> =
+        all.as_array().expect("a list").iter().cloned().map(without_times).collect();
+    let names: Vec<String> =
+        all.iter().map(|one| one["router"].as_str().expect("named").to_owned()).collect();
+    assert!(names.len() >= 20 && names.is_sorted(), "{names:?}");
+    for (name, of_all) in names.iter().zip(&all) {
+        let alone = without_times(run(&["--router", name, "--json"]).json());
+        assert_eq!(&alone, of_all, "{name}");
+    }
+
+    let table = run(&["--router", "top_k,equilibrium", "--social-optimum"]).stdout;
+    let lines: Vec<Vec<&str>> =
+        table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(lines[0].starts_with(&["router", "ε-Nash"]), "{table}");
+    assert_eq!((lines[1][0], lines[1].last()), ("top_k", Some(&"unknown")), "no equilibrium");
+    let equilibrium = all.iter().find(|one| one["router"] == "equilibrium").expect("listed");
+    let max_over_mean = equilibrium["max_over_mean"].as_f64().expect("a number");
+    assert_eq!((lines[2][0], lines[2][3]), ("equilibrium", &*format!("{max_over_mean:.4}")));
+}
+
+#[test]
+fn the_social_optimum_is_the_play_under_marginal_cost_prices() {
+    let folder = folder_with(&matrices()[1]);
+    let matrix = &matrices()[1];
+    let linear = |price: &str| {
+        let flags = ["--cost", "linear", "--price-per-fair-share", price, "--social-optimum"];
+        route(&folder, matrix, "equilibrium", &flags)
+    };
+    // n·c(n) of a linear cost has the marginal 2·c(n) − c(1): twice the price but for a constant
+    // that every token pays k times alike.
+    let (selfish, planned) = (linear("0.3"), linear("0.6"));
+    let of = |printed: &Value, key: &str| printed["social"][key].as_f64().expect(key);
+    let slope = 0.3 / matrix.fair_share();
+    let pairs = (matrix.tokens() * matrix.top_k) as f64;
+    let top_k = planned["score"].as_f64().expect("a number")
+        / (1.0 - planned["score_loss"].as_f64().expect("a number"));
+    let welfare = planned["potential"].as_f64().expect("a number") + slope * pairs;
+    let optimum = top_k - welfare;
+    assert!((of(&selfish, "optimum") - optimum).abs() < 1e-9 * optimum, "{selfish} {optimum}");
+    assert!((of(&selfish, "optimum_bound") - optimum).abs() < 1e-9 * optimum, "{selfish}");
+    let ratio = of(&selfish, "price_of_anarchy");
+    assert!(ratio > 1.0 && ratio < 4.0 / 3.0, "linear, with many small tokens: {ratio}");
+    assert!((ratio - of(&selfish, "cost") / optimum).abs() < 1e-9, "{ratio}");
+}
+
+#[test]
+fn under_stale_prices_the_last_batch_is_causal_and_shares_are_played_apart() {
+    let matrix = &matrices()[1];
+    let folder = folder_with(matrix);
+    let stale = ["--information", "stale", "--batch-tokens", "100", "--cost", "linear"];
+    let printed = route(&folder, matrix, "equilibrium", &stale);
+    assert_eq!(printed["tokens"], 100, "501 tokens: the last whole batch");
+    let assigned = read_assignments(&folder.path("out.npy"), matrix);
+    // A later token changes nothing before it.
+    let mut changed = Matrix { values: matrix.values.clone(), ..*matrix };
+    changed.values[499 * matrix.experts..500 * matrix.experts].reverse();
+    write_npy(&folder.path("scores.npy"), &changed);
+    route(&folder, &changed, "equilibrium", &stale);
+    let again = read_assignments(&folder.path("out.npy"), &changed);
+    assert_eq!(assigned[..499], again[..499]);
+    assert_ne!(assigned[499], again[499]);
+    // In the first batch no prices are in force, in the second those of the first are.
+    write_npy(&folder.path("scores.npy"), matrix);
+    route(&folder, matrix, "top_k", &[]);
+    let plain = read_assignments(&folder.path("out.npy"), matrix);
+    assert_eq!(assigned[..100], plain[..100]);
+    assert_ne!(assigned[100..200], plain[100..200]);
+
+    let partial = ["--information", "partial", "--dispatchers", "3", "--cost", "linear"];
+    let shared = route(&folder, matrix, "equilibrium", &partial);
+    let whole = route(&folder, matrix, "equilibrium", &partial[4..]);
+    let potential = |printed: &Value| printed["potential"].as_f64().expect("a number");
+    assert!(potential(&shared) < potential(&whole), "{shared} {whole}");
+    assert!(shared["dual_bound"].as_f64() >= whole["potential"].as_f64(), "{shared} {whole}");
+}
+
+/// A folder with the matrix as `scores.npy`.
+fn folder_with(matrix: &Matrix) -> Folder {
+    let folder = Folder::with("");
+    write_npy(&folder.path("scores.npy"), matrix);
+    folder
 }
 
 fn write_npy(path: &Path, matrix: &Matrix) {

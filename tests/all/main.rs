@@ -8,6 +8,7 @@ mod cli_placement;
 mod cli_readme;
 mod cli_route;
 mod cli_run;
+mod cli_scenarios;
 mod nodes;
 mod parity;
 mod results;

@@ -11,7 +11,8 @@ use nashflock::measure::{Clock, Latency};
 use nashflock::results::{
     Convergence, FlockComparison, Goal, LayerFigures, Layers, Manifest, ManifestNode, Memory,
     NodeFigures, Outcomes, Pairs, PlacementFigures, Quality, RequestRow, ResultsError, RoundRow,
-    RunDir, RunStart, ServedNodeLoads, Status, Summary, Throughput, report, summary_table,
+    RunDir, RunStart, ServedNodeLoads, SocialFigures, Status, Summary, Throughput, report,
+    summary_table,
 };
 use proptest::prelude::*;
 
@@ -398,6 +399,12 @@ fn full_summary() -> Summary {
         kept_share_min: Some(0.61),
         dropped_pairs: 0,
         extra_pairs: 0,
+        social: Some(SocialFigures {
+            cost: Some(81.5),
+            optimum: Some(64.25),
+            optimum_bound: Some(64.25),
+            price_of_anarchy: Some(1.2685),
+        }),
     };
     summary.flock = Some(FlockComparison {
         epsilon_nash: Some(0.041),

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
+use agents::game::{CostError, CostParameters, CostRegistry, CostSettings, GameShape};
 use agents::precision::Budget as Limit;
 use nashflock::scenario::file::{Engine, Nodes, Source};
 use nashflock::scenario::{
@@ -30,8 +32,12 @@ rate_per_s = 40.0
 requests = 10
 "#;
 
-fn known() -> Known {
-    Known { routers: vec!["equilibrium".into(), "top_k".into()] }
+fn known() -> Known<'static> {
+    static COSTS: LazyLock<CostRegistry> = LazyLock::new(CostRegistry::standard);
+    Known {
+        routers: ["equilibrium", "top_k", "smooth_stale"].map(str::to_owned).into(),
+        costs: &COSTS,
+    }
 }
 
 /// Reads a text as a scenario file in a folder of its own.
@@ -80,6 +86,31 @@ fn every_kind_of_mistake_is_located_and_comes_with_a_remedy() {
         ("top_k = 2", "top_k = 17", 10, 9, "game.top_k", "is 17 but `source.experts` is 16", "from 1 to 16"),
         ("top_k = 2", "", 8, 2, "game.top_k", "no model to take it from", "add `top_k = …`"),
         ("top_k = 2", "top_k = 2\ncapacity_factor = 0.5", 11, 19, "game.capacity_factor", "from 1 to 65536, not 0.5", "fair shares"),
+        ("top_k = 2", "top_k = 2\ncost = \"liner\"", 11, 8, "game.cost", "no congestion cost \"liner\"", "did you mean \"linear\"?"),
+        ("top_k = 2", "top_k = 2\ncost = \"zzz\"", 11, 8, "game.cost", "no congestion cost \"zzz\"", "write one of `latency`, `linear`, `polynomial`, `quota`"),
+        ("top_k = 2", "top_k = 2\ncost = 4", 11, 8, "game.cost", "a string that is not empty", "put it in quotes: \"4\""),
+        ("top_k = 2", "top_k = 2\ndegree = 65", 11, 10, "game.degree", "from 0 to 64, not 65", "Power of the load in fair shares"),
+        ("top_k = 2", "top_k = 2\ndegree = nan", 11, 10, "game.degree", "from 0 to 64, not nan", "Power of the load in fair shares"),
+        ("top_k = 2", "top_k = 2\nprice_per_fair_share = -1", 11, 24, "game.price_per_fair_share", "from 0 to 1000000, not -1", "used by costs `linear` and `polynomial`"),
+        ("top_k = 2", "top_k = 2\nservice_ms = [1, -1]", 11, 18, "game.service_ms[1]", "from 0 to 1000000, not -1", "write a number from 0"),
+        ("top_k = 2", "top_k = 2\nservice_ms = 1.5", 11, 14, "game.service_ms", "must be a list, each entry a number", "put it in brackets: [1.5]"),
+        ("top_k = 2", "top_k = 2\nwindow_ms = 0", 11, 13, "game.window_ms", "from 0.001 to 1000000, not 0", "cost `latency` needs it"),
+        ("top_k = 2", "top_k = 2\nvariation = -0.5", 11, 13, "game.variation", "from 0 to 1000, not -0.5", "Standard deviation of service times"),
+        ("top_k = 2", "top_k = 2\nprice_per_ms = inf", 11, 16, "game.price_per_ms", "from 0 to 1000000, not inf", "Price of a ms of waiting"),
+        ("top_k = 2", "top_k = 2\nsocial_optimum = 1", 11, 18, "game.social_optimum", "true or false, not 1", "the price of anarchy"),
+        ("top_k = 2", "top_k = 2\ncost = \"latency\"\nwindow_ms = 9", 11, 8, "game.service_ms", "`game.service_ms` is missing", "add `service_ms = […]`"),
+        ("top_k = 2", "top_k = 2\ncost = \"latency\"\nservice_ms = [1]", 11, 8, "game.window_ms", "`game.window_ms` is missing", "add `window_ms = …`"),
+        ("top_k = 2", "top_k = 2\ncost = \"latency\"\nservice_ms = [1, 2]\nwindow_ms = 9000", 12, 14, "game.service_ms", "2 service times for 16 experts", "list 16 times, or one"),
+        // 1024 tokens of 2 experts each want 2048 places; an expert has 100 before its queue never ends.
+        ("top_k = 2", "top_k = 2\ncost = \"latency\"\nservice_ms = [1]\nwindow_ms = 101", 13, 13, "game.window_ms", "1600 places for the 2048 token-expert pairs of 1024 tokens", "write a longer window_ms"),
+        ("top_k = 2", "top_k = 2\ninformation = \"stale\"", 11, 15, "game.information", "must be a section", "under a [section] header"),
+        ("[precision]", "[game.information]\nbatches = 2\n[precision]", 11, 7, "game.information.kind", "`game.information.kind` is missing", "write one of `in-batch`, `stale`, `partial`"),
+        ("[precision]", "[game.information]\nkind = \"in_batch\"\n[precision]", 12, 8, "game.information.kind", "one of `in-batch`, `stale`, `partial`, not \"in_batch\"", "did you mean \"in-batch\"?"),
+        ("[precision]", "[game.information]\nkind = \"in-batch\"\nbatches = 2\n[precision]", 13, 1, "game.information.batches", "unknown key `batches` in [game.information]", "another `game.information.kind`"),
+        ("[precision]", "[game.information]\nkind = \"stale\"\nbatches = 0\n[precision]", 13, 11, "game.information.batches", "from 1 to 65536, not 0", "Age of the prices in batches"),
+        ("[precision]", "[game.information]\nkind = \"stale\"\nbatches = 10\n[precision]", 13, 11, "game.information.batches", "is 10 but 10 requests make at most 10 batches", "fewer batches, or more requests"),
+        ("[precision]", "[game.information]\nkind = \"partial\"\n[precision]", 11, 7, "game.information.dispatchers", "`game.information.dispatchers` is missing", "add `dispatchers = …`"),
+        ("[precision]", "[game.information]\nkind = \"partial\"\ndispatchers = 1025\n[precision]", 13, 15, "game.information.dispatchers", "is 1025 but a batch has at most 1024 tokens", "fewer dispatchers"),
         ("experts = 16", "experts = 7", 7, 11, "flock.neighbours", "`flock.neighbours` is 7 but", "fewer neighbours"),
         ("\"4bpw\"", "\"4bits\"", 12, 10, "precision.budget", "a size such as", "scales included"),
         ("\"4bpw\"", "\"100%\"", 12, 10, "precision.budget", "below 100%", "scales included"),
@@ -232,6 +263,30 @@ fn problems_of_a_set_name_the_set() {
             assert!(all.starts_with(&format!("--set {set}: ")), "{all}");
         }
     }
+}
+
+#[test]
+fn an_own_cost_is_named_like_the_others_and_what_it_refuses_is_a_problem_of_its_key() {
+    let mut costs = CostRegistry::standard();
+    let build = |parameters: &CostParameters, shape: GameShape| {
+        if parameters.degree > 2.0 {
+            let (cost, parameter) = ("mine".into(), "degree".into());
+            return Err(CostError::Range { cost, parameter, value: parameters.degree, least: 0.0 });
+        }
+        let free = CostSettings::Linear { price_per_fair_share: 0.0 };
+        Ok(free.build(shape.tokens, shape.experts, shape.top_k))
+    };
+    costs.insert("mine", "costs nothing", Box::new(build)).expect("a new name");
+    let known = Known { costs: &costs, ..known() };
+    let folder = TempDir::new().expect("a temporary folder");
+    let file = folder.path().join("scenario.toml");
+    let text = GOOD.replace("top_k = 2", "top_k = 2\ncost = \"mine\"\ndegree = 2");
+    fs::write(&file, text).expect("the file is written");
+    let scenario = load(&file, &[], &known).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(scenario.game.cost, "mine");
+    let problems = load(&file, &["game.degree=3".into()], &known).expect_err("refused");
+    assert_eq!((problems.0.len(), problems.0[0].key.as_str()), (1, "game.degree"), "{problems}");
+    assert!(problems.to_string().contains("cost 'mine': degree is 3"), "{problems}");
 }
 
 /// Sets every key to values of every type: the schema must refuse all that serde would, since
@@ -407,13 +462,20 @@ fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_sam
         "goals.relative_gap_max=0",
         "goals.max_over_mean_max=1",
         "goals.p99_ms_max=1",
+        "game.window_ms=1",
     ];
     fs::write(elsewhere.path().join("text.txt"), "birds").expect("a text");
     fs::write(&copy, GOOD).expect("the file is written");
     let scenario = load(&copy, &full.map(str::to_owned), &known()).expect("the scenario reads");
     let stated = keys(&resolved(&scenario));
     let missing: Vec<String> = schema_keys().difference(&stated).cloned().collect();
-    assert_eq!(missing, ["source.checkpoint", "source.text"], "keys of the other source alone");
+    let expected = [
+        "game.information.batches",
+        "game.information.dispatchers",
+        "source.checkpoint",
+        "source.text",
+    ];
+    assert_eq!(missing, expected, "keys of the other kinds alone");
 }
 
 proptest::proptest! {
@@ -453,7 +515,7 @@ fn the_schema_covers_the_shipped_scenarios_and_refuses_unknown_keys_everywhere()
             assert!(limited, "{part}");
         }
     });
-    assert_eq!(sections, 10, "the root, two sources and seven other sections");
+    assert_eq!(sections, 13, "the root, two sources, three informations and seven other sections");
 }
 
 fn each_schema(schema: &serde_json::Value, visit: &mut impl FnMut(&serde_json::Value)) {

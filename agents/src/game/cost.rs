@@ -88,6 +88,21 @@ pub enum CostError {
         /// E.
         experts: usize,
     },
+    /// The cost bars every assignment.
+    #[error(
+        "cost '{cost}' has {places} places for the {pairs} token-expert pairs of {tokens} tokens: \
+         allow higher loads"
+    )]
+    Places {
+        /// Name of the cost.
+        cost: String,
+        /// Pairs that fit, over all experts.
+        places: u64,
+        /// Tk.
+        pairs: u64,
+        /// T.
+        tokens: usize,
+    },
     /// No cost has this name.
     #[error("no congestion cost is called '{name}': choose one of {known}")]
     Unknown {
@@ -144,6 +159,39 @@ impl CostSettings {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Checks that a game of this shape can be played: all of [`Self::check_for`], and that the
+    /// cost leaves an assignment unbarred. Then games of fewer tokens can be played too.
+    ///
+    /// # Errors
+    /// Those of [`Self::check_for`], and [`CostError::Places`].
+    pub fn check_game(&self, shape: GameShape) -> Result<(), CostError> {
+        self.check_for(shape.experts)?;
+        let Self::Latency { service_ms, window_ms, .. } = self else {
+            // A quota of at least one fair share has a place for each pair, the others bar nothing.
+            return Ok(());
+        };
+        let tokens = shape.tokens as u64;
+        // The largest load n < T + 1 with n s / window < 1.
+        let places = |service_ms: &f64| {
+            let allowed = |load: u64| load as f64 * service_ms / window_ms < 1.0;
+            let (mut low, mut high) = (0, tokens);
+            while low < high {
+                let middle = low + (high - low).div_ceil(2);
+                if allowed(middle) { low = middle } else { high = middle - 1 }
+            }
+            low
+        };
+        let places = match &service_ms[..] {
+            [one] => places(one) * shape.experts as u64,
+            each => each.iter().map(places).sum(),
+        };
+        let pairs = tokens * shape.top_k as u64;
+        if places >= pairs {
+            return Ok(());
+        }
+        Err(CostError::Places { cost: "latency".into(), places, pairs, tokens: shape.tokens })
     }
 
     /// The cost for a game of T tokens, E experts and k experts a token.
@@ -251,7 +299,7 @@ impl CongestionCost for Linear {
 
 #[cfg(test)]
 mod tests {
-    use super::{CostError, CostSettings};
+    use super::{CostError, CostSettings, GameShape};
     use crate::ids::ExpertId;
 
     #[test]
@@ -318,6 +366,21 @@ mod tests {
         // M/D/1 waits half of M/M/1.
         let even = latency(vec![1.0], 0.0).build(8, 3, 1);
         assert!((even.marginal(ExpertId(2), 4) - 0.5).abs() < 1e-12);
+        // 7 + 3 + 7 places.
+        for (tokens, places) in [(17, None), (18, Some(17))] {
+            let checked = latency(vec![1.0, 2.0, 1.0], 1.0).check_game(GameShape {
+                tokens,
+                experts: 3,
+                top_k: 1,
+            });
+            let expected = places.map(|places| CostError::Places {
+                cost: "latency".into(),
+                places,
+                pairs: tokens as u64,
+                tokens,
+            });
+            assert_eq!(checked.err(), expected);
+        }
         let refused = latency(vec![1.0, 2.0], 1.0).check_for(3).expect_err("two for three");
         assert_eq!(refused, CostError::ServiceTimes { given: 2, experts: 3 });
         for service_ms in [-1.0, f64::NAN] {

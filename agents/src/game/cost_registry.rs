@@ -1,58 +1,78 @@
 //! Congestion costs by name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{CongestionCost, CostError, CostSettings, GameShape};
 
-/// Builds a cost from its one parameter for a game of the given shape.
-pub type BuildCost =
-    dyn Fn(f64, GameShape) -> Result<Box<dyn CongestionCost>, CostError> + Send + Sync;
+/// What scenarios and commands say of costs. Each cost reads the numbers that it needs, as
+/// [`CostSettings`] describes them; a cost of a user's crate may read any of them or capture its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CostParameters {
+    /// Of `quota`: the capacity in fair shares, at least 1.
+    pub capacity_factor: f64,
+    /// Of `linear` and `polynomial`: the cost at a load of one fair share, in units of the scores.
+    pub price_per_fair_share: f64,
+    /// Of `polynomial`: its degree.
+    pub degree: f64,
+    /// Of `latency`: the service time of a token in ms, one for every expert or one for all.
+    pub service_ms: Vec<f64>,
+    /// Of `latency`: the time in ms in which the batch is to be served.
+    pub window_ms: f64,
+    /// Of `latency`: the standard deviation of a service time over its mean.
+    pub variation: f64,
+    /// Of `latency`: the worth of a ms of waiting in units of the scores.
+    pub price_per_ms: f64,
+}
 
-/// Costs by name. Each takes one parameter; a cost of a user's crate that needs more captures it
-/// in its constructor.
+/// Builds a cost for a game of the given shape. What it builds for the largest batch of a run it
+/// builds for every smaller one.
+pub type BuildCost =
+    dyn Fn(&CostParameters, GameShape) -> Result<Box<dyn CongestionCost>, CostError> + Send + Sync;
+
+/// The cost of each game of a run: batches differ in their number of tokens.
+pub type CostOfGame = dyn Fn(GameShape) -> Box<dyn CongestionCost> + Send + Sync;
+
+/// Costs by name, those of this crate and a user's own.
 pub struct CostRegistry {
-    entries: BTreeMap<String, (String, Box<BuildCost>)>,
+    entries: BTreeMap<String, (String, Arc<BuildCost>)>,
 }
 
 impl CostRegistry {
-    /// `quota` (its parameter is the capacity factor), `linear` and `quadratic` (price per fair
-    /// share). [`CostSettings::Polynomial`] of another degree and [`CostSettings::Latency`] need
-    /// more than one number: register them with their other parameters captured.
+    /// [`CostSettings`] by name: `quota`, `linear`, `polynomial` and `latency`.
     #[must_use]
     pub fn standard() -> Self {
-        let standard = |settings: CostSettings, shape: GameShape| {
-            settings.check()?;
-            Ok(settings.build(shape.tokens, shape.experts, shape.top_k))
-        };
         let mut registry = Self { entries: BTreeMap::new() };
-        registry
-            .insert(
-                "quota",
-                "free up to capacity_factor × Tk/E tokens an expert, then barred",
-                Box::new(move |capacity_factor, shape| {
-                    standard(CostSettings::Quota { capacity_factor }, shape)
-                }),
-            )
-            .and_then(|()| {
-                registry.insert(
-                    "linear",
-                    "price_per_fair_share × load / (Tk/E)",
-                    Box::new(move |price_per_fair_share, shape| {
-                        standard(CostSettings::Linear { price_per_fair_share }, shape)
-                    }),
-                )
-            })
-            .and_then(|()| {
-                registry.insert(
-                    "quadratic",
-                    "price_per_fair_share × (load / (Tk/E))²",
-                    Box::new(move |price_per_fair_share, shape| {
-                        let degree = 2.0;
-                        standard(CostSettings::Polynomial { price_per_fair_share, degree }, shape)
-                    }),
-                )
-            })
-            .expect("the standard names differ");
+        let mut add = |name, summary, settings: fn(&CostParameters) -> CostSettings| {
+            let build = move |parameters: &CostParameters, shape: GameShape| {
+                let settings = settings(parameters);
+                settings.check_game(shape)?;
+                Ok(settings.build(shape.tokens, shape.experts, shape.top_k))
+            };
+            registry.insert(name, summary, Box::new(build)).expect("the standard names differ");
+        };
+        add("quota", "free up to capacity_factor × Tk/E tokens an expert, then barred", |p| {
+            CostSettings::Quota { capacity_factor: p.capacity_factor }
+        });
+        add("linear", "price_per_fair_share × load / (Tk/E)", |p| CostSettings::Linear {
+            price_per_fair_share: p.price_per_fair_share,
+        });
+        add("polynomial", "price_per_fair_share × (load / (Tk/E))^degree", |p| {
+            CostSettings::Polynomial {
+                price_per_fair_share: p.price_per_fair_share,
+                degree: p.degree,
+            }
+        });
+        add(
+            "latency",
+            "price_per_ms × the mean wait of a queue, barred where it never ends",
+            |p| CostSettings::Latency {
+                service_ms: p.service_ms.clone(),
+                window_ms: p.window_ms,
+                variation: p.variation,
+                price_per_ms: p.price_per_ms,
+            },
+        );
         registry
     }
 
@@ -69,8 +89,13 @@ impl CostRegistry {
         if self.entries.contains_key(name) {
             return Err(CostError::Taken { name: name.into() });
         }
-        self.entries.insert(name.into(), (summary.into(), build));
+        self.entries.insert(name.into(), (summary.into(), build.into()));
         Ok(())
+    }
+
+    /// All names, in alphabetical order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
     }
 
     /// Name and one-line summary of every cost, by name.
@@ -85,55 +110,112 @@ impl CostRegistry {
     pub fn build(
         &self,
         name: &str,
-        parameter: f64,
+        parameters: &CostParameters,
         shape: GameShape,
     ) -> Result<Box<dyn CongestionCost>, CostError> {
         match self.entries.get(name) {
-            Some((_, build)) => build(parameter, shape),
+            Some((_, build)) => build(parameters, shape),
             None => Err(CostError::Unknown {
                 name: name.into(),
-                known: self.entries.keys().cloned().collect::<Vec<_>>().join(", "),
+                known: self.names().collect::<Vec<_>>().join(", "),
             }),
         }
+    }
+
+    /// The cost called `name` for every game of a run, or none of this name. It panics where
+    /// [`Self::build`] fails: build it once for the largest batch before.
+    #[must_use]
+    pub fn of_games(&self, name: &str, parameters: CostParameters) -> Option<Box<CostOfGame>> {
+        let build = Arc::clone(&self.entries.get(name)?.1);
+        Some(Box::new(move |shape| {
+            build(&parameters, shape).unwrap_or_else(|error| panic!("built before: {error}"))
+        }))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{CostError, CostRegistry, CostSettings, GameShape};
+    use super::{CostError, CostParameters, CostRegistry, CostSettings, GameShape};
     use crate::ids::ExpertId;
+
+    const SHAPE: GameShape = GameShape { tokens: 8, experts: 4, top_k: 2 };
+
+    fn good() -> CostParameters {
+        CostParameters {
+            capacity_factor: 1.0,
+            price_per_fair_share: 0.5,
+            degree: 2.0,
+            service_ms: vec![1.0],
+            window_ms: 8.0,
+            variation: 1.0,
+            price_per_ms: 0.25,
+        }
+    }
+
+    #[test]
+    fn each_standard_cost_reads_its_own_parameters() {
+        let registry = CostRegistry::standard();
+        for (name, third, sixth) in [
+            ("quota", 0.0, f64::INFINITY),
+            ("linear", 0.375, 0.75),
+            ("polynomial", 0.281_25, 1.125),
+            // M/M/1 with s = 1: ρ/(1 − ρ).
+            ("latency", 0.25 * 0.6, 0.25 * 3.0),
+        ] {
+            let cost = registry.build(name, &good(), SHAPE).expect(name);
+            for (load, expected) in [(3, third), (6, sixth)] {
+                let found = cost.marginal(ExpertId(1), load);
+                assert!(found == expected || (found - expected).abs() < 1e-12, "{name} {found}");
+            }
+        }
+    }
 
     #[test]
     fn parameters_out_of_range_and_unknown_names_are_refused() {
-        let shape = GameShape { tokens: 8, experts: 4, top_k: 2 };
+        type Change = fn(&mut CostParameters);
         let registry = CostRegistry::standard();
-        for (name, parameter) in
-            [("quota", 0.99), ("quota", f64::NAN), ("linear", -1.0), ("linear", f64::INFINITY)]
-        {
-            let refused = registry.build(name, parameter, shape).err();
-            assert!(matches!(refused, Some(CostError::Range { .. })), "{name} {parameter}");
+        let rows: [(&str, &str, Change); 12] = [
+            ("quota", "capacity_factor", |p| p.capacity_factor = 0.99),
+            ("quota", "capacity_factor", |p| p.capacity_factor = f64::NAN),
+            ("linear", "price_per_fair_share", |p| p.price_per_fair_share = -1.0),
+            ("linear", "price_per_fair_share", |p| p.price_per_fair_share = f64::INFINITY),
+            ("polynomial", "price_per_fair_share", |p| p.price_per_fair_share = -1.0),
+            ("polynomial", "degree", |p| p.degree = -0.5),
+            ("latency", "service_ms", |p| p.service_ms = vec![-1.0]),
+            ("latency", "window_ms", |p| p.window_ms = 0.0),
+            ("latency", "variation", |p| p.variation = f64::NAN),
+            ("latency", "price_per_ms", |p| p.price_per_ms = -1.0),
+            ("latency", "4 experts", |p| p.service_ms = vec![1.0, 1.0]),
+            ("latency", "12 places", |p| p.window_ms = 4.0),
+        ];
+        for (name, says, change) in rows {
+            let mut parameters = good();
+            change(&mut parameters);
+            let refused = registry.build(name, &parameters, SHAPE).err();
+            let refused = refused.unwrap_or_else(|| panic!("{name} {says}")).to_string();
+            assert!(refused.contains(says), "{name}: {refused}");
         }
-        let message = registry.build("tax", 1.0, shape).err().expect("unknown").to_string();
+        let message = registry.build("tax", &good(), SHAPE).err().expect("unknown").to_string();
         assert_eq!(
             message,
-            "no congestion cost is called 'tax': choose one of linear, quadratic, quota"
+            "no congestion cost is called 'tax': choose one of latency, linear, polynomial, quota"
         );
     }
 
     #[test]
     fn a_cost_of_another_crate_is_built_by_name_and_cannot_displace_one() {
         let mut registry = CostRegistry::standard();
-        let free = |_, shape: GameShape| {
+        let free = |_: &CostParameters, shape: GameShape| {
             let settings = CostSettings::Linear { price_per_fair_share: 0.0 };
             Ok(settings.build(shape.tokens, shape.experts, shape.top_k))
         };
         registry.insert("free", "costs nothing", Box::new(free)).expect("a new name");
         let taken = registry.insert("quota", "mine", Box::new(free)).err();
         assert_eq!(taken, Some(CostError::Taken { name: "quota".into() }));
-        let shape = GameShape { tokens: 8, experts: 4, top_k: 2 };
-        let cost = registry.build("free", 0.0, shape).expect("registered");
+        let cost = registry.build("free", &good(), SHAPE).expect("registered");
         assert_eq!(cost.marginal(ExpertId(3), 8).to_bits(), 0.0_f64.to_bits());
         let names: Vec<&str> = registry.summaries().map(|(name, _)| name).collect();
-        assert_eq!(names, ["free", "linear", "quadratic", "quota"]);
+        assert_eq!(names, ["free", "latency", "linear", "polynomial", "quota"]);
+        assert!(registry.names().eq(names));
     }
 }

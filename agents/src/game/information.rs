@@ -1,6 +1,7 @@
 //! What a router may know when it plays: the batch, older prices, or a share of the tokens.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::routers::answer::answer;
 use super::{Choices, CongestionCost, Game, Play, Router, Scores};
@@ -33,7 +34,7 @@ pub enum Information {
 
 /// A router that plays batch after batch under some information, with the prices it remembers.
 pub struct Dynamics {
-    router: Box<dyn Router>,
+    router: Arc<dyn Router>,
     information: Information,
     /// Prices, the oldest first: the last ones, those not yet in force, or one set a dispatcher.
     prices: VecDeque<Vec<f64>>,
@@ -43,6 +44,13 @@ impl Dynamics {
     /// Remembers nothing yet.
     #[must_use]
     pub fn new(router: Box<dyn Router>, information: Information) -> Self {
+        Self::sharing(router.into(), information)
+    }
+
+    /// The same with a router that other layers play with too: a router keeps no state, the
+    /// dynamics does.
+    #[must_use]
+    pub fn sharing(router: Arc<dyn Router>, information: Information) -> Self {
         Self { router, information, prices: VecDeque::new() }
     }
 

@@ -37,16 +37,18 @@ mod registry;
 mod repair;
 pub mod routers;
 mod rows;
+mod social;
 mod swaps;
 mod tabled;
 mod top_k;
 
 pub use certificate::{Certificate, ChoicesError, TokenSets, certify, check_choices};
 pub use cost::{CostError, CostSettings, GameShape};
-pub use cost_registry::{BuildCost, CostRegistry};
+pub use cost_registry::{BuildCost, CostOfGame, CostParameters, CostRegistry};
 pub use equilibrium::Equilibrium;
 pub use information::{Dynamics, Information};
-pub use registry::{BuildRouter, RouterNameTaken, RouterRegistry};
+pub use registry::{BuildRouter, Registries, RouterNameTaken, RouterRegistry};
+pub use social::{SocialCost, SocialReport};
 pub use top_k::{TopK, select_top};
 
 use crate::ids::ExpertId;

@@ -4,9 +4,26 @@ use std::collections::BTreeMap;
 
 use super::routers::{
     Auction, BestResponse, BestResponseBatched, Bip, DropBy, ExpertChoice, GroupLimited, Hash,
-    Hedge, Logit, LossFreeBias, Quantile, QuantileBalancing, Sinkhorn, SmoothStale, TopKCapacity,
+    Hedge, Logit, LossFreeBias, Migration, Quantile, QuantileBalancing, Sinkhorn, SmoothStale,
+    TopKCapacity,
 };
-use super::{Equilibrium, Router, TopK};
+use super::{CostRegistry, Equilibrium, Router, TopK};
+
+/// All that scenarios and commands name: routers and congestion costs.
+pub struct Registries {
+    /// Routers by name.
+    pub routers: RouterRegistry,
+    /// Congestion costs by name.
+    pub costs: CostRegistry,
+}
+
+impl Registries {
+    /// The routers and costs of this crate.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self { routers: RouterRegistry::standard(), costs: CostRegistry::standard() }
+    }
+}
 
 /// Makes a router with its settings.
 pub type BuildRouter = dyn Fn() -> Box<dyn Router> + Send + Sync;
@@ -126,6 +143,14 @@ impl RouterRegistry {
             "smooth_stale",
             "smooth migration under loads that are 4 rounds old (tested)",
             Box::new(|| Box::new(SmoothStale::default())),
+        );
+        add(
+            "always_switch",
+            "all tokens switch at once by loads that are up to 4 rounds old, the control of smooth_stale (tested)",
+            Box::new(|| {
+                let migration = Migration::Always;
+                Box::new(SmoothStale { migration, rounds: 8, ..SmoothStale::default() })
+            }),
         );
         add(
             "group_limited",

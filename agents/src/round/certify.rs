@@ -2,7 +2,7 @@
 
 use super::respond;
 use crate::components::{KeptShare, Token};
-use crate::game::{Choices, Game, Router as _, Scores, TopK, certify};
+use crate::game::{Choices, Game, Router as _, Scores, SocialReport, TopK, certify};
 use crate::report::PlayReport;
 use crate::world::{Batch, Certified, Perceived, Response, Rules};
 use bevy_ecs::prelude::{Commands, Query, Res};
@@ -16,18 +16,22 @@ pub(super) fn certify_play(
     response: Res<'_, Response>,
     mut tokens: Query<'_, '_, (&Token, &mut KeptShare)>,
 ) {
-    let cost = rules.cost.build(batch.tokens(), batch.experts, rules.top_k);
+    let cost = (rules.cost)(batch.shape(&rules));
     let scores = respond::scores(&batch, &perceived, &rules);
     let game = Game { scores, top_k: rules.top_k, cost: cost.as_ref() };
     let play = &response.0;
+    let certificate = certify(&game, &play.choices, &play.prices);
+    let social = || SocialReport::new(&game, &play.choices, &certificate);
+    let social = rules.social_optimum.then(social).flatten();
     let plain = TopK.route(&game, None).choices;
     commands.insert_resource(Certified(PlayReport {
-        certificate: certify(&game, &play.choices, &play.prices),
+        certificate,
         passes: play.passes,
         iterations: play.iterations,
         loads: play.choices.loads(batch.experts),
         loads_top_k: plain.loads(batch.experts),
         kept_share_min: keep_shares(&scores, &play.choices, &plain, &mut tokens),
+        social,
     }));
 }
 

@@ -31,7 +31,7 @@ pub(super) fn fly(
 
     let prices: Vec<f64> = flock.iter().map(|bird| bird.price).collect();
     let priced = priced_scores(&scores, &prices);
-    let cost = rules.cost.build(batch.tokens(), batch.experts, rules.top_k);
+    let cost = (rules.cost)(batch.shape(&rules));
     let game = Game { scores, top_k: rules.top_k, cost: cost.as_ref() };
     let under_prices = Game {
         scores: Scores::new(&priced, batch.experts).expect("finite scores less finite prices"),

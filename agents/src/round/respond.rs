@@ -2,28 +2,25 @@
 
 use crate::components::{Load, Price};
 use crate::game::{Game, Scores};
-use crate::world::{Affinity, Batch, Perceived, Response, Roster, Rules};
-use bevy_ecs::prelude::{Commands, Query, Res};
+use crate::world::{Affinity, Batch, LayerDynamics, Perceived, Response, Roster, Rules};
+use bevy_ecs::prelude::{Commands, Query, Res, ResMut};
 
-/// Plays the batch with the scenario's router, warm from the layer's last prices.
+/// Plays the batch with what its layer remembers and the scenario's information.
 pub(super) fn respond(
     mut commands: Commands<'_, '_>,
     batch: Res<'_, Batch>,
     perceived: Res<'_, Perceived>,
     rules: Res<'_, Rules>,
     roster: Res<'_, Roster>,
+    mut dynamics: ResMut<'_, LayerDynamics>,
     mut experts: Query<'_, '_, (&mut Load, &mut Price)>,
 ) {
-    let cost = rules.cost.build(batch.tokens(), batch.experts, rules.top_k);
+    let cost = (rules.cost)(batch.shape(&rules));
     let scores = scores(&batch, &perceived, &rules);
     let game = Game { scores, top_k: rules.top_k, cost: cost.as_ref() };
+    let play = dynamics.0[batch.layer.index()].play(&game);
+
     let layer = &roster.experts[batch.layer.index()];
-    let prices: Vec<f64> =
-        layer.iter().map(|e| experts.get(*e).expect("the roster is complete").1.0).collect();
-    let warm = (batch.step.0 > 0).then_some(prices.as_slice());
-
-    let play = rules.router.route(&game, warm);
-
     let loads = play.choices.loads(batch.experts);
     for ((entity, new_load), new_price) in layer.iter().zip(loads).zip(&play.prices) {
         let (mut load, mut price) = experts.get_mut(*entity).expect("the roster is complete");

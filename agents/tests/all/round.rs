@@ -3,11 +3,14 @@
 use agents::components::{FlockPrice, KeptShare, NodeWork, Seat};
 use agents::expert::BitWidth;
 use agents::flock::price::FlockSettings;
-use agents::game::{Choices, CostSettings, RouterRegistry};
+use agents::game::{
+    Choices, CostSettings, Dynamics, Game, Information, RouterRegistry, Scores, certify,
+};
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use agents::orders::{NodeReply, Orders, Replies};
 use agents::rng::stream;
 use agents::round::{AbsorbError, Arena, Perception, Stage, gates};
+use agents::transformer::softmax;
 use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
 use bevy_ecs::prelude::{Query, ResMut, Resource};
 use rand::RngExt as _;
@@ -18,6 +21,10 @@ const TOP_K: usize = 2;
 const WIDTH: usize = 3;
 
 fn arena(router: &str, nodes: u32, replicas: u32) -> Arena {
+    arena_knowing(router, nodes, replicas, Information::InBatch)
+}
+
+fn arena_knowing(router: &str, nodes: u32, replicas: u32, information: Information) -> Arena {
     let hosts = |e: u32| {
         let mut hosts: Vec<NodeId> = (0..replicas).map(|r| NodeId((e + r) % nodes)).collect();
         hosts.sort_unstable();
@@ -26,17 +33,24 @@ fn arena(router: &str, nodes: u32, replicas: u32) -> Arena {
     Arena::new(WorldSettings {
         tokens_max: 100,
         nodes: nodes as usize,
-        layers: vec![LayerSettings {
-            router: random(5, EXPERTS * WIDTH),
-            bits: vec![BitWidth::Four; EXPERTS],
-            hosts: (0..6).map(hosts).collect(),
-        }],
+        layers: [5, 6]
+            .map(|seed| LayerSettings {
+                router: random(seed, EXPERTS * WIDTH),
+                bits: vec![BitWidth::Four; EXPERTS],
+                hosts: (0..6).map(hosts).collect(),
+            })
+            .into(),
         rules: Rules {
             top_k: TOP_K,
             affinity: Affinity::Probability,
             normalise_gates: false,
-            router: RouterRegistry::standard().get(router).expect("a standard router"),
-            cost: CostSettings::Quota { capacity_factor: 1.0 },
+            router: RouterRegistry::standard().get(router).expect("a standard router").into(),
+            information,
+            cost: Box::new(|shape| {
+                let quota = CostSettings::Quota { capacity_factor: 1.0 };
+                quota.build(shape.tokens, shape.experts, shape.top_k)
+            }),
+            social_optimum: false,
             flock: Some(FlockSettings { neighbours: 7, price_step: 0.02, alignment: 0.3 }),
         },
     })
@@ -113,6 +127,43 @@ fn placement_and_replication_do_not_change_a_bit_of_the_output() {
     assert_eq!(alone, bits(3, 1));
     assert_eq!(alone, bits(3, 2));
     assert_eq!(alone, bits(6, 6));
+}
+
+#[test]
+fn each_layer_plays_and_is_certified_under_its_own_memory_of_earlier_batches() {
+    let requests = [RequestId(0); TOKENS];
+    let router = || RouterRegistry::standard().get("equilibrium").expect("a standard router");
+    for information in [
+        Information::InBatch,
+        Information::Stale { batches: 2 },
+        Information::Partial { dispatchers: 4 },
+    ] {
+        let mut arena = arena_knowing("equilibrium", 1, 1, information);
+        let mut alone = [(); 2].map(|()| Dynamics::new(router(), information));
+        for step in 0..5 {
+            for (layer, dynamics) in (0..).zip(&mut alone) {
+                let logits = random(u64::from(10 * step + layer), TOKENS * EXPERTS);
+                let step = StepId(step);
+                let layer = LayerId(layer);
+                let perception = Perception { step, layer, requests: &requests, logits: &logits };
+                let report = arena.decide(&perception).expect("finite logits").play;
+
+                let mut values = logits;
+                softmax(&mut values, EXPERTS);
+                let cost = CostSettings::Quota { capacity_factor: 1.0 };
+                let cost = cost.build(TOKENS, EXPERTS, TOP_K);
+                let scores = Scores::new(&values, EXPERTS).expect("finite");
+                let game = Game { scores, top_k: TOP_K, cost: cost.as_ref() };
+                let play = dynamics.play(&game);
+                assert_eq!(arena.choices(), &play.choices, "{information:?} {step} {layer}");
+                let certificate = certify(&game, &play.choices, &play.prices);
+                assert_eq!(report.certificate, certificate, "{information:?} {step} {layer}");
+                let prices_are_zero = play.prices.iter().all(|price| *price == 0.0);
+                let stale = information == Information::Stale { batches: 2 };
+                assert_eq!(prices_are_zero, stale && step.0 < 2, "{information:?} {step}");
+            }
+        }
+    }
 }
 
 #[test]

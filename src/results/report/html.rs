@@ -115,7 +115,7 @@ fn certificate(summary: &Summary) -> Markup {
     let name = |name: &str| html! { (name) };
     let none = || html! { span.soft { "–" } };
     // Φ and D differ in digits that a rounded figure would hide.
-    let rows = vec![
+    let mut rows = vec![
         [
             name("ε-Nash: largest regret of a token"),
             text(number(play.epsilon_nash)),
@@ -145,6 +145,12 @@ fn certificate(summary: &Summary) -> Markup {
             none(),
         ],
     ];
+    if let Some(social) = &play.social {
+        let mut figure = |what, value| rows.push([name(what), text(number(value)), none(), none()]);
+        figure("social cost: affinity given up and congestion", social.cost);
+        figure("the same at the social optimum", social.optimum);
+        figure("price of anarchy, at least", social.price_of_anarchy);
+    }
     html! {
         p {
             "The certificate is computed from the assignment itself, whatever the router claims: no token can gain more than ε by "

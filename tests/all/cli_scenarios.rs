@@ -1,0 +1,146 @@
+//! The shipped scenarios that need no checkpoint, run as their page says, show what it says.
+
+use std::path::Path;
+
+use nashflock::results::{RoundRow, RunDir};
+use serde_json::Value;
+
+use crate::binary::{Folder, SYNTHETIC};
+
+/// A folder from which `scenarios/` can be reached.
+fn folder() -> Folder {
+    let folder = Folder::with("");
+    let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    std::os::unix::fs::symlink(scenarios, folder.path("scenarios")).expect("a link is made");
+    folder
+}
+
+/// Runs a shipped scenario into `out`.
+fn run(folder: &Folder, name: &str, out: &str, sets: &[&str]) -> Value {
+    let file = format!("scenarios/{name}.toml");
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let args = [&["run", &file, "--json", "--out", out], &sets[..]].concat();
+    let ended = folder.nashflock(&args);
+    assert_eq!(ended.code, Some(0), "{args:?}: {}", ended.stderr);
+    ended.json()
+}
+
+fn figure(summary: &Value, key: &str) -> f64 {
+    summary["convergence"][key].as_f64().unwrap_or_else(|| panic!("{key}: {summary}"))
+}
+
+#[test]
+fn the_skewed_source_is_loaded_evenly_and_meets_its_goals() {
+    let summary = run(&folder(), "synthetic-skew", "out", &[]);
+    assert!(figure(&summary, "max_over_mean_top_k") > 1.5, "there is something to balance");
+    assert!(figure(&summary, "max_over_mean_worst") <= 1.02);
+}
+
+#[test]
+fn in_the_race_each_router_ends_where_the_page_says() {
+    let folder = folder();
+    let race = |router: &str| {
+        run(&folder, "router-race", router, &[&format!("game.router={router}")])["convergence"]
+            .clone()
+    };
+    let of = |play: &Value, key: &str| play[key].as_f64().unwrap_or_else(|| panic!("{play}"));
+    let equilibrium = race("equilibrium");
+    assert!(of(&equilibrium, "relative_gap").abs() < 1e-12);
+    assert_eq!(of(&equilibrium, "max_over_mean_worst").to_bits(), 1.0_f64.to_bits());
+    let (quantile, sinkhorn) = (race("quantile_balancing"), race("sinkhorn"));
+    assert!(of(&quantile, "max_over_mean_worst") < 1.1, "{quantile}");
+    assert!(of(&sinkhorn, "max_over_mean_worst") > 2.0, "{sinkhorn}");
+    assert!(quantile["relative_gap"].is_null() && sinkhorn["relative_gap"].is_null());
+    let selfish = race("best_response");
+    assert_eq!(of(&selfish, "epsilon_nash").to_bits(), 0.0_f64.to_bits());
+    assert!(of(&selfish, "relative_gap") > 0.1, "{selfish}");
+    let plain = race("top_k");
+    assert!(of(&plain, "max_over_mean") > 2.0 && of(&plain, "score_loss") == 0.0);
+    // A router that drops pairs is held against the same control.
+    let dropping = race("top_k_capacity");
+    assert!(of(&dropping, "dropped_pairs") > 0.0, "{dropping}");
+    for play in [&equilibrium, &quantile, &sinkhorn, &selfish, &dropping] {
+        let control = of(play, "max_over_mean_top_k");
+        assert_eq!(control.to_bits(), of(&plain, "max_over_mean").to_bits(), "the same tokens");
+    }
+}
+
+#[test]
+fn smooth_learning_settles_under_stale_prices_and_always_switching_does_not() {
+    let folder = folder();
+    // The hottest expert over the fair share, batch by batch.
+    let balance = |out: &str, sets: &[&str]| -> Vec<f64> {
+        run(&folder, "staleness", out, sets);
+        let dir = RunDir::open(&folder.path(out)).expect("a run directory");
+        let rounds: Vec<RoundRow> = dir.read_table().expect("readable");
+        rounds.iter().map(|round| round.max_over_mean).collect()
+    };
+    let in_batch = ["game.information={kind=\"in-batch\"}", "game.router=equilibrium"];
+    let whole_batch = balance("in batch", &in_batch);
+    let plain = balance("plain", &["game.router=top_k"]);
+    for batches in [1, 8] {
+        let age = format!("game.information.batches={batches}");
+        let smooth = balance(&format!("smooth {batches}"), &[&age]);
+        assert_eq!(smooth[..batches], plain[..batches], "no prices are in force yet");
+        for (at, best) in whole_batch.iter().enumerate().skip(batches) {
+            assert!(smooth[at] < 1.25 * best, "age {batches}, batch {at}: {} {best}", smooth[at]);
+        }
+        let switch = ["game.router=always_switch", &age];
+        let switching = balance(&format!("switching {batches}"), &switch);
+        let last = switching.len() - 8;
+        let pairs = || switching.iter().zip(&whole_batch).skip(last);
+        assert!(pairs().all(|(switching, best)| *switching > 1.5 * best), "{switching:?}");
+    }
+}
+
+#[test]
+fn the_social_optimum_changes_no_play_and_what_it_cannot_give_says_why() {
+    let folder = Folder::with(SYNTHETIC);
+    let linear = ["--set", "game.cost=linear"];
+    let run = |out: &str, sets: &[&str]| {
+        let mut args = linear.to_vec();
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        folder.summary(out, &args)
+    };
+    let plain = run("without", &[]);
+    assert_eq!(plain["convergence"].get("social"), None);
+    let social = run("with", &["game.social_optimum=true"]);
+    assert_eq!(plain["state_hash"], social["state_hash"]);
+    assert!(social["convergence"]["social"]["price_of_anarchy"].as_f64() >= Some(1.0 - 1e-9));
+    for (router, absent, reason) in [
+        ("top_k", "price_of_anarchy", "a play is no equilibrium"),
+        ("top_k_capacity", "optimum", "not k experts a token"),
+    ] {
+        let router_set = format!("game.router={router}");
+        let summary = run(router, &["game.social_optimum=true", &router_set]);
+        let key = format!("convergence.social.{absent}");
+        assert!(summary["convergence"]["social"][absent].is_null(), "{router}: {summary}");
+        let given = summary["null_reasons"][&key].as_str().expect("a reason");
+        assert!(given.contains(reason), "{router}: {given}");
+    }
+}
+
+#[test]
+fn equilibria_cost_all_tokens_more_than_the_certified_social_optimum() {
+    let folder = folder();
+    let latency =
+        ["game.cost=latency", "game.service_ms=[1]", "game.window_ms=128", "game.price_per_ms=0.1"];
+    // The bounds at degree 1 and 4: 4/3 and 2.151 for many small tokens (Roughgarden 2003).
+    for (out, sets, least, most) in [
+        ("road", &[][..], 1.2, 2.151),
+        ("linear", &["game.degree=1"], 1.01, 1.1),
+        ("queue", &latency, 1.333, f64::INFINITY),
+    ] {
+        let summary = run(&folder, "price-of-anarchy", out, sets);
+        assert!(figure(&summary, "epsilon_nash") <= 1e-9, "{out}");
+        let social = &summary["convergence"]["social"];
+        let of = |key: &str| social[key].as_f64().unwrap_or_else(|| panic!("{key}: {social}"));
+        assert!(of("optimum") - of("optimum_bound") <= 1e-9 * of("optimum"), "{social}");
+        let ratio = of("price_of_anarchy");
+        assert!((ratio - of("cost") / of("optimum")).abs() < 1e-12, "{social}");
+        assert!((least..most).contains(&ratio), "{out}: {ratio}");
+    }
+    let quota = run(&folder, "price-of-anarchy", "quota", &["game.cost=quota"]);
+    let ratio = quota["convergence"]["social"]["price_of_anarchy"].as_f64().expect("proven");
+    assert!((ratio - 1.0).abs() < 1e-9, "a quota has no toll below it: {ratio}");
+}
