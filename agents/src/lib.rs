@@ -17,6 +17,7 @@ pub mod linear;
 pub mod orders;
 pub mod placement;
 pub mod precision;
+pub mod quantize;
 pub mod report;
 pub mod rng;
 pub mod round;

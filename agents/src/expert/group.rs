@@ -12,13 +12,15 @@
 use half::f16;
 
 /// The longest group.
-pub const MAX_GROUP: usize = 64;
-
-/// Clip steps tried at each end of a group's range.
-const CLIP_STEPS: u8 = 5;
+pub const MAX_GROUP: usize = 256;
 
 /// One clip step, as a share of the distance between codes.
 const CLIP_SHARE: f64 = 0.15;
+
+/// Clip steps tried at each end of a group's range: fewer codes are worth more clipping.
+fn clip_steps(levels: f64) -> u8 {
+    if levels < 4.0 { 8 } else { 5 }
+}
 
 /// Refits of the best candidate, at most.
 const REFITS: usize = 4;
@@ -30,7 +32,7 @@ pub struct Group {
     pub scale: f16,
     /// The weight of code 0.
     pub minimum: f16,
-    /// Sum of squared differences to the weights.
+    /// Sum of squared differences to the weights, times the importance of each.
     pub squared_error: f64,
     codes: [f64; MAX_GROUP],
 }
@@ -47,39 +49,81 @@ impl Group {
         self.codes[i] as u8
     }
 
+    /// A group with given codes and factors; its error is not known and left at 0.
+    pub(crate) fn with_codes(scale: f16, minimum: f16, given: &[u8]) -> Self {
+        let mut codes = [0.0; MAX_GROUP];
+        codes.iter_mut().zip(given).for_each(|(code, given)| *code = f64::from(*given));
+        Self { scale, minimum, squared_error: 0.0, codes }
+    }
+
     /// Quantizes at most [`MAX_GROUP`] weights to codes in `0..=max_code`.
     ///
     /// # Panics
     /// When `weights` is empty, too long or has a value that is not finite.
     #[must_use]
     pub fn fit(weights: &[f32], max_code: u8) -> Self {
+        Self::fit_weighted(weights, &[1.0; MAX_GROUP][..weights.len().min(MAX_GROUP)], max_code)
+    }
+
+    /// The same for errors that count as much as `importance` says, one value of at least 0 for
+    /// each weight: the mean square of the input that it multiplies, say.
+    ///
+    /// # Panics
+    /// As [`Self::fit`], and when there is not one importance a weight.
+    #[must_use]
+    pub fn fit_weighted(weights: &[f32], importance: &[f64], max_code: u8) -> Self {
+        assert_eq!(weights.len(), importance.len(), "one importance a weight");
         assert!((1..=MAX_GROUP).contains(&weights.len()), "a group has 1 to {MAX_GROUP} weights");
         assert!(weights.iter().all(|w| w.is_finite()), "weights are finite");
         let levels = f64::from(max_code);
         let low = f64::from(weights.iter().copied().fold(f32::INFINITY, f32::min));
         let high = f64::from(weights.iter().copied().fold(f32::NEG_INFINITY, f32::max));
 
-        let mut best = Self::coded(weights, levels, saturate((high - low) / levels), saturate(low));
+        let mut best = Self::coded(
+            weights,
+            importance,
+            levels,
+            saturate((high - low) / levels),
+            saturate(low),
+        );
         let floor = at_most(low);
-        best.replace_if_better(weights, levels, at_least((high - floor.to_f64()) / levels), floor);
+        best.replace_if_better(
+            weights,
+            importance,
+            levels,
+            at_least((high - floor.to_f64()) / levels),
+            floor,
+        );
         if high == low {
             return best;
         }
         let clip = CLIP_SHARE * (high - low) / levels;
-        for from_low in 0..CLIP_STEPS {
-            for from_high in 0..CLIP_STEPS {
+        for from_low in 0..clip_steps(levels) {
+            for from_high in 0..clip_steps(levels) {
                 let low = low + clip * f64::from(from_low);
                 let high = high - clip * f64::from(from_high);
                 let codes = codes(weights, levels, (high - low) / levels, low);
-                if let Some((scale, minimum)) = refit(weights, &codes) {
-                    best.replace_if_better(weights, levels, saturate(scale), saturate(minimum));
+                if let Some((scale, minimum)) = refit(weights, importance, &codes) {
+                    best.replace_if_better(
+                        weights,
+                        importance,
+                        levels,
+                        saturate(scale),
+                        saturate(minimum),
+                    );
                 }
             }
         }
         for _ in 0..REFITS {
             let before = best.squared_error;
-            if let Some((scale, minimum)) = refit(weights, &best.codes) {
-                best.replace_if_better(weights, levels, saturate(scale), saturate(minimum));
+            if let Some((scale, minimum)) = refit(weights, importance, &best.codes) {
+                best.replace_if_better(
+                    weights,
+                    importance,
+                    levels,
+                    saturate(scale),
+                    saturate(minimum),
+                );
             }
             if best.squared_error >= before {
                 break;
@@ -88,18 +132,26 @@ impl Group {
         best
     }
 
-    fn replace_if_better(&mut self, weights: &[f32], levels: f64, scale: f16, minimum: f16) {
-        let other = Self::coded(weights, levels, scale, minimum);
+    fn replace_if_better(
+        &mut self,
+        weights: &[f32],
+        importance: &[f64],
+        levels: f64,
+        scale: f16,
+        minimum: f16,
+    ) {
+        let other = Self::coded(weights, importance, levels, scale, minimum);
         if other.squared_error < self.squared_error {
             *self = other;
         }
     }
 
     /// The nearest codes under given factors.
-    fn coded(weights: &[f32], levels: f64, scale: f16, minimum: f16) -> Self {
+    fn coded(weights: &[f32], importance: &[f64], levels: f64, scale: f16, minimum: f16) -> Self {
         let (s, m) = (scale.to_f64(), minimum.to_f64());
         let codes = codes(weights, levels, s, m);
-        let [squared_error] = sums(weights, &codes, |w, q| [(s * q + m - w).powi(2)]);
+        let [squared_error] =
+            sums(weights, importance, &codes, |h, w, q| [h * (s * q + m - w).powi(2)]);
         Self { scale, minimum, squared_error, codes }
     }
 }
@@ -117,11 +169,12 @@ fn codes(weights: &[f32], levels: f64, scale: f64, minimum: f64) -> [f64; MAX_GR
 }
 
 /// Scale and minimum of least squared error for given codes, or nothing when all codes are equal.
-fn refit(weights: &[f32], codes: &[f64; MAX_GROUP]) -> Option<(f64, f64)> {
+fn refit(weights: &[f32], importance: &[f64], codes: &[f64; MAX_GROUP]) -> Option<(f64, f64)> {
     // Sums of distances to the first weight, so that a large common offset cancels nothing.
     let offset = f64::from(weights[0]);
-    let [q, qq, x, qx] = sums(weights, codes, |w, q| [q, q * q, w - offset, q * (w - offset)]);
-    let n = weights.len() as f64;
+    let [n, q, qq, x, qx] = sums(weights, importance, codes, |h, w, q| {
+        [h, h * q, h * q * q, h * (w - offset), h * q * (w - offset)]
+    });
     let determinant = n * qq - q * q;
     (determinant > 0.0)
         .then(|| ((n * qx - q * x) / determinant, (qq * x - q * qx) / determinant + offset))
@@ -131,23 +184,25 @@ fn refit(weights: &[f32], codes: &[f64; MAX_GROUP]) -> Option<(f64, f64)> {
 /// each other.
 fn sums<const N: usize>(
     weights: &[f32],
+    importance: &[f64],
     codes: &[f64; MAX_GROUP],
-    terms: impl Fn(f64, f64) -> [f64; N],
+    terms: impl Fn(f64, f64, f64) -> [f64; N],
 ) -> [f64; N] {
     let mut lanes = [[0.0; 4]; N];
-    let mut add = |lane: usize, w: f32, q: f64| {
-        for (sum, term) in lanes.iter_mut().zip(terms(f64::from(w), q)) {
+    let mut add = |lane: usize, h: f64, w: f32, q: f64| {
+        for (sum, term) in lanes.iter_mut().zip(terms(h, f64::from(w), q)) {
             sum[lane] += term;
         }
     };
     let (whole, rest) = weights.as_chunks::<4>();
-    for (w, q) in whole.iter().zip(codes.as_chunks::<4>().0) {
+    let (whole_h, rest_h) = importance.as_chunks::<4>();
+    for ((w, h), q) in whole.iter().zip(whole_h).zip(codes.as_chunks::<4>().0) {
         for lane in 0..4 {
-            add(lane, w[lane], q[lane]);
+            add(lane, h[lane], w[lane], q[lane]);
         }
     }
-    for (w, q) in rest.iter().zip(&codes[4 * whole.len()..]) {
-        add(0, *w, *q);
+    for ((w, h), q) in rest.iter().zip(rest_h).zip(&codes[4 * whole.len()..]) {
+        add(0, *h, *w, *q);
     }
     lanes.map(|[a, b, c, d]| (a + b) + (c + d))
 }
