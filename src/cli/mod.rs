@@ -4,6 +4,7 @@
 mod check;
 mod eval;
 mod progress;
+mod quantize;
 mod report;
 mod route;
 mod run;
@@ -38,6 +39,8 @@ enum Command {
     Route(route::RouteArgs),
     /// Score a text with a checkpoint
     Eval(eval::EvalArgs),
+    /// Write a checkpoint with quantized weights
+    Quantize(quantize::QuantizeArgs),
     /// Rebuild the report of a run directory
     Report(report::ReportArgs),
 }
@@ -85,6 +88,7 @@ pub fn main_with(registries: &Registries) -> ExitCode {
         Command::Schema => check::schema(),
         Command::Route(args) => route::route(&args, registries),
         Command::Eval(args) => eval::eval(&args),
+        Command::Quantize(args) => quantize::quantize(&args),
         Command::Report(args) => report::report(&args),
     };
     let (code, text) = match outcome {

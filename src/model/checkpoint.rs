@@ -212,6 +212,27 @@ impl Checkpoint {
         }
     }
 
+    /// Weights of the model, all of them.
+    #[must_use]
+    pub fn weights_count(&self) -> u64 {
+        self.tensors().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// Names and shapes of all tensors.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        expected_tensors(&self.config, self.family)
+    }
+
+    /// The values of a tensor of the model.
+    pub(super) fn tensor(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        self.weights.read(name)
+    }
+
+    /// The family's names.
+    pub(super) fn family(&self) -> &'static Architecture {
+        self.family
+    }
+
     fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {
         let read = |pattern| self.weights.read(&names::layer_tensor(pattern, layer));
         let ModelConfig { width, heads, head_dim, hidden, .. } = self.config;

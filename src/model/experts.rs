@@ -1,7 +1,7 @@
 //! Plain top-k routing with all experts in this process: the control of every run, and what
 //! `eval` scores.
 
-use super::checkpoint::{Checkpoint, CheckpointError};
+use super::checkpoint::{Checkpoint, CheckpointError, ExpertWeights};
 use super::config::MoeConfig;
 use agents::expert::{BitWidth, Expert};
 use agents::game::Choices;
@@ -50,6 +50,17 @@ impl LocalExperts {
             .map(|layer| (0..experts).into_par_iter().map(|expert| load(layer, expert)).collect())
             .collect::<Result<_, _>>()?;
         Ok(Self { layers, moe })
+    }
+
+    /// Experts that are held in f32 already, by layer; a dense model's networks are left out.
+    #[must_use]
+    pub fn of(weights: &[Vec<ExpertWeights>], moe: Option<MoeConfig>) -> Self {
+        let expert = |w: &ExpertWeights| {
+            Expert::quantize(w.shape, &w.gate, &w.up, &w.down, BitWidth::Full, 32)
+        };
+        let layers = weights.iter().filter(|_| moe.is_some());
+        let layers = layers.map(|layer| layer.par_iter().map(expert).collect()).collect();
+        Self { layers, moe }
     }
 
     /// One routed layer: `x` is `[tokens, width]`, `router_logits` is `[tokens, experts]`.

@@ -6,6 +6,7 @@ pub mod config;
 pub mod eval;
 pub mod experts;
 mod mapping;
+pub mod quantize;
 pub mod tokenizer;
 pub mod trunk;
 mod weights;

@@ -238,12 +238,26 @@ impl Pass<'_> {
     }
 
     fn attention(&self, weights: &LayerWeights) -> Vec<f32> {
-        let ModelConfig { heads, kv_heads, head_dim, rms_eps, clip_qkv, .. } = self.trunk.config;
         let mut input = self.hidden.clone();
-        rms_norm(&mut input, &weights.attention_norm, rms_eps);
-        let mut q = weights.query.product(&input);
-        let mut k = weights.key.product(&input);
-        let mut v = weights.value.product(&input);
+        rms_norm(&mut input, &weights.attention_norm, self.trunk.config.rms_eps);
+        let attended = self.trunk.attended(weights, &input, &self.rotary, self.window);
+        weights.attention_out.product(&attended)
+    }
+}
+
+impl Trunk {
+    /// What attention gives its output projection, `[tokens, heads · head_dim]`, for normed inputs.
+    pub(super) fn attended(
+        &self,
+        weights: &LayerWeights,
+        input: &[f32],
+        rotary: &Rotary,
+        window: usize,
+    ) -> Vec<f32> {
+        let ModelConfig { heads, kv_heads, head_dim, rms_eps, clip_qkv, .. } = self.config;
+        let mut q = weights.query.product(input);
+        let mut k = weights.key.product(input);
+        let mut v = weights.value.product(input);
         if let (Some(query_norm), Some(key_norm)) = (&weights.query_norm, &weights.key_norm) {
             rms_norm(&mut q, query_norm, rms_eps);
             rms_norm(&mut k, key_norm, rms_eps);
@@ -253,11 +267,10 @@ impl Pass<'_> {
                 *x = x.clamp(-bound, bound);
             }
         }
-        self.rotary.rotate(&mut q, heads);
-        self.rotary.rotate(&mut k, kv_heads);
-        let shape = AttentionShape { window: self.window, heads, kv_heads, head_dim };
-        let attended = causal_attention(&q, &k, &v, shape);
-        weights.attention_out.product(&attended)
+        rotary.rotate(&mut q, heads);
+        rotary.rotate(&mut k, kv_heads);
+        let shape = AttentionShape { window, heads, kv_heads, head_dim };
+        causal_attention(&q, &k, &v, shape)
     }
 }
 

@@ -92,6 +92,14 @@ impl Budget {
     }
 }
 
+impl std::str::FromStr for Budget {
+    type Err = BudgetError;
+
+    fn from_str(text: &str) -> Result<Self, BudgetError> {
+        Self::parse(text)
+    }
+}
+
 impl fmt::Display for Budget {
     /// In a form that [`Budget::parse`] reads back.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -42,6 +42,12 @@ impl Gptq {
         Self { columns: moments.columns(), plan: Plan::new(moments) }
     }
 
+    /// Inputs of the matrices.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// As [`gptq`] does.
     ///
     /// # Panics

@@ -1,0 +1,138 @@
+//! What each width costs each matrix, in nats of expected loss.
+//!
+//! Output errors of different matrices cannot be compared, so they are scaled by what they do to
+//! the model's predictions: all matrices of a kind in a layer are quantized at a trial width, the
+//! divergence from the exact model's next-token distribution is measured, and it is shared out to
+//! the matrices by their part of the output error `tr(Δ H Δᵀ)` that GPTQ leaves. Errors at other
+//! widths scale with it: the divergence is quadratic in a small change of the logits.
+
+use super::super::eval::WINDOW_TOKENS;
+use super::super::trunk::TokensError;
+use super::streams::{Inputs, embedding, visit};
+use super::{ExpertPart, Model, Part, Projection};
+use agents::precision::Unit;
+use agents::quantize::{Format, QuantizedMatrix};
+use agents::transformer::divergence;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// For each matrix, its cost at each format.
+pub(super) type Costs = BTreeMap<Part, Vec<f64>>;
+
+/// Windows on which divergence is measured.
+const DIVERGENCE_WINDOWS: usize = 12;
+
+/// Matrices whose divergence is measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Embedding,
+    Attention(usize, Projection),
+    Expert(usize, ExpertPart),
+    Head,
+}
+
+impl Kind {
+    fn of(part: Part) -> Self {
+        match part {
+            Part::Embedding => Self::Embedding,
+            Part::Head => Self::Head,
+            Part::Attention(layer, projection) => Self::Attention(layer, projection),
+            Part::Expert(layer, _, part) => Self::Expert(layer, part),
+        }
+    }
+}
+
+/// Measures all costs.
+pub(super) fn measure(
+    exact: &Model,
+    ids: &[u32],
+    frequencies: &[f64],
+    formats: &[Format],
+) -> Result<Costs, TokensError> {
+    // The width in the middle: large enough an error to be measured, small enough to be quadratic.
+    let trial = formats.len() / 2;
+    let mut errors: BTreeMap<Part, Vec<f64>> = BTreeMap::new();
+    let mut trials: BTreeMap<Kind, Vec<(Part, Vec<f32>)>> = BTreeMap::new();
+    visit(exact, &mut exact.clone(), ids, |part, weights, inputs| {
+        let quantized: Vec<(QuantizedMatrix, f64)> = match inputs {
+            Inputs::Tokens => formats
+                .iter()
+                .map(|format| {
+                    let matrix = embedding(&weights, frequencies, *format);
+                    let error = row_errors(&weights, &matrix.weights(), frequencies);
+                    (matrix, error)
+                })
+                .collect(),
+            Inputs::Moments { gptq, .. } => {
+                formats.iter().map(|format| gptq.quantize(&weights, *format)).collect()
+            }
+        };
+        errors.insert(part, quantized.iter().map(|(_, error)| *error).collect());
+        trials.entry(Kind::of(part)).or_default().push((part, quantized[trial].0.weights()));
+        None
+    })?;
+    let windows = ids.len() / WINDOW_TOKENS;
+    let taken = windows.min(DIVERGENCE_WINDOWS);
+    let some: Vec<u32> = (0..taken)
+        .flat_map(|at| &ids[at * windows / taken * WINDOW_TOKENS..][..WINDOW_TOKENS])
+        .copied()
+        .collect();
+    let reference = logits(exact, &some)?;
+    let mut scales = BTreeMap::new();
+    for (kind, parts) in trials {
+        let mut model = exact.clone();
+        let total: f64 = parts.iter().map(|(part, _)| errors[part][trial]).sum();
+        parts.into_iter().for_each(|(part, weights)| model.set(part, weights));
+        let own = logits(&model, &some)?;
+        let vocab = exact.trunk.config.vocab;
+        let rows = reference.par_chunks_exact(vocab).zip(own.par_chunks_exact(vocab));
+        let each: Vec<f64> = rows.map(|(a, b)| divergence(a, b)).collect();
+        let mean = each.iter().sum::<f64>() / each.len() as f64;
+        scales.insert(kind, if total > 0.0 { mean.max(0.0) / total } else { 0.0 });
+    }
+    let scaled = |(part, errors): (Part, Vec<f64>)| {
+        let scale = scales[&Kind::of(part)];
+        (part, errors.iter().map(|error| scale * error).collect())
+    };
+    Ok(errors.into_iter().map(scaled).collect())
+}
+
+/// Squared errors of rows, times how often they are looked up.
+fn row_errors(weights: &[f32], quantized: &[f32], frequencies: &[f64]) -> f64 {
+    let width = weights.len() / frequencies.len();
+    let rows = weights.chunks_exact(width).zip(quantized.chunks_exact(width)).zip(frequencies);
+    rows.map(|((a, b), frequency)| {
+        let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
+        frequency * squares.sum::<f64>()
+    })
+    .sum()
+}
+
+/// The model's logits, experts in f32 under plain top-k.
+fn logits(model: &Model, ids: &[u32]) -> Result<Vec<f32>, TokensError> {
+    let experts = model.local_experts();
+    let mut pass = model.trunk.begin(ids, WINDOW_TOKENS)?;
+    for layer in 0..model.trunk.layers.len() {
+        let Some(input) = pass.up_to_router(layer) else { continue };
+        let output = experts.forward(layer, input.hidden, input.router_logits).output;
+        pass.add_moe(layer, &output);
+    }
+    Ok(pass.logits())
+}
+
+/// Cost and bytes of each format for every matrix, in their order.
+pub(super) fn units(
+    costs: &Costs,
+    parts: &[(Part, usize)],
+    sizes: impl Fn(&(Part, usize)) -> (usize, usize),
+    formats: &[Format],
+) -> Vec<Unit> {
+    let unit = |part: &(Part, usize)| {
+        let (rows, columns) = sizes(part);
+        Unit {
+            costs: costs[&part.0].clone(),
+            bytes: formats.iter().map(|format| format.bytes(rows, columns)).collect(),
+        }
+    };
+    parts.iter().map(unit).collect()
+}

@@ -1,0 +1,311 @@
+//! Quantizes a whole checkpoint within a budget: every matrix but the routers, each at a width of
+//! its own.
+//!
+//! Three passes over calibration text. The first takes the second moments of every matrix's inputs
+//! and measures what each width costs (`costs`). The knapsack then picks widths. The last quantizes
+//! matrix by matrix in the order of the forward pass, each for the inputs that the matrices
+//! quantized before it really give (`streams`).
+
+mod costs;
+mod file;
+mod streams;
+
+pub use file::{QUANTIZED_FILE, QuantizedError, write};
+
+use super::checkpoint::{Checkpoint, CheckpointError, ExpertWeights};
+use super::eval::WINDOW_TOKENS;
+use super::experts::LocalExperts;
+use super::trunk::{FeedForwardWeights, Trunk};
+use agents::precision::{Allocation, AllocationError, allocate};
+use agents::quantize::{Format, QuantizedMatrix};
+use std::collections::BTreeMap;
+
+/// A matrix of a model, by what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Token embedding.
+    Embedding,
+    /// A projection of attention.
+    Attention(usize, Projection),
+    /// A matrix of an expert: layer, expert. A dense network counts as expert 0.
+    Expert(usize, usize, ExpertPart),
+    /// Output head.
+    Head,
+}
+
+/// Projections of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Projection {
+    Query,
+    Key,
+    Value,
+    Out,
+}
+
+/// Matrices of a SwiGLU network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum ExpertPart {
+    Gate,
+    Up,
+    Down,
+}
+
+/// What to quantize to, and by which text.
+#[derive(Clone, Debug)]
+pub struct QuantizeSettings {
+    /// Bytes that the whole model may take, norms and routers in f32 included.
+    pub budget_bytes: u64,
+    /// Formats to choose from for each matrix, at least one.
+    pub formats: Vec<Format>,
+    /// Calibration text as token ids.
+    pub calibration: Vec<u32>,
+    /// Windows of [`WINDOW_TOKENS`] tokens that are taken from it, evenly spaced.
+    pub windows: usize,
+}
+
+/// A quantized model.
+#[derive(Debug)]
+pub struct QuantizedModel {
+    /// Every quantized matrix.
+    pub matrices: BTreeMap<Part, QuantizedMatrix>,
+    /// What the widths cost in expected loss, and the bound below.
+    pub allocation: Allocation,
+    /// Bytes of the matrices and of everything that stays in f32.
+    pub bytes: u64,
+    /// Bytes of the model in f32.
+    pub bytes_f32: u64,
+    /// Experts (layer, expert) that saw fewer tokens than they have inputs, and how many.
+    pub rarely_seen: Vec<(usize, usize, usize)>,
+}
+
+/// Why a model cannot be quantized.
+#[derive(Debug, thiserror::Error)]
+pub enum QuantizeError {
+    /// The checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The budget.
+    #[error("{0} (and {1} bytes of norms and routers, which stay in f32)")]
+    Budget(AllocationError, u64),
+    /// The calibration text is too short.
+    #[error("the calibration text has {0} tokens; at least {min} are needed", min = WINDOW_TOKENS + 1)]
+    TooShort(usize),
+    /// Token ids outside the vocabulary.
+    #[error(transparent)]
+    Tokens(#[from] super::trunk::TokensError),
+}
+
+/// The weights of a model in f32, experts included.
+#[derive(Clone)]
+struct Model {
+    trunk: Trunk,
+    /// By layer and expert; a dense layer has its network as its only one.
+    experts: Vec<Vec<ExpertWeights>>,
+}
+
+impl QuantizedModel {
+    /// The model that the codes stand for, in f32: what surrounds the experts, and the experts.
+    ///
+    /// # Errors
+    /// When the checkpoint, the one that was quantized, cannot be read again.
+    pub fn decode(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> Result<(Trunk, LocalExperts), CheckpointError> {
+        let mut model = Model::load(checkpoint)?;
+        self.matrices.iter().for_each(|(part, matrix)| model.set(*part, matrix.weights()));
+        let experts = model.local_experts();
+        Ok((model.trunk, experts))
+    }
+}
+
+impl Model {
+    fn load(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        let config = &checkpoint.config;
+        let trunk = checkpoint.trunk()?;
+        let experts = (0..config.layers)
+            .map(|layer| match (&trunk.layers[layer].feed_forward, config.moe) {
+                (FeedForwardWeights::Dense(network), _) => {
+                    let (gate, up) = (network.gate.rows(), network.up.rows());
+                    let shape = agents::expert::ExpertShape {
+                        width: config.width,
+                        hidden: gate.len() / config.width,
+                    };
+                    Ok(vec![ExpertWeights { shape, gate, up, down: network.down.rows() }])
+                }
+                (FeedForwardWeights::Router(_), moe) => {
+                    let experts = moe.map_or(0, |moe| moe.experts);
+                    (0..experts).map(|expert| checkpoint.expert(layer, expert)).collect()
+                }
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { trunk, experts })
+    }
+
+    /// Every matrix with its number of inputs, in the order of the forward pass.
+    fn parts(&self) -> Vec<(Part, usize)> {
+        let width = self.trunk.config.width;
+        let mut parts = vec![(Part::Embedding, width)];
+        for (layer, experts) in self.experts.iter().enumerate() {
+            let attended = self.trunk.config.heads * self.trunk.config.head_dim;
+            use Projection::{Key, Out, Query, Value};
+            parts.extend([Query, Key, Value].map(|p| (Part::Attention(layer, p), width)));
+            parts.push((Part::Attention(layer, Out), attended));
+            for (e, expert) in experts.iter().enumerate() {
+                let of = |part| Part::Expert(layer, e, part);
+                parts.push((of(ExpertPart::Gate), width));
+                parts.push((of(ExpertPart::Up), width));
+                parts.push((of(ExpertPart::Down), expert.shape.hidden));
+            }
+        }
+        if !self.trunk.config.tied_head {
+            parts.push((Part::Head, width));
+        }
+        parts
+    }
+
+    /// The weights of a matrix, `[rows, inputs]`.
+    fn weights(&self, part: Part) -> Vec<f32> {
+        match part {
+            Part::Embedding => self.trunk.embedding.clone(),
+            Part::Head => self.trunk.head.rows(),
+            Part::Attention(layer, projection) => {
+                let layer = &self.trunk.layers[layer];
+                match projection {
+                    Projection::Query => layer.query.rows(),
+                    Projection::Key => layer.key.rows(),
+                    Projection::Value => layer.value.rows(),
+                    Projection::Out => layer.attention_out.rows(),
+                }
+            }
+            Part::Expert(layer, expert, part) => {
+                let expert = &self.experts[layer][expert];
+                match part {
+                    ExpertPart::Gate => expert.gate.clone(),
+                    ExpertPart::Up => expert.up.clone(),
+                    ExpertPart::Down => expert.down.clone(),
+                }
+            }
+        }
+    }
+
+    fn local_experts(&self) -> LocalExperts {
+        LocalExperts::of(&self.experts, self.trunk.config.moe)
+    }
+
+    /// Replaces a matrix.
+    fn set(&mut self, part: Part, weights: Vec<f32>) {
+        let width = self.trunk.config.width;
+        let matrix = |inputs| agents::linear::Weights::from_rows(&weights, inputs);
+        match part {
+            Part::Embedding => {
+                if self.trunk.config.tied_head {
+                    self.trunk.head = matrix(width);
+                }
+                self.trunk.embedding = weights;
+            }
+            Part::Head => self.trunk.head = matrix(width),
+            Part::Attention(layer, projection) => {
+                let layer = &mut self.trunk.layers[layer];
+                let inputs = weights.len() / layer_outputs(layer, projection);
+                let matrix = agents::linear::Weights::from_rows(&weights, inputs);
+                match projection {
+                    Projection::Query => layer.query = matrix,
+                    Projection::Key => layer.key = matrix,
+                    Projection::Value => layer.value = matrix,
+                    Projection::Out => layer.attention_out = matrix,
+                }
+            }
+            Part::Expert(layer, expert, part) => {
+                let expert = &mut self.experts[layer][expert];
+                if let FeedForwardWeights::Dense(network) =
+                    &mut self.trunk.layers[layer].feed_forward
+                {
+                    let matrix = |inputs| agents::linear::Weights::from_rows(&weights, inputs);
+                    match part {
+                        ExpertPart::Gate => network.gate = matrix(expert.shape.width),
+                        ExpertPart::Up => network.up = matrix(expert.shape.width),
+                        ExpertPart::Down => network.down = matrix(expert.shape.hidden),
+                    }
+                }
+                match part {
+                    ExpertPart::Gate => expert.gate = weights,
+                    ExpertPart::Up => expert.up = weights,
+                    ExpertPart::Down => expert.down = weights,
+                }
+            }
+        }
+    }
+}
+
+fn layer_outputs(layer: &super::trunk::LayerWeights, projection: Projection) -> usize {
+    match projection {
+        Projection::Query => layer.query.outputs(),
+        Projection::Key => layer.key.outputs(),
+        Projection::Value => layer.value.outputs(),
+        Projection::Out => layer.attention_out.outputs(),
+    }
+}
+
+/// Quantizes a model.
+///
+/// `progress` is told what is done.
+///
+/// # Errors
+/// When the checkpoint cannot be read, the budget cannot be met or the text is too short.
+pub fn quantize(
+    checkpoint: &Checkpoint,
+    settings: &QuantizeSettings,
+    mut progress: impl FnMut(&str),
+) -> Result<QuantizedModel, QuantizeError> {
+    let exact = Model::load(checkpoint)?;
+    let ids = sample(&settings.calibration, settings.windows)?;
+    let frequencies = frequencies(&settings.calibration, exact.trunk.config.vocab);
+    let parts = exact.parts();
+    let sizes = |(part, inputs): &(Part, usize)| (exact.weights(*part).len() / inputs, *inputs);
+    let bytes_f32 = 4 * checkpoint.weights_count();
+    let matrices_f32: u64 = parts.iter().map(sizes).map(|(r, c)| 4 * (r * c) as u64).sum();
+    let rest = bytes_f32 - matrices_f32;
+
+    progress("measuring what each width costs");
+    let costs = costs::measure(&exact, &ids, &frequencies, &settings.formats)?;
+    let units = costs::units(&costs, &parts, sizes, &settings.formats);
+    let budget = settings.budget_bytes.saturating_sub(rest);
+    let allocation =
+        allocate(&units, budget).map_err(|error| QuantizeError::Budget(error, rest))?;
+    let formats: BTreeMap<Part, Format> = parts
+        .iter()
+        .zip(&allocation.options)
+        .map(|((part, _), option)| (*part, settings.formats[*option]))
+        .collect();
+
+    progress("quantizing");
+    let done = streams::quantize_in_order(&exact, &ids, &frequencies, &formats)?;
+    let bytes = rest + done.matrices.values().map(QuantizedMatrix::bytes).sum::<u64>();
+    let (matrices, rarely_seen) = (done.matrices, done.rarely_seen);
+    Ok(QuantizedModel { matrices, allocation, bytes, bytes_f32, rarely_seen })
+}
+
+/// Evenly spaced windows of a text.
+fn sample(ids: &[u32], windows: usize) -> Result<Vec<u32>, QuantizeError> {
+    let all = ids.len().saturating_sub(1) / WINDOW_TOKENS;
+    if all == 0 {
+        return Err(QuantizeError::TooShort(ids.len()));
+    }
+    let taken = windows.clamp(1, all);
+    let starts = (0..taken).map(|at| at * all / taken * WINDOW_TOKENS);
+    Ok(starts.flat_map(|start| &ids[start..start + WINDOW_TOKENS]).copied().collect())
+}
+
+/// How often each symbol occurs, plus one.
+fn frequencies(ids: &[u32], vocab: usize) -> Vec<f64> {
+    let mut counts = vec![1.0; vocab];
+    for id in ids {
+        if let Some(count) = counts.get_mut(*id as usize) {
+            *count += 1.0;
+        }
+    }
+    counts
+}
