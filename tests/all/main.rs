@@ -8,6 +8,8 @@ mod cli_placement;
 mod cli_readme;
 mod cli_route;
 mod cli_run;
+mod families;
+mod gguf;
 mod nodes;
 mod parity;
 mod results;
