@@ -10,6 +10,8 @@ pub struct Architecture {
     pub model_type: &'static str,
     /// `general.architecture` of a GGUF file; none where such files are not supported.
     pub gguf: Option<&'static str>,
+    /// Whether queries, keys and values are made of low-rank latents (multi-head latent attention).
+    pub latent_attention: bool,
     /// What queries and keys pass before the rotation.
     pub query_key_norm: QueryKeyNorm,
     /// Rotary base where the configuration names none.
@@ -64,12 +66,23 @@ pub struct MoeFamily {
     pub score: ScoreFunction,
     /// When gates are divided by their sum.
     pub normalise: Normalise,
-    /// By what the best groups are found, where the family can limit a token to some.
-    pub groups: Option<GroupWorth>,
+    /// How a token is limited to some groups, where the family can do so.
+    pub groups: Option<GroupFamily>,
     /// Whether each expert has a bias for selection.
     pub selection_bias: bool,
     /// A network that every token passes besides its experts.
     pub shared: SharedExpert,
+}
+
+/// How a family limits a token to some groups of experts.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupFamily {
+    /// By what the best groups are found.
+    pub worth: GroupWorth,
+    /// `topk_method` that asks for it.
+    pub method: &'static str,
+    /// `topk_method` when it is absent.
+    pub default_method: &'static str,
 }
 
 /// When the gates of a token are divided by their sum.
@@ -113,6 +126,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "llama",
         gguf: Some("llama"),
+        latent_attention: false,
         query_key_norm: QueryKeyNorm::Absent,
         rope_theta_default: 10_000.0,
         attention_bias: NO_BIAS,
@@ -122,6 +136,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "olmoe",
         gguf: Some("olmoe"),
+        latent_attention: false,
         query_key_norm: QueryKeyNorm::AllHeads,
         rope_theta_default: 10_000.0,
         attention_bias: NO_BIAS,
@@ -131,6 +146,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "mixtral",
         gguf: Some("llama"),
+        latent_attention: false,
         query_key_norm: QueryKeyNorm::Absent,
         rope_theta_default: 1_000_000.0,
         attention_bias: NO_BIAS,
@@ -145,6 +161,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "qwen2_moe",
         gguf: Some("qwen2moe"),
+        latent_attention: false,
         query_key_norm: QueryKeyNorm::Absent,
         rope_theta_default: 10_000.0,
         attention_bias: AttentionBias { key: "qkv_bias", default: true, output: false },
@@ -154,11 +171,55 @@ pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "qwen3_moe",
         gguf: Some("qwen3moe"),
+        latent_attention: false,
         query_key_norm: QueryKeyNorm::EachHead,
         rope_theta_default: 10_000.0,
         attention_bias: NO_BIAS,
         moe: Some(SOFTMAX),
         names: &[names::HUGGING_FACE, names::HUGGING_FACE_FUSED],
+    },
+    Architecture {
+        model_type: "deepseek_v2",
+        gguf: None,
+        latent_attention: true,
+        query_key_norm: QueryKeyNorm::Absent,
+        rope_theta_default: 10_000.0,
+        attention_bias: NO_BIAS,
+        moe: Some(MoeFamily {
+            experts_keys: &["n_routed_experts", "num_experts"],
+            // The authors' own code and the library disagree on what normalising would do.
+            normalise: Normalise::Never,
+            groups: Some(GroupFamily {
+                worth: GroupWorth::Best,
+                method: "group_limited_greedy",
+                default_method: "greedy",
+            }),
+            shared: SharedExpert::Plain,
+            ..SOFTMAX
+        }),
+        names: &[names::DEEPSEEK, names::DEEPSEEK_FUSED],
+    },
+    Architecture {
+        model_type: "deepseek_v3",
+        gguf: None,
+        latent_attention: true,
+        query_key_norm: QueryKeyNorm::Absent,
+        rope_theta_default: 10_000.0,
+        attention_bias: NO_BIAS,
+        moe: Some(MoeFamily {
+            experts_keys: &["n_routed_experts", "num_experts", "num_local_experts"],
+            score: ScoreFunction::Sigmoid,
+            normalise: Normalise::Key(true),
+            groups: Some(GroupFamily {
+                worth: GroupWorth::BestTwo,
+                method: "noaux_tc",
+                default_method: "noaux_tc",
+            }),
+            selection_bias: true,
+            shared: SharedExpert::Plain,
+            ..SOFTMAX
+        }),
+        names: &[names::DEEPSEEK, names::DEEPSEEK_FUSED],
     },
 ];
 

@@ -9,9 +9,7 @@ use super::config::ModelConfig;
 use super::expected::expected_tensors;
 use super::gguf_config;
 use super::names::{self, ExpertNames, Projections, TensorNames};
-use super::trunk::{
-    AttentionBiases, FeedForwardWeights, LayerWeights, SharedExpert, SwiGlu, Trunk,
-};
+use super::trunk::Trunk;
 use super::weights::{INDEX_FILE, SINGLE_FILE, Weights, read_json};
 use agents::expert::ExpertShape;
 use agents::linear;
@@ -22,12 +20,12 @@ use std::path::{Path, PathBuf};
 pub struct Checkpoint {
     /// Sizes and switches.
     pub config: ModelConfig,
-    family: &'static Architecture,
-    names: TensorNames,
-    weights: Weights,
+    pub(super) family: &'static Architecture,
+    pub(super) names: TensorNames,
+    pub(super) weights: Weights,
     /// Whether the rows of queries and keys come in the order of llama.cpp's rotation, which pairs
     /// neighbours where ours pairs the halves of a head.
-    pairs_neighbours: bool,
+    pub(super) pairs_neighbours: bool,
 }
 
 /// The matrices of one expert.
@@ -260,79 +258,8 @@ impl Checkpoint {
         }
     }
 
-    fn is_routed(&self, layer: usize) -> bool {
+    pub(super) fn is_routed(&self, layer: usize) -> bool {
         self.config.routed_layers.binary_search(&layer).is_ok()
-    }
-
-    fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {
-        let ModelConfig { width, heads, kv_heads, head_dim, .. } = self.config;
-        let names = &self.names;
-        let read = |pattern: &str| self.weights.read(&names::layer_tensor(pattern, layer));
-        let matrix = |pattern, inputs| Ok(linear::Weights::from_rows(&read(pattern)?, inputs));
-        let rotated = |pattern: &str, heads, inputs| {
-            let rows = read(pattern)?;
-            Ok(if self.pairs_neighbours { halves(&rows, heads, head_dim, inputs) } else { rows })
-        };
-        let norm = |pattern| {
-            let has_norm = self.family.query_key_norm != super::architecture::QueryKeyNorm::Absent;
-            if has_norm { read(pattern).map(Some) } else { Ok(None) }
-        };
-        let biases = if self.config.attention_bias {
-            let out = names::bias(names.attention_out);
-            Some(AttentionBiases {
-                query: rotated(&names::bias(names.query), heads, 1)?,
-                key: rotated(&names::bias(names.key), kv_heads, 1)?,
-                value: read(&names::bias(names.value))?,
-                out: if self.family.attention_bias.output { Some(read(&out)?) } else { None },
-            })
-        } else {
-            None
-        };
-        Ok(LayerWeights {
-            attention_norm: read(names.attention_norm)?,
-            query: linear::Weights::from_rows(&rotated(names.query, heads, width)?, width),
-            key: linear::Weights::from_rows(&rotated(names.key, kv_heads, width)?, width),
-            value: matrix(names.value, width)?,
-            attention_out: matrix(names.attention_out, heads * head_dim)?,
-            biases,
-            query_norm: norm(names.query_norm)?,
-            key_norm: norm(names.key_norm)?,
-            feed_forward_norm: read(names.feed_forward_norm)?,
-            feed_forward: self.feed_forward(layer)?,
-        })
-    }
-
-    fn feed_forward(&self, layer: usize) -> Result<FeedForwardWeights, CheckpointError> {
-        let matrix = |pattern, inputs| -> Result<_, CheckpointError> {
-            let rows = self.weights.read(&names::layer_tensor(pattern, layer))?;
-            Ok(linear::Weights::from_rows(&rows, inputs))
-        };
-        let width = self.config.width;
-        let network = |parts: Projections, hidden| -> Result<_, CheckpointError> {
-            Ok(SwiGlu {
-                gate: matrix(parts.gate, width)?,
-                up: matrix(parts.up, width)?,
-                down: matrix(parts.down, hidden)?,
-            })
-        };
-        let moe = match self.config.moe {
-            Some(moe) if self.is_routed(layer) => moe,
-            _ => {
-                return Ok(FeedForwardWeights::Dense(network(
-                    self.names.dense,
-                    self.config.hidden,
-                )?));
-            }
-        };
-        let shared = match moe.shared_hidden {
-            None => None,
-            Some(hidden) => {
-                let gated = self.family.has_shared_gate();
-                let gate = gated.then(|| matrix(self.names.shared_gate, width)).transpose()?;
-                Some(SharedExpert { network: network(self.names.shared, hidden)?, gate })
-            }
-        };
-        Ok(FeedForwardWeights::Routed { router: matrix(self.names.router, width)?, shared })
     }
 
     /// What keeps the tensors from being the model of the configuration.
@@ -370,18 +297,6 @@ fn chosen(names: &[TensorNames], config: &ModelConfig, weights: &Weights) -> Ten
         weights.find(&names::expert_tensor(names.experts.first(), layer, 0)).is_some()
     };
     *names.iter().find(there).unwrap_or(&names[0])
-}
-
-/// Puts the rows of each head (`[head_dim, inputs]`) from neighbouring pairs into the order of the
-/// "rotate half" layout: first the first of every pair, then the second of every pair.
-fn halves(rows: &[f32], heads: usize, head_dim: usize, inputs: usize) -> Vec<f32> {
-    assert_eq!(rows.len(), heads * head_dim * inputs, "whole heads");
-    let mut out = Vec::with_capacity(rows.len());
-    for head in rows.chunks_exact(head_dim * inputs) {
-        let of_pairs = |which| head.chunks_exact(inputs).skip(which).step_by(2);
-        of_pairs(0).chain(of_pairs(1)).for_each(|row| out.extend_from_slice(row));
-    }
-    out
 }
 
 fn listed(problems: &[TensorProblem]) -> String {

@@ -1,10 +1,12 @@
 //! `config.json` of a checkpoint: sizes and switches, and a refusal of what is not supported.
 
 use super::architecture::{
-    Architecture, MoeFamily, Normalise, SharedExpert, architecture, supported_model_types,
+    Architecture, GroupFamily, MoeFamily, Normalise, SharedExpert, architecture,
+    supported_model_types,
 };
 use super::keys::Keys;
-use agents::routing::{GroupLimit, Routing};
+use super::latent::LatentConfig;
+use agents::routing::{GroupLimit, Routing, ScoreFunction};
 use serde_json::Value;
 
 /// Sizes and switches of a model.
@@ -38,6 +40,9 @@ pub struct ModelConfig {
     pub attention_bias: bool,
     /// Bound on the magnitude of queries, keys and values.
     pub clip_qkv: Option<f32>,
+    /// Present where queries, keys and values are made of latents. Then `head_dim` counts the
+    /// rotated components of a head alone.
+    pub latent: Option<LatentConfig>,
     /// Present for Mixture-of-Experts models.
     pub moe: Option<MoeConfig>,
     /// The routed layers, ascending; the others are dense.
@@ -75,7 +80,7 @@ impl ModelConfig {
             return Err(vec![format!("`model_type` is {model_type:?}; supported are {known}")]);
         };
         let mut keys = Keys { json, problems: Vec::new() };
-        refuse_unsupported(&mut keys);
+        refuse_unsupported(&mut keys, family);
         let config = read(&mut keys, family);
         check_sizes(&mut keys, &config);
         if keys.problems.is_empty() { Ok((config, family)) } else { Err(keys.problems) }
@@ -88,6 +93,8 @@ fn read(keys: &mut Keys<'_>, family: &'static Architecture) -> ModelConfig {
     let moe = family.moe.as_ref().map(|family| read_moe(keys, family));
     let routed_layers = if moe.is_some() { routed_layers(keys, layers) } else { Vec::new() };
     let is_dense = |layers: usize| routed_layers.len() < layers;
+    let rope_theta = rope_theta(keys, family.rope_theta_default);
+    let latent = family.latent_attention.then(|| LatentConfig::read(keys, rope_theta));
     #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
     let (rms_eps, clip_qkv) = (
         keys.positive("rms_norm_eps", None) as f32,
@@ -99,15 +106,19 @@ fn read(keys: &mut Keys<'_>, family: &'static Architecture) -> ModelConfig {
         layers,
         heads,
         kv_heads: keys.optional_size("num_key_value_heads").unwrap_or(heads),
-        head_dim: keys.optional_size("head_dim").unwrap_or(width / heads.max(1)),
+        head_dim: match &latent {
+            Some(latent) => latent.rotated,
+            None => keys.optional_size("head_dim").unwrap_or(width / heads.max(1)),
+        },
         hidden: if is_dense(layers) { keys.size("intermediate_size") } else { 0 },
         vocab: keys.size("vocab_size"),
         max_positions: keys.size("max_position_embeddings"),
         rms_eps,
-        rope_theta: rope_theta(keys, family.rope_theta_default),
+        rope_theta,
         tied_head: keys.flag("tie_word_embeddings", false),
         attention_bias: keys.flag(family.attention_bias.key, family.attention_bias.default),
         clip_qkv,
+        latent,
         moe,
         routed_layers,
     }
@@ -141,16 +152,27 @@ fn read_moe(keys: &mut Keys<'_>, family: &MoeFamily) -> MoeConfig {
         },
         routing: Routing {
             score: family.score,
-            groups: family.groups.and_then(|worth| {
-                let groups = keys.optional_size("n_group")?;
-                let kept = keys.size("topk_group");
-                (groups > 1).then_some(GroupLimit { groups, kept, worth })
-            }),
+            groups: family.groups.and_then(|family| read_groups(keys, family)),
             normalise,
             #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
             scale: keys.positive("routed_scaling_factor", Some(1.0)) as f32,
         },
     }
+}
+
+fn read_groups(keys: &mut Keys<'_>, family: GroupFamily) -> Option<GroupLimit> {
+    let method = keys.present("topk_method").map_or(Some(family.default_method), Value::as_str);
+    if method == Some("greedy") && family.default_method == "greedy" {
+        return None;
+    }
+    if method != Some(family.method) {
+        let (known, default) = (family.method, family.default_method);
+        keys.problems
+            .push(format!("`topk_method` is {method:?}; supported are {known}, {default}"));
+    }
+    let groups = keys.size("n_group");
+    let kept = keys.size("topk_group");
+    (groups > 1).then_some(GroupLimit { groups, kept, worth: family.worth })
 }
 
 /// Layers below `first_k_dense_replace`, those of `mlp_only_layers`, and all but each
@@ -183,13 +205,26 @@ fn routed_layers(keys: &mut Keys<'_>, layers: usize) -> Vec<usize> {
 }
 
 /// What would run but give wrong numbers.
-fn refuse_unsupported(keys: &mut Keys<'_>) {
+fn refuse_unsupported(keys: &mut Keys<'_>, family: &Architecture) {
     match keys.present("hidden_act").map(Value::as_str) {
         Some(Some("silu")) => {}
         other => keys.problems.push(format!(
             "`hidden_act` is {}; only \"silu\" is supported",
             other.flatten().map_or("absent or not text".into(), |name| format!("{name:?}"))
         )),
+    }
+    if let (Some(moe), Some(score)) = (&family.moe, keys.present("scoring_func")) {
+        let own = if moe.score == ScoreFunction::Softmax { "softmax" } else { "sigmoid" };
+        if score != own {
+            keys.problems.push(format!("`scoring_func` is {score}; this family's is \"{own}\""));
+        }
+    }
+    if keys.present("moe_layer_freq").is_some_and(|step| *step != 1) {
+        keys.problems.push("`moe_layer_freq` is not 1; that is not supported".into());
+    }
+    if family.latent_attention && keys.flag("attention_bias", false) {
+        let problem = "`attention_bias` is true; latent attention has none here";
+        keys.problems.push(problem.into());
     }
     if keys.flag("mlp_bias", false) {
         keys.problems.push("`mlp_bias` is true; biases of networks are not supported".into());
@@ -205,7 +240,9 @@ fn refuse_unsupported(keys: &mut Keys<'_>) {
     for key in ["rope_scaling", "rope_parameters"] {
         let Some(rope) = keys.present(key) else { continue };
         let kind = rope.get("rope_type").or_else(|| rope.get("type"));
-        if !kind.is_none_or(|kind| kind == "default") {
+        // Latent attention reads this one itself.
+        let is_yarn = family.latent_attention && kind.is_some_and(|kind| kind == "yarn");
+        if !is_yarn && !kind.is_none_or(|kind| kind == "default") {
             let kind = kind.map(Value::to_string).unwrap_or_default();
             keys.problems.push(format!("`{key}` asks for {kind}; only \"default\" is supported"));
         }
@@ -231,7 +268,7 @@ fn check_sizes(keys: &mut Keys<'_>, config: &ModelConfig) {
             format!("`num_key_value_heads` is {kv_heads}, which does not divide {heads} heads"),
         );
         check(
-            has_head_dim || width.is_multiple_of(heads),
+            has_head_dim || config.latent.is_some() || width.is_multiple_of(heads),
             format!("`hidden_size` is {width}, which {heads} heads do not divide"),
         );
     }

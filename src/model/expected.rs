@@ -22,7 +22,10 @@ pub(super) fn expected_tensors<'a>(
         outer.push((names.head.to_owned(), vec![vocab, width]));
     }
     outer.into_iter().chain((0..config.layers).flat_map(move |layer| {
-        let attention = attention(config, family, names, layer);
+        let attention = match &config.latent {
+            Some(latent) => latent.expected_tensors(config, names, layer),
+            None => attention(config, family, names, layer),
+        };
         attention.into_iter().chain(match config.moe {
             Some(moe) if config.routed_layers.binary_search(&layer).is_ok() => {
                 routed(config, moe, family, names, layer)

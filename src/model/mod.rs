@@ -12,6 +12,8 @@ mod gguf;
 mod gguf_config;
 mod gguf_tokenizer;
 mod keys;
+pub mod latent;
+mod layers;
 mod mapping;
 pub mod names;
 pub mod tokenizer;

@@ -187,6 +187,20 @@ const GGUF_STACKED: TensorNames = TensorNames {
     shared_gate: "blk.{layer}.ffn_gate_inp_shexp.weight",
 };
 
+/// Names of DeepSeek, each expert by itself.
+pub const DEEPSEEK: TensorNames = TensorNames {
+    shared: Projections {
+        gate: "model.layers.{layer}.mlp.shared_experts.gate_proj.weight",
+        up: "model.layers.{layer}.mlp.shared_experts.up_proj.weight",
+        down: "model.layers.{layer}.mlp.shared_experts.down_proj.weight",
+    },
+    ..HUGGING_FACE
+};
+
+/// Names of DeepSeek with the experts of a layer in two tensors.
+pub const DEEPSEEK_FUSED: TensorNames =
+    TensorNames { experts: HUGGING_FACE_FUSED.experts, ..DEEPSEEK };
+
 /// The name of a layer's tensor.
 #[must_use]
 pub fn layer_tensor(pattern: &str, layer: usize) -> String {

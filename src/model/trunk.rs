@@ -5,6 +5,7 @@
 //! run here; for a routed layer the caller gets its input and router logits and returns its output.
 
 use super::config::ModelConfig;
+use super::latent::LatentWeights;
 use agents::linear::{self, Weights};
 use agents::routing::sigmoid;
 use agents::transformer::{
@@ -32,7 +33,8 @@ pub struct Trunk {
 pub struct LayerWeights {
     /// `[width]`.
     pub attention_norm: Vec<f32>,
-    /// `[heads · head_dim, width]`.
+    /// `[heads · head_dim, width]`. Where there are latents, this projects the queries', the next
+    /// two the keys' and values', and heads have the sizes of [`super::latent::LatentConfig`].
     pub query: Weights,
     /// `[kv_heads · head_dim, width]`.
     pub key: Weights,
@@ -40,6 +42,8 @@ pub struct LayerWeights {
     pub value: Weights,
     /// `[width, heads · head_dim]`.
     pub attention_out: Weights,
+    /// What makes latents of a hidden state, where the family has them.
+    pub latent: Option<LatentWeights>,
     /// Where the family has them.
     pub biases: Option<AttentionBiases>,
     /// `[heads · head_dim]`, or `[head_dim]` for each head by itself, where the family has one.
@@ -175,7 +179,10 @@ impl Trunk {
         let rows = ids.iter().flat_map(|id| &self.embedding[*id as usize * width..][..width]);
         Ok(Pass {
             trunk: self,
-            rotary: Rotary::new(window, head_dim, self.config.rope_theta),
+            rotary: match &self.config.latent {
+                Some(latent) => latent.rotary(window),
+                None => Rotary::new(window, head_dim, self.config.rope_theta),
+            },
             window,
             hidden: rows.copied().collect(),
             moe_input: Vec::new(),
@@ -293,6 +300,10 @@ impl Pass<'_> {
         let ModelConfig { heads, kv_heads, head_dim, rms_eps, clip_qkv, .. } = self.trunk.config;
         let mut input = self.hidden.clone();
         rms_norm(&mut input, &weights.attention_norm, rms_eps);
+        if let (Some(config), Some(latent)) = (&self.trunk.config.latent, &weights.latent) {
+            let window = (&self.rotary, self.window);
+            return config.attention(weights, latent, &input, heads, window);
+        }
         let mut q = weights.query.product(&input);
         let mut k = weights.key.product(&input);
         let mut v = weights.value.product(&input);

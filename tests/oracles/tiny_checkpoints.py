@@ -46,7 +46,13 @@ FAMILIES = {
     "deepseek_v2": dict(
         MLA, q_lora_rank=None, topk_method="group_limited_greedy", n_shared_experts=2, routed_scaling_factor=1.5,
     ),
-    "deepseek_v3": dict(MLA, q_lora_rank=12, n_shared_experts=1, routed_scaling_factor=2.5),
+    "deepseek_v3": dict(
+        MLA, q_lora_rank=12, n_shared_experts=1, routed_scaling_factor=2.5, qk_rope_head_dim=8, qk_nope_head_dim=4,
+        v_head_dim=14, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 8,
+            "beta_fast": 4.0, "beta_slow": 0.25, "mscale": 1.0, "mscale_all_dim": 0.7,
+        },
+    ),
 }
 
 
