@@ -1,9 +1,15 @@
 //! Tiny random checkpoints of every family against what another library computes with them:
 //! `tests/oracles/tiny_checkpoints.py` writes both.
 
-use agents::expert::BitWidth;
+use agents::expert::{BitWidth, Expert};
+use agents::game::{CostSettings, TopK};
+use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
+use agents::orders::{NodeReply, Orders, Replies};
+use agents::round::{Arena, Perception};
+use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
 use nashflock::model::checkpoint::Checkpoint;
 use nashflock::model::experts::{LocalExperts, MoeOutput};
+use nashflock::source::{CheckpointSource, ScoreSource};
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -111,4 +117,89 @@ fn experts_stacked_in_two_tensors_are_the_same_experts() {
     std::fs::copy(tiny("mixtral-fused.safetensors"), weights).expect("space");
     let oracle = "mixtral/oracle.safetensors";
     assert!(assert_agrees(folder.path(), oracle) == assert_agrees(&tiny("mixtral"), oracle));
+}
+
+/// An arena in which the source's own routing plays plain top-k on one node.
+fn top_k_arena(source: &CheckpointSource<'_>, tokens: usize) -> Arena {
+    let shape = source.shape();
+    let layers = (0..shape.layers).map(LayerId::from_index).map(|layer| LayerSettings {
+        router: source.router_rows(layer),
+        bits: vec![BitWidth::Full; shape.experts],
+        hosts: vec![vec![NodeId(0)]; shape.experts],
+        selection_bias: source.selection_bias(layer),
+    });
+    Arena::new(WorldSettings {
+        tokens_max: tokens,
+        nodes: 1,
+        layers: layers.collect(),
+        rules: Rules {
+            top_k: shape.top_k,
+            affinity: Affinity::Probability,
+            routing: shape.routing,
+            router: Box::new(TopK),
+            cost: CostSettings::Linear { price_per_fair_share: 0.1 },
+            flock: None,
+        },
+    })
+}
+
+/// What the one node answers.
+fn computed(source: &CheckpointSource<'_>, orders: &Orders, hidden: &[f32]) -> Replies {
+    let width = source.shape().width;
+    let answer = |expert: ExpertId, rows: Vec<f32>| {
+        let weights = source.expert(orders.layer, expert).expect("finite weights");
+        let (gate, up, down) = (&weights.gate, &weights.up, &weights.down);
+        let expert = Expert::quantize(weights.shape, gate, up, down, BitWidth::Full, 32);
+        let mut out = vec![0.0; rows.len()];
+        expert.forward(&rows, &mut out);
+        out
+    };
+    let nodes = orders.nodes.iter().map(|order| NodeReply {
+        node: order.node,
+        outputs: order
+            .groups
+            .iter()
+            .flat_map(|group| {
+                let row = |token: usize| &hidden[token * width..][..width];
+                let rows = group.tokens.iter().flat_map(|token| row(token.index()));
+                answer(group.expert, rows.copied().collect())
+            })
+            .collect(),
+        compute_ns: 0,
+    });
+    Replies { nodes: nodes.collect() }
+}
+
+#[test]
+fn top_k_in_the_game_is_the_model_as_it_was_trained() {
+    for family in &["olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"] {
+        let checkpoint = Checkpoint::open(&tiny(family)).expect("committed");
+        let trunk = checkpoint.trunk().expect("finite weights");
+        let (ids, oracle) = oracle(&format!("{family}/oracle.safetensors"));
+        let length = WINDOW - 1;
+        let mut source =
+            CheckpointSource::new(&checkpoint, &trunk, &ids[..WINDOW], length).expect("a window");
+        let mut arena = top_k_arena(&source, length);
+        let requests = [RequestId(0)];
+        source.begin(&requests);
+        for layer in (0..source.shape().layers).map(LayerId::from_index) {
+            let input = source.perceive(layer);
+            let seats = vec![RequestId(0); length];
+            let (step, logits) = (StepId(0), input.logits.as_slice());
+            let perception = Perception { step, layer, requests: &seats, logits };
+            let orders = arena.decide(&perception).expect("finite logits").orders;
+            let replies = computed(&source, &orders, &input.hidden);
+            let output = arena.absorb(orders, replies, source.shape().width).expect("whole");
+            source.absorb(layer, &output);
+        }
+        let loss = source.finish().expect("text is scored")[0];
+        let rows = oracle["logits"].chunks_exact(trunk.config.vocab).zip(&ids[1..WINDOW]);
+        let exact: f64 = rows
+            .map(|(row, target)| {
+                let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+                sum.ln() - f64::from(row[*target as usize])
+            })
+            .sum();
+        assert!((loss / exact - 1.0).abs() < 1e-5, "{family}: {loss} {exact}");
+    }
 }
