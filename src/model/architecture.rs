@@ -235,3 +235,25 @@ pub fn supported_model_types() -> String {
     let known: Vec<_> = ARCHITECTURES.iter().map(|row| row.model_type).collect();
     known.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::ARCHITECTURES;
+
+    #[test]
+    fn the_page_of_checkpoints_lists_every_family_and_no_other() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/checkpoints.md");
+        let page = std::fs::read_to_string(path).expect("the page is there");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `")).skip(1);
+        let listed: Vec<(String, String)> = rows
+            .filter_map(|row| {
+                let (family, rest) = row.split_once("` | ")?;
+                Some((family.to_owned(), rest.split_once(" | ")?.0.to_owned()))
+            })
+            .collect();
+        let gguf = |name: Option<&str>| name.map_or("no".to_owned(), |name| format!("`{name}`"));
+        let known: Vec<(String, String)> =
+            ARCHITECTURES.iter().map(|row| (row.model_type.to_owned(), gguf(row.gguf))).collect();
+        assert_eq!(listed, known);
+    }
+}
