@@ -5,6 +5,7 @@
 
 use super::blocks::ElementType;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 
 /// What a GGUF file starts with.
@@ -36,6 +37,19 @@ pub(super) enum Entry {
     Texts(Range<usize>),
     /// Numbers or flags, little-endian.
     Numbers(Range<usize>),
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsigned(number) => write!(out, "{number}"),
+            Self::Signed(number) => write!(out, "{number}"),
+            Self::Float(number) => write!(out, "{number}"),
+            Self::Flag(flag) => write!(out, "{flag}"),
+            Self::Text(text) => write!(out, "{text:?}"),
+            Self::Texts(_) | Self::Numbers(_) => out.write_str("a list"),
+        }
+    }
 }
 
 /// A tensor, wholly inside the file where its type is known.

@@ -71,7 +71,12 @@ pub(super) fn config_json(header: &Header, weights: &Weights) -> Result<Value, V
     set("hidden_act", json!("silu"));
     if let (Some(moe), Some(experts)) = (&family.moe, experts) {
         set(moe.experts_keys[0], json!(experts));
-        set("norm_topk_prob", json!(arch == "qwen3moe"));
+        // Files of these families seldom say so: it is what their readers assume.
+        let normalise = match read("expert_weights_norm") {
+            Some(Entry::Flag(normalise)) => *normalise,
+            _ => arch == "qwen3moe",
+        };
+        set("norm_topk_prob", json!(normalise));
         // A file does not list its dense layers: they are those with one network and no router.
         let layers = config_layers(read("block_count"));
         let is_dense = |layer: &usize| {
@@ -93,47 +98,37 @@ pub(super) fn config_json(header: &Header, weights: &Weights) -> Result<Value, V
 fn unsupported(header: &Header, weights: &Weights, arch: &str) -> Vec<String> {
     let mut problems = Vec::new();
     let read = |key: &str| header.metadata.get(&format!("{arch}.{key}"));
-    match header.metadata.get("split.count") {
-        None | Some(Entry::Unsigned(0 | 1)) => {}
-        _ => problems.push("it is one of several parts: join them to one file first".into()),
-    }
-    match read("rope.scaling.type") {
-        None => {}
-        Some(Entry::Text(kind)) if kind == "none" => {}
-        other => problems
-            .push(format!("`{arch}.rope.scaling.type` is {other:?}; only none is supported")),
+    let unsigned = |key: &str| match read(key) {
+        Some(Entry::Unsigned(number)) => Some(*number),
+        _ => None,
+    };
+    if !matches!(header.metadata.get("split.count"), None | Some(Entry::Unsigned(0 | 1))) {
+        problems.push("it is one of several parts: join them to one file first".into());
     }
     if weights.find("rope_freqs.weight").is_some() {
-        problems
-            .push("tensor rope_freqs.weight scales rotary frequencies; it is not supported".into());
+        let problem = "tensor rope_freqs.weight scales rotary frequencies; it is not supported";
+        problems.push(problem.into());
     }
-    if read("attention.sliding_window").is_some_and(|entry| *entry != Entry::Unsigned(0)) {
-        problems.push(format!(
-            "`{arch}.attention.sliding_window` is set; only full attention is supported"
-        ));
-    }
-    let rotated = read("rope.dimension_count");
-    let head = read("attention.key_length");
-    if let (Some(Entry::Unsigned(rotated)), Some(Entry::Unsigned(head))) = (rotated, head)
-        && rotated != head
-    {
-        problems.push(format!(
-            "`{arch}.rope.dimension_count` is {rotated} of {head}; heads must be rotated whole"
-        ));
-    }
-    match read("expert_gating_func") {
-        None | Some(Entry::Unsigned(0 | 1)) => {}
-        other => problems.push(format!(
-            "`{arch}.expert_gating_func` is {other:?}; only softmax, 1, is supported"
-        )),
-    }
-    let scale = match read("expert_weights_scale") {
-        None => 1.0,
-        Some(Entry::Float(scale)) => *scale,
-        Some(_) => f64::NAN,
-    };
-    if scale != 1.0 && scale != 0.0 {
-        problems.push(format!("`{arch}.expert_weights_scale` is {scale}; only 1 is supported"));
+    let heads = unsigned("attention.head_count").filter(|heads| *heads > 0);
+    let width = unsigned("embedding_length").zip(heads).map(|(width, heads)| width / heads);
+    let head = unsigned("attention.key_length").or(width);
+    let whole = |rotated: &Entry| head.is_none_or(|head| *rotated == Entry::Unsigned(head));
+    type Fits<'a> = &'a dyn Fn(&Entry) -> bool;
+    let switches: [(&str, &str, Fits<'_>); 5] = [
+        ("rope.scaling.type", "none", &|entry| *entry == Entry::Text("none".into())),
+        ("rope.dimension_count", "a whole head", &whole),
+        ("attention.sliding_window", "0", &|entry| *entry == Entry::Unsigned(0)),
+        ("expert_gating_func", "softmax, 1,", &|entry| matches!(entry, Entry::Unsigned(0 | 1))),
+        (
+            "expert_weights_scale",
+            "1",
+            &|entry| matches!(entry, Entry::Float(scale) if [0.0, 1.0].contains(scale)),
+        ),
+    ];
+    for (key, supported, fits) in switches {
+        if let Some(entry) = read(key).filter(|entry| !fits(entry)) {
+            problems.push(format!("`{arch}.{key}` is {entry}; only {supported} is supported"));
+        }
     }
     problems
 }
