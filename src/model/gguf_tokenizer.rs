@@ -1,8 +1,8 @@
 //! The tokenizer in a GGUF file, put into the words of `tokenizer.json`.
 //!
 //! Byte-level BPE is supported, with the rules for cutting words that are known here by name. GGUF
-//! files do not say how text is normalised before; these rules come from tokenizers that do not
-//! change ASCII text.
+//! files do not say how text is normalised before; the tokenizers of these rules do no more than
+//! compose characters (NFC), which leaves most texts as they are.
 
 use super::checkpoint::CheckpointError;
 use super::gguf::Header;
@@ -11,10 +11,9 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// What `tokenizer.ggml.pre` may be, and the pattern of a word; `None` is GPT-2's own.
-const WORDS: [(&str, Option<&str>); 5] = [
+const WORDS: [(&str, Option<&str>); 4] = [
     ("gpt-2", None),
     ("olmo", None),
-    ("default", None),
     (
         "qwen2",
         Some(
@@ -49,7 +48,7 @@ fn byte_level_bpe(header: &Header, bytes: &[u8]) -> Result<Value, String> {
     if kind != "gpt2" {
         return Err(format!("`tokenizer.ggml.model` is {kind:?}; only \"gpt2\" is supported"));
     }
-    let pre = header.text("tokenizer.ggml.pre").unwrap_or("default");
+    let pre = header.text("tokenizer.ggml.pre").unwrap_or("absent");
     let Some((_, pattern)) = WORDS.iter().find(|(name, _)| *name == pre) else {
         let known: Vec<_> = WORDS.iter().map(|(name, _)| *name).collect();
         let known = known.join(", ");

@@ -260,6 +260,17 @@ fn the_tokenizer_in_a_gguf_file_gives_the_ids_of_the_one_it_was_made_of() {
 }
 
 #[test]
+fn a_tokenizer_that_cuts_words_by_unknown_rules_is_refused_by_name() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("other.gguf");
+    fs::write(&path, changed("tokenizer.gguf", b"gpt-2", b"gpt-9")).expect("space");
+    let error = Tokenizer::open(&path).expect_err("unknown").to_string();
+    let part =
+        "`tokenizer.ggml.pre` is \"gpt-9\"; supported are gpt-2, olmo, qwen2, llama-bpe; put";
+    assert!(error.contains(part) && error.contains("other.gguf"), "{error}");
+}
+
+#[test]
 fn a_gguf_file_without_a_tokenizer_takes_the_one_beside_it() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = folder.path().join("model.gguf");
