@@ -20,5 +20,6 @@ pub mod precision;
 pub mod report;
 pub mod rng;
 pub mod round;
+pub mod routing;
 pub mod transformer;
 pub mod world;

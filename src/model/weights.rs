@@ -1,11 +1,14 @@
 //! The weight files of a checkpoint: which file holds which tensor, and its values.
 
+use super::blocks::{ElementType, GGUF_TYPES};
 use super::checkpoint::{CheckpointError, TensorProblem};
+use super::gguf::{self, Header};
 use super::mapping::map_file;
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 /// The weights, when they are in one file.
@@ -23,13 +26,23 @@ pub(super) struct Weights {
     tensors: BTreeMap<String, usize>,
 }
 
+/// A tensor of a mapped file.
+#[derive(Debug)]
+pub(super) struct StoredTensor {
+    pub shape: Vec<usize>,
+    /// Its type, or what an unsupported one is called.
+    pub elements: Result<ElementType, String>,
+    /// The types that would be supported, for messages.
+    pub supported: &'static str,
+    /// Bytes of the file, as many as shape and type ask for.
+    place: Range<usize>,
+}
+
 #[derive(Debug)]
 struct TensorFile {
     path: PathBuf,
     bytes: Mmap,
-    /// Where tensor offsets count from.
-    start: usize,
-    tensors: BTreeMap<String, TensorInfo>,
+    tensors: BTreeMap<String, StoredTensor>,
 }
 
 impl Weights {
@@ -72,34 +85,78 @@ impl Weights {
         Ok(Self { catalogue: index, files, tensors })
     }
 
+    /// Maps a GGUF file. Its header's tensors move to the weights, its metadata stays.
+    ///
+    /// # Errors
+    /// When it cannot be opened or its header is damaged.
+    pub(super) fn open_gguf(path: &Path) -> Result<(Self, Header), CheckpointError> {
+        let (bytes, mut header) = map_gguf(path)?;
+        let tensors: BTreeMap<String, StoredTensor> = std::mem::take(&mut header.tensors)
+            .into_iter()
+            .map(|(name, gguf::TensorEntry { shape, elements, place })| {
+                (name, StoredTensor { shape, elements, supported: GGUF_TYPES, place })
+            })
+            .collect();
+        let names = tensors.keys().map(|name| (name.clone(), 0)).collect();
+        let file = TensorFile { path: path.into(), bytes, tensors };
+        Ok((Self { catalogue: path.into(), files: vec![file], tensors: names }, header))
+    }
+
     /// The file that lists all tensors.
     pub(super) fn catalogue(&self) -> &Path {
         &self.catalogue
     }
 
     /// The file of a tensor, its shape and its type.
-    pub(super) fn find(&self, tensor: &str) -> Option<(&Path, &TensorInfo)> {
+    pub(super) fn find(&self, tensor: &str) -> Option<(&Path, &StoredTensor)> {
         let file = &self.files[*self.tensors.get(tensor)?];
         Some((&file.path, &file.tensors[tensor]))
     }
 
-    /// The values of a tensor that is there and made of f32, f16 or bf16.
+    /// The values of a tensor that is there and of a supported type.
     ///
     /// # Errors
     /// A value that is not finite.
     pub(super) fn read(&self, tensor: &str) -> Result<Vec<f32>, CheckpointError> {
-        let file = &self.files[self.tensors[tensor]];
-        let info = &file.tensors[tensor];
-        let (from, to) = info.data_offsets;
-        let values = to_f32(&file.bytes[file.start + from..file.start + to], info.dtype);
+        let rows = self.stored(tensor).1.rows();
+        self.read_rows(tensor, 0..rows)
+    }
+
+    /// The values of some rows of such a tensor: a row is as long as its last dimension, and the
+    /// others are counted together.
+    ///
+    /// # Errors
+    /// A value that is not finite.
+    pub(super) fn read_rows(
+        &self,
+        tensor: &str,
+        rows: Range<usize>,
+    ) -> Result<Vec<f32>, CheckpointError> {
+        let (file, stored) = self.stored(tensor);
+        let elements = stored.elements.as_ref().expect("other types were refused when opened");
+        let row_bytes = stored.place.len() / stored.rows().max(1);
+        let place = &file.bytes[stored.place.clone()];
+        let values = elements.to_f32(&place[rows.start * row_bytes..rows.end * row_bytes]);
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
             Some(position) => Err(CheckpointError::NotFinite {
                 tensor: tensor.into(),
                 path: file.path.clone(),
-                position,
+                position: position + rows.start * stored.shape.last().copied().unwrap_or(1),
             }),
         }
+    }
+
+    fn stored(&self, tensor: &str) -> (&TensorFile, &StoredTensor) {
+        let file = &self.files[self.tensors[tensor]];
+        (file, &file.tensors[tensor])
+    }
+}
+
+impl StoredTensor {
+    /// All dimensions but the last.
+    fn rows(&self) -> usize {
+        self.shape.iter().rev().skip(1).product()
     }
 }
 
@@ -130,17 +187,17 @@ impl TensorFile {
             Err(source) => return Err(CheckpointError::Open { path, source }),
         };
         match read_header(&bytes) {
-            Ok((start, tensors)) => Ok(Self { path, bytes, start, tensors }),
+            Ok(tensors) => Ok(Self { path, bytes, tensors }),
             Err(problem) => Err(CheckpointError::Damaged { path, problem }),
         }
     }
 }
 
-/// Where the data starts, and the tensors, each wholly inside the file.
+/// The tensors, each wholly inside the file.
 ///
 /// The layout is that of the safetensors format: a little-endian u64 length, a JSON header of that
 /// length, the data. The crate's own reader adds hostile offsets without a check.
-fn read_header(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), String> {
+fn read_header(bytes: &[u8]) -> Result<BTreeMap<String, StoredTensor>, String> {
     let cut = || format!("its {} bytes end before its header does", bytes.len());
     let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length)).ok_or_else(cut)?;
     let start = usize::try_from(length).ok().and_then(|n| n.checked_add(8)).ok_or_else(cut)?;
@@ -164,20 +221,29 @@ fn read_header(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), St
                 info.shape, info.dtype
             ));
         }
-        tensors.insert(name, info);
+        let elements = match info.dtype {
+            Dtype::F32 => Ok(ElementType::F32),
+            Dtype::F16 => Ok(ElementType::F16),
+            Dtype::BF16 => Ok(ElementType::BF16),
+            other => Err(format!("{other:?}")),
+        };
+        let place = start + from..start + to;
+        let supported = "F32, F16 or BF16";
+        tensors.insert(name, StoredTensor { shape: info.shape, elements, supported, place });
     }
-    Ok((start, tensors))
+    Ok(tensors)
 }
 
-/// Little-endian floats of one of the supported types.
-fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
-    let halves = bytes.as_chunks::<2>().0.iter();
-    match dtype {
-        Dtype::F16 => halves.map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect(),
-        Dtype::BF16 => halves.map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32()).collect(),
-        Dtype::F32 => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-        other => unreachable!("{other:?} was refused when the checkpoint was opened"),
-    }
+/// Maps a GGUF file and reads its header.
+///
+/// # Errors
+/// When it cannot be opened or its header is damaged.
+pub(super) fn map_gguf(path: &Path) -> Result<(Mmap, Header), CheckpointError> {
+    let bytes =
+        map_file(path).map_err(|source| CheckpointError::Open { path: path.into(), source })?;
+    let damaged = |problem| CheckpointError::Damaged { path: path.into(), problem };
+    let header = gguf::read_header(&bytes).map_err(damaged)?;
+    Ok((bytes, header))
 }
 
 pub(super) fn read_json(path: &Path) -> Result<Value, CheckpointError> {

@@ -9,6 +9,7 @@ use crate::source::{
     CheckpointSource, ScoreSource, SourceError, SourceShape, SyntheticSettings, SyntheticSource,
 };
 use agents::game::{CostError, CostRegistry, GameShape};
+use agents::routing::Routing;
 use std::path::PathBuf;
 
 /// Loaded inputs; sources borrow from it.
@@ -118,7 +119,7 @@ impl Materials {
                         width: *width as usize,
                         // The scenario's checks demand top_k of a synthetic source.
                         top_k: scenario.game.top_k.unwrap_or(1) as usize,
-                        normalise_gates: false,
+                        routing: Routing::softmax(false),
                         tokens_per_request,
                     },
                     expert_hidden: *expert_hidden as usize,
@@ -221,7 +222,7 @@ impl ModelAndTexts {
             .map(|source| Box::new(source) as Box<dyn ScoreSource>)
             .map_err(|source| {
                 let what = match source {
-                    SourceError::Dense => "source.checkpoint",
+                    SourceError::Dense | SourceError::Checkpoint(_) => "source.checkpoint",
                     SourceError::LongRequest { .. } => "load.tokens_per_request",
                     SourceError::ShortText { .. } | SourceError::Vocabulary { .. } => what,
                 };

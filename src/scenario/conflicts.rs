@@ -354,8 +354,8 @@ fn files(scenario: &Scenario, found: &mut Found<'_>) {
     }
     if let Source::Checkpoint { checkpoint, text: texts } = &scenario.source {
         texts.iter().enumerate().for_each(|(i, path)| text(&format!("source.text[{i}]"), path));
-        found.unless(checkpoint.is_dir(), &["source.checkpoint"], || {
-            let message = format!("there is no checkpoint folder {}", checkpoint.display());
+        found.unless(checkpoint.exists(), &["source.checkpoint"], || {
+            let message = format!("there is no checkpoint {}", checkpoint.display());
             (message, "correct the path: it is relative to the scenario file".into())
         });
     }

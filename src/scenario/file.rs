@@ -55,7 +55,8 @@ pub struct Scenario {
 pub enum Source {
     /// A trained Mixture-of-Experts checkpoint that reads text.
     Checkpoint {
-        /// Folder of a checkpoint in the Hugging Face layout, relative to the scenario file.
+        /// Folder of a checkpoint in the Hugging Face layout, or a GGUF file, relative to the scenario
+        /// file.
         checkpoint: PathBuf,
         /// One or more UTF-8 text files, relative to the scenario file; read in this order.
         #[schemars(length(min = 1))]

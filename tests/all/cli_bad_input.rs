@@ -58,7 +58,7 @@ fn a_bad_scenario_starts_nothing() {
 fn a_bad_checkpoint_or_text_starts_nothing() {
     #[rustfmt::skip]
     let rows: &[Row] = &[
-        ("no checkpoint", "run book.toml --set source.checkpoint=nosuch", &["there is no checkpoint folder", "nosuch", "help: correct the path"]),
+        ("no checkpoint", "run book.toml --set source.checkpoint=nosuch", &["there is no checkpoint", "nosuch", "help: correct the path"]),
         ("no checkpoint, eval", "eval nosuch --text text.txt", &["nosuch/config.json", "No such file"]),
         ("truncated", "run book.toml --set source.checkpoint=cut", &["cut/model-00002-of-00002.safetensors is damaged", "fetch it again"]),
         ("truncated, eval", "eval cut --text text.txt", &["cut/model-00002-of-00002.safetensors is damaged", "fetch it again"]),

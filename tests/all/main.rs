@@ -9,6 +9,8 @@ mod cli_readme;
 mod cli_route;
 mod cli_run;
 mod cli_scenarios;
+mod families;
+mod gguf;
 mod nodes;
 mod parity;
 mod results;
