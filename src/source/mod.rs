@@ -5,9 +5,11 @@
 
 mod checkpoint;
 pub mod matrix;
+mod pruned;
 mod synthetic;
 
 pub use checkpoint::{CheckpointSource, SourceError};
+pub use pruned::{KeptExperts, PrunedSource};
 pub use synthetic::{SyntheticSettings, SyntheticSource};
 
 use crate::model::checkpoint::{CheckpointError, ExpertWeights};

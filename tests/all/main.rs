@@ -5,6 +5,7 @@ mod checkpoints;
 mod cli_bad_input;
 mod cli_ended_early;
 mod cli_placement;
+mod cli_precision;
 mod cli_readme;
 mod cli_route;
 mod cli_run;
