@@ -77,6 +77,12 @@ pub enum MaterialsError {
         /// E.
         experts: usize,
     },
+    /// Experts are pruned from a model whose router limits groups of them.
+    #[error(
+        "precision.prune is {0} but the checkpoint's router picks groups of experts, which would no \
+         longer be of one size: set precision.prune = 0"
+    )]
+    PrunedGroups(f64),
     /// The congestion cost does not fit the model's experts or the largest batch.
     #[error("game.cost: {0}")]
     Cost(#[from] CostError),
@@ -163,6 +169,9 @@ impl Materials {
         }
         let kept = scenario.precision.kept_experts(shape.experts);
         let (share, experts) = (scenario.precision.prune, shape.experts);
+        if kept < experts && shape.routing.groups.is_some() {
+            return Err(MaterialsError::PrunedGroups(share));
+        }
         let pruned = |key, asked| MaterialsError::Pruned { key, asked, share, kept, experts };
         if top_k > kept {
             return Err(pruned("game.top_k", top_k));

@@ -54,6 +54,10 @@ impl ScoreSource for PrunedSource<'_> {
         self.taken(layer, &self.whole.router_rows(layer), width)
     }
 
+    fn selection_bias(&self, layer: LayerId) -> Vec<f32> {
+        self.taken(layer, &self.whole.selection_bias(layer), 1)
+    }
+
     fn expert(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights, CheckpointError> {
         self.whole.expert(layer, self.kept[layer.index()][expert.index()])
     }

@@ -159,7 +159,7 @@ fn a_pruned_source_has_the_gates_of_logits_at_minus_infinity() {
         experts: 6,
         width: 32,
         top_k: 2,
-        normalise_gates: false,
+        routing: agents::routing::Routing::softmax(false),
         tokens_per_request: 4,
     };
     let settings = SyntheticSettings { shape, expert_hidden: 32, skew: 1.0, seed: 3 };
