@@ -1,9 +1,9 @@
 //! The experts of a layer beside what the machine can do. Run with `cargo bench -p agents --bench
 //! expert [-- FILTER]`; on a shared machine, build with `--no-run` and give the binary a priority.
 //!
-//! Ceilings are measured in the same run, before and after the table: the bandwidth at which all
-//! threads read memory, and the rate of 8-bit products of registers. A figure is the median of the
-//! repeats; rounds of all cases of a section alternate, so that a slow spell hits them alike.
+//! Ceilings are measured beside the cases: the rate at which all threads read memory, before every
+//! case, and the rate of 8-bit products of registers. A figure is the median of the repeats; the
+//! cases of a section alternate, so that a slow spell hits them alike.
 
 #![allow(unsafe_code, reason = "ceilings are measured with vector instructions")]
 #![allow(clippy::print_stdout, reason = "the table")]
@@ -24,6 +24,9 @@ const REPEATS: usize = 15;
 /// Weights that share a scale.
 const GROUP: usize = 64;
 
+/// Tokens of an expert.
+const TOKENS: [usize; 5] = [1, 2, 4, 32, 128];
+
 const LARGE: ExpertShape = ExpertShape { width: 2048, hidden: 1024 };
 const SHIPPED: [ExpertShape; 2] =
     [ExpertShape { width: 256, hidden: 64 }, ExpertShape { width: 256, hidden: 640 }];
@@ -38,85 +41,67 @@ fn main() {
 }
 
 fn tables(threads: usize, filter: &str) {
-    let ceilings = Ceilings::measure(threads);
-    ceilings.print(threads);
+    let memory = vec![1_u64; 1 << 25];
+    let products = (0..REPEATS).map(|_| giga_macs_per_s(threads)).collect::<Vec<_>>();
+    let peak = median(&products);
+    println!("{threads} threads: {peak:.0} GMAC/s of 8-bit products of registers");
     for shape in [LARGE].into_iter().chain(SHIPPED) {
-        for (tokens, what) in
-            [(1, "decode"), (2, "decode"), (4, "decode"), (32, "prefill"), (128, "prefill")]
-        {
+        for tokens in TOKENS {
+            let what = if tokens < 32 { "decode" } else { "prefill" };
             let title = format!("{}x{} {what} {tokens}", shape.width, shape.hidden);
             if title.contains(filter) {
-                section(&title, shape, tokens, &ceilings);
+                section(&title, shape, tokens, (&memory, peak));
             }
         }
     }
-    Ceilings::measure(threads).print(threads);
 }
 
-/// What all threads reach together.
-struct Ceilings {
-    read_gb_per_s: f64,
-    giga_macs_per_s: f64,
+/// The rate at which all threads read `memory`, in 10⁹ bytes a second.
+fn read_gb_per_s(memory: &[u64]) -> f64 {
+    let part = memory.len() / rayon::current_num_threads() / 64 * 64;
+    let read = || {
+        let sum: u64 = memory.par_chunks(part).map(sum).reduce(|| 0, u64::wrapping_add);
+        black_box(sum);
+    };
+    8e-9 * memory.len() as f64 / seconds(read)
 }
 
-impl Ceilings {
-    fn measure(threads: usize) -> Self {
-        let memory = vec![1_u64; 1 << 26];
-        let bytes = 8.0 * memory.len() as f64;
-        let read = || {
-            let part = memory.len() / threads / 8 * 8;
-            let sum: u64 = memory.par_chunks(part).map(sum).sum();
-            black_box(sum);
-        };
-        let calls = 1 << 16;
-        let products = || {
-            (0..threads).into_par_iter().for_each(|_| {
-                black_box(products(calls));
-            });
-        };
-        let mut times = [Vec::new(), Vec::new()];
-        for _ in 0..REPEATS {
-            times[0].push(seconds(read));
-            times[1].push(seconds(products));
-        }
-        let [read, products] = times.map(|times| median(&times));
-        let macs = (threads * calls) as f64 * PRODUCTS_PER_CALL as f64 * 64.0;
-        Self { read_gb_per_s: bytes / read / 1e9, giga_macs_per_s: macs / products / 1e9 }
-    }
-
-    fn print(&self, threads: usize) {
-        println!(
-            "{threads} threads: reads {:.1} GB/s, {:.0} giga-MAC/s in 8 bits",
-            self.read_gb_per_s, self.giga_macs_per_s
-        );
-    }
+/// The rate of all threads in products of a code and an activation.
+fn giga_macs_per_s(threads: usize) -> f64 {
+    let calls = 1 << 16;
+    let time = seconds(|| {
+        (0..threads).into_par_iter().for_each(|_| {
+            black_box(products(calls));
+        });
+    });
+    1e-9 * (threads * calls * PRODUCTS_PER_CALL * 64) as f64 / time
 }
 
-/// Sums with as many independent additions as hide their latency.
+/// Reads all values: sums with as many independent additions as hide their latency.
 fn sum(values: &[u64]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         // SAFETY: the processor has AVX-512F.
-        return unsafe { sum_wide(values) };
+        return unsafe { sum_avx512(values) };
     }
-    sum_lanes(values)
+    values.iter().fold(0, |sum, value| sum ^ value)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn sum_wide(values: &[u64]) -> u64 {
-    sum_lanes(values)
-}
-
-#[inline(always)]
-fn sum_lanes(values: &[u64]) -> u64 {
-    let mut sums = [0_u64; 32];
-    for values in values.as_chunks::<32>().0 {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum = sum.wrapping_add(*value);
+fn sum_avx512(values: &[u64]) -> u64 {
+    use std::arch::x86_64::*;
+    let mut sums = [_mm512_setzero_si512(); 8];
+    for values in values.as_chunks::<64>().0 {
+        for (sum, values) in sums.iter_mut().zip(values.as_chunks::<8>().0) {
+            // SAFETY: the array has the 64 bytes that are read.
+            let values = unsafe { _mm512_loadu_si512(values.as_ptr().cast()) };
+            *sum = _mm512_add_epi64(*sum, values);
         }
     }
-    sums.into_iter().fold(0, u64::wrapping_add)
+    let sum = |a, b| _mm512_add_epi64(a, b);
+    let sum = _mm512_reduce_add_epi64(sums.into_iter().fold(_mm512_setzero_si512(), sum));
+    sum.cast_unsigned()
 }
 
 /// Products of [`products`] with 64 pairs each.
@@ -150,48 +135,53 @@ fn products_vnni(calls: usize) -> i32 {
 }
 
 /// The same routing at each width, and at all widths mixed.
-fn section(title: &str, shape: ExpertShape, tokens: usize, ceilings: &Ceilings) {
+fn section(title: &str, shape: ExpertShape, tokens: usize, (memory, peak): (&[u64], f64)) {
     let experts = 64;
-    let models: Vec<Vec<Expert>> =
-        BitWidth::QUANTIZED.map(|bits| copies(shape, bits, experts)).into();
+    let models = BitWidth::QUANTIZED.map(|bits| copies(shape, bits, experts));
     let mixed = (0..experts).map(|e| models[e % 3][e].clone()).collect();
     let models: Vec<Vec<Expert>> = models.into_iter().chain([mixed]).collect();
-    let rows = tokens * experts / 4;
+    let rows = (tokens * experts).div_ceil(8);
     let x = random("x", rows * shape.width);
     let mut out = vec![0.0; experts * tokens * shape.width];
     let mut rng = stream(3, "routing");
     let mut row = || TokenId::from_index(rng.random_range(0..rows));
     let routed: Vec<Vec<TokenId>> =
         (0..experts).map(|_| (0..tokens).map(|_| row()).collect()).collect();
+    let mut reads = Vec::new();
     let mut times = vec![Vec::new(); models.len()];
     for _ in 0..=REPEATS {
         for (model, times) in models.iter().zip(&mut times) {
+            reads.push(read_gb_per_s(memory));
             let batches = model.iter().zip(&routed);
             let batches: Vec<ExpertBatch<'_>> =
                 batches.map(|(expert, tokens)| ExpertBatch { expert, tokens }).collect();
             // Small models stay in the cache, as they do in use: one run is too short to time.
             let runs = (LARGE.weights() / shape.weights() / tokens).clamp(1, 50);
-            let time = seconds(|| (0..runs).for_each(|_| grouped::forward(&batches, &x, &mut out)));
-            times.push(time / runs as f64);
+            let run = || (0..runs).for_each(|_| grouped::forward(&batches, &x, &mut out));
+            times.push(seconds(run) / runs as f64);
         }
     }
+    let read = median(&reads);
+    // The first round warms up.
     let times: Vec<f64> = times.iter().map(|times| median(&times[1..])).collect();
     let bytes = |model: &[Expert]| model.iter().map(|e| e.bytes() as f64).sum::<f64>();
     let macs = (experts * tokens * shape.weights()) as f64;
+    println!("{title}: reads {read:.1} GB/s");
     for (i, name) in ["2 bits", "4 bits", "8 bits", "mixed"].into_iter().enumerate() {
-        let (read, macs) = (bytes(&models[i]) / times[i] / 1e9, macs / times[i] / 1e9);
+        let (gb_per_s, gmac_per_s) = (bytes(&models[i]) / times[i] / 1e9, macs / times[i] / 1e9);
+        let (of_read, of_peak) = (gb_per_s / read, gmac_per_s / peak);
         println!(
-            "{title:<22} {name:<7} {:>9.3} ms  {read:>6.1} GB/s {:>4.0} %  {macs:>6.1} GMAC/s {:>4.0} %",
+            "  {name} {:>9.3} ms {gb_per_s:>6.1} GB/s {:>4.0} % of reads {gmac_per_s:>6.1} GMAC/s {:>3.0} % of products",
             times[i] * 1e3,
-            100.0 * read / ceilings.read_gb_per_s,
-            100.0 * macs / ceilings.giga_macs_per_s,
+            100.0 * of_read,
+            100.0 * of_peak,
         );
     }
     // Expert e of the mixed model costs its share of the uniform model of its width.
     let share =
         |i: usize| (i..experts).step_by(3).map(|e| models[i][e].bytes() as f64).sum::<f64>();
     let mean: f64 = (0..3).map(|i| times[i] * share(i) / bytes(&models[i])).sum();
-    println!("{title:<22} mixed ÷ byte-weighted mean of uniform: {:.3}", times[3] / mean);
+    println!("  mixed takes {:.3} of the byte-weighted mean of the widths", times[3] / mean);
 }
 
 fn copies(shape: ExpertShape, bits: BitWidth, count: usize) -> Vec<Expert> {

@@ -234,6 +234,22 @@ pub(super) struct Panel<'a> {
     tokens: usize,
 }
 
+/// Where a panel stands in [`Panel::slices`].
+#[derive(Clone, Copy)]
+pub(super) struct PanelSizes {
+    /// The panel's first token within the batch.
+    pub(super) first: usize,
+    /// Tokens of the panel.
+    pub(super) tokens: usize,
+    /// Tokens of the batch.
+    pub(super) batch: usize,
+    /// Quads of a row.
+    pub(super) quads: usize,
+    pub(super) groups: usize,
+    /// Quads of a group that is not the last.
+    pub(super) group_quads: usize,
+}
+
 /// One group of a panel of `M` tokens.
 pub(super) struct GroupPanel<'a, const M: usize> {
     /// Quads by token; whole blocks of four.
@@ -245,6 +261,23 @@ pub(super) struct GroupPanel<'a, const M: usize> {
 impl<'a> Panel<'a> {
     pub(super) fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    pub(super) fn sizes(&self) -> PanelSizes {
+        let grouping = self.of.grouping;
+        PanelSizes {
+            first: self.first,
+            tokens: self.tokens,
+            batch: self.of.tokens,
+            quads: grouping.quads(),
+            groups: grouping.groups(),
+            group_quads: grouping.group_quads(),
+        }
+    }
+
+    /// Codes, scales and offsets of the whole batch, in the order that [`Panels`] gives.
+    pub(super) fn slices(&self) -> (&'a [i32], &'a [f32], &'a [f32]) {
+        (&self.of.codes, &self.of.scales, &self.of.offsets)
     }
 
     /// The groups, given that there are `M` tokens.
