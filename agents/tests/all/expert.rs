@@ -105,13 +105,35 @@ fn more_bits_and_shorter_groups_bring_the_output_closer_to_the_f32_expert() {
         let errors = BitWidth::ALL
             .map(|bits| relative_error(&forward(&expert(SHAPE, bits, group), &x), &exact));
         assert!(errors.windows(2).all(|pair| pair[1] < pair[0] / 3.0), "{errors:?}");
-        // Uniform rounding to 2^b levels over a range of 5 σ errs by 5/(2^b − 1)/√12 per product.
-        for (error, limit) in errors.iter().zip([0.9, 0.18, 0.012, 1e-6]) {
+        // Uniform rounding to 2^b levels over a range of 5 σ errs by 5/(2^b − 1)/√12 per product, and
+        // that of activations to 8 bits, whose largest is 3 σ or more of a group, by 3/127/√12.
+        for (error, limit) in errors.iter().zip([0.9, 0.18, 0.017, 1e-6]) {
             assert!(error < &limit, "{errors:?}");
         }
     }
     let at = |group| relative_error(&forward(&expert(SHAPE, BitWidth::Four, group), &x), &exact);
     assert!(at(32) < at(64));
+}
+
+/// Experts in f64 from the same codes tell the error of the activations from that of the weights.
+#[test]
+fn activations_of_8_bits_err_less_than_weights_of_4() {
+    let x = random("x", 32 * SHAPE.width, 1.0);
+    let full = reference::forward(&expert(SHAPE, BitWidth::Full, 64), &x);
+    for group in [32, 64] {
+        let mut weights = Vec::new();
+        let mut activations = Vec::new();
+        for bits in BitWidth::QUANTIZED {
+            let expert = expert(SHAPE, bits, group);
+            let exact = reference::forward(&expert, &x);
+            #[expect(clippy::cast_possible_truncation, reason = "an error of f32 is small")]
+            let rounded: Vec<f32> = exact.iter().map(|y| *y as f32).collect();
+            weights.push(relative_error(&rounded, &full));
+            activations.push(relative_error(&forward(&expert, &x), &exact));
+        }
+        eprintln!("groups of {group}: weights {weights:.4?}, activations {activations:.4?}");
+        assert!(activations.iter().all(|error| error * 5.0 < weights[1]), "{activations:?}");
+    }
 }
 
 #[test]
