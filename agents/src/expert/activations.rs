@@ -143,8 +143,8 @@ impl Panels {
         let (quads, groups) = (self.grouping.quads(), self.grouping.groups());
         for (g, mut part) in self.parts(1).enumerate() {
             for (first, size) in panels(tokens.len()) {
-                for t in first..first + size {
-                    let row = tokens[t].index();
+                for (t, token) in tokens.iter().enumerate().skip(first).take(size) {
+                    let row = token.index();
                     let codes = &rows.codes[row * quads..][..quads];
                     let codes = codes.chunks(rows.grouping.group_quads()).nth(g);
                     let factors = rows.factors[row * groups + g];

@@ -32,9 +32,9 @@ pub(super) fn product<const LINES: usize, const M: usize>(
             let factors = elementwise::to_f32(factors);
             let mut dots = [[0; TILE_ROWS]; M];
             for (blocks, quads) in blocks.chunks(NARROW_BLOCKS).zip(quads.chunks(NARROW_BLOCKS)) {
-                for t in 0..M {
+                for (t, dots) in dots.iter_mut().enumerate() {
                     for half in 0..2 {
-                        add_narrow(&mut dots[t], blocks, quads, t, half);
+                        add_narrow(dots, blocks, quads, t, half);
                     }
                 }
             }

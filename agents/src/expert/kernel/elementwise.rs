@@ -64,9 +64,9 @@ fn exp(x: f32) -> f32 {
     let x = if x > -87.0 { x } else { -87.0 };
     let rounded = x * std::f32::consts::LOG2_E + ROUNDER;
     let n = rounded - ROUNDER;
-    let r = (x - n * 0.693_359_375) + n * 2.121_944_4e-4;
-    let mut p = 1.987_569_15e-4;
-    for coefficient in [1.398_199_95e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5] {
+    let r = (x - n * (355.0 / 512.0)) + n * 2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5] {
         p = p * r + coefficient;
     }
     let power = rounded.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127) << 23;
