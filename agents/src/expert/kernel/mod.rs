@@ -3,15 +3,17 @@
 //! A row of activations has 8-bit codes `a`, and per group of columns a scale `s` and
 //! `o = s · Σ a` ([`super::activations`]). With the weights' codes `q`, scale `w` and minimum `m`,
 //! a group adds `((Σ q·a) · w) · s + m · o` to an output. The sum of products is exact: at most
-//! 64 · 255 · 127 < 2²⁴, so no addition of it saturates and its conversion to f32 does not round. Everything
-//! else is f32 multiplication and addition, each rounded, in this order, groups ascending: every kind
-//! of instructions gives the same bits, and a token's bits do not depend on the tokens beside it.
+//! 64 · 255 · 127 < 2²⁴, so no addition of it saturates and its conversion to f32 does not round.
+//! Everything else is f32 multiplication and addition, each rounded, in this order, groups ascending:
+//! every kind of instructions gives the same bits, and a token's bits do not depend on the tokens
+//! beside it.
 //!
-//! How far an output is from the one that the weights have with the values themselves: a code is half
-//! a step from its value, and rounds by less than 2⁻¹⁶ of a step in its product with the inverse scale, so a value
-//! errs by at most 0.5001 · s, with s = max |value of its group| ÷ 127. A product of a row errs by
-//! Σ |weight| · 0.5001 · s, and by f32 rounding: at most columns + 4 roundings of Σ |weight| · |value|, where a
-//! weight counts with both of its parts. The down product has the errors of its inputs besides.
+//! How far an output is from the one that the weights have with the values themselves: a code is
+//! half a step from its value, and its product with the inverse scale rounds by less than 2⁻¹⁶ of a
+//! step, so a value errs by at most 0.5001 · s, with s = max |value of its group| ÷ 127. A product of
+//! a row errs by Σ |weight| · 0.5001 · s, and by at most columns + 4 roundings of
+//! Σ |weight| · |value|, where a weight counts with both of its parts. The down product has the
+//! errors of its inputs besides.
 
 mod elementwise;
 mod portable;
@@ -136,8 +138,8 @@ impl Kernels {
     /// Quantizes one group of values, a multiple of 16, to as many codes of 8 bits, four in a
     /// number. Returns the scale and the scaled sum of the codes.
     ///
-    /// A code is `value ÷ scale`, rounded to the nearest, with `scale = max |value| ÷ 127`. A group below 2⁻¹⁰⁰ is taken
-    /// for zero. A value that is not finite gives NaN for both numbers.
+    /// A code is `value ÷ scale`, rounded to the nearest, with `scale = max |value| ÷ 127`. A group
+    /// below 2⁻¹⁰⁰ is taken for zero. A value that is not finite gives NaN for both numbers.
     pub(super) fn quantize(&self, values: &[f32], codes: &mut [i32]) -> (f32, f32) {
         // SAFETY: as in `product`.
         unsafe { (self.quantize)(values, codes) }
