@@ -3,9 +3,10 @@
 
 use super::checkpoint::{Checkpoint, CheckpointError};
 use super::config::MoeConfig;
+use agents::expert::grouped::{self, ExpertBatch};
 use agents::expert::{BitWidth, Expert};
 use agents::game::Choices;
-use agents::ids::ExpertId;
+use agents::ids::{ExpertId, TokenId};
 use agents::routing::gates;
 use agents::transformer::add_scaled;
 use rayon::prelude::*;
@@ -107,32 +108,31 @@ pub fn top_k(values: &[f32], experts: usize, top_k: usize) -> Choices {
 fn run_experts(experts: &[Expert], x: &[f32], choices: &Choices, gates: &[f32]) -> Vec<f32> {
     let width = experts[0].shape().width;
     assert_eq!(x.len(), choices.tokens() * width, "one hidden state a token");
-    let mut inputs = vec![Vec::new(); experts.len()];
+    let mut tokens = vec![Vec::new(); experts.len()];
     // Where the output of a token's i-th expert will stand among that expert's rows.
     let mut slots = Vec::with_capacity(choices.experts().len());
-    for (token, x) in x.chunks_exact(width).enumerate() {
+    for token in 0..choices.tokens() {
         for expert in choices.row(token) {
-            let rows = &mut inputs[expert.index()];
-            slots.push(rows.len());
-            rows.extend_from_slice(x);
+            let tokens = &mut tokens[expert.index()];
+            slots.push(tokens.len());
+            tokens.push(TokenId::from_index(token));
         }
     }
-    let outputs: Vec<Vec<f32>> = experts
-        .par_iter()
-        .zip(inputs)
-        .map(|(expert, rows)| {
-            let mut out = vec![0.0; rows.len()];
-            if !rows.is_empty() {
-                expert.forward(&rows, &mut out);
-            }
-            out
-        })
-        .collect();
+    let batches = experts.iter().zip(&tokens);
+    let batches: Vec<_> = batches.map(|(expert, tokens)| ExpertBatch { expert, tokens }).collect();
+    let mut outputs = vec![0.0; slots.len() * width];
+    grouped::forward(&batches, x, &mut outputs);
+    let firsts = tokens.iter().scan(0, |next, tokens| {
+        let first = *next;
+        *next += tokens.len();
+        Some(first)
+    });
+    let firsts: Vec<usize> = firsts.collect();
     let mut sum = vec![0.0; x.len()];
     sum.par_chunks_exact_mut(width).enumerate().for_each(|(token, sum)| {
         for pair in choices.pairs(token) {
-            let rows = &outputs[choices.experts()[pair].index()];
-            add_scaled(sum, gates[pair], &rows[slots[pair]..][..width]);
+            let row = firsts[choices.experts()[pair].index()] + slots[pair];
+            add_scaled(sum, gates[pair], &outputs[row * width..][..width]);
         }
     });
     sum
