@@ -127,7 +127,7 @@ fn checkpoint(name: &str) -> Result<Vec<Source>, Failure> {
         let input = pass.up_to_router(layer).ok_or("every layer is routed")?;
         let mut values = input.router_logits.to_vec();
         let output = experts.forward(layer, input.hidden, input.router_logits).output;
-        agents::transformer::softmax(&mut values, moe.experts);
+        moe.routing.score(&mut values, moe.experts);
         pass.add_moe(layer, &output);
         let title = format!("{name}, layer {layer}, router probabilities on a story");
         sources.push(Source { title, values, experts: moe.experts, top_k: moe.top_k });

@@ -1,58 +1,208 @@
-//! Expert forward passes per width, and quantization. One item is one floating-point operation, or
-//! its equivalent in the quantized kernels: 2 per weight and token.
+//! The experts of a layer beside what the machine can do. Run with `cargo bench -p agents --bench
+//! expert [-- FILTER]`; on a shared machine, build with `--no-run` and give the binary a priority.
+//!
+//! Ceilings are measured beside the cases: the rate at which all threads read memory, before every
+//! case, and the rate of 8-bit products of registers. A figure is the median of the repeats; the
+//! cases of a section alternate, so that a slow spell hits them alike.
 
+#![allow(unsafe_code, reason = "ceilings are measured with vector instructions")]
+#![allow(clippy::print_stdout, reason = "the table")]
+#![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+
+use agents::expert::grouped::{self, ExpertBatch};
 use agents::expert::{BitWidth, Expert, ExpertShape};
+use agents::ids::TokenId;
 use agents::rng::stream;
-use divan::counter::ItemsCount;
 use rand::RngExt as _;
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Repeats of each case.
+const REPEATS: usize = 15;
+
+/// Weights that share a scale.
+const GROUP: usize = 64;
+
+/// Tokens of an expert.
+const TOKENS: [usize; 5] = [1, 2, 4, 32, 128];
+
+const LARGE: ExpertShape = ExpertShape { width: 2048, hidden: 1024 };
+const SHIPPED: [ExpertShape; 2] =
+    [ExpertShape { width: 256, hidden: 64 }, ExpertShape { width: 256, hidden: 640 }];
 
 fn main() {
-    divan::main();
+    let filter = std::env::args().skip(1).find(|word| !word.starts_with('-')).unwrap_or_default();
+    println!("instructions {}, groups of {GROUP}", grouped::instructions());
+    for threads in [1, 2] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.expect("threads").install(|| tables(threads, &filter));
+    }
 }
 
-const SHAPES: [ExpertShape; 2] =
-    [ExpertShape { width: 256, hidden: 64 }, ExpertShape { width: 256, hidden: 640 }];
-const TOKENS: [usize; 3] = [4, 32, 256];
+fn tables(threads: usize, filter: &str) {
+    let memory = vec![1_u64; 1 << 25];
+    let products = (0..REPEATS).map(|_| giga_macs_per_s(threads)).collect::<Vec<_>>();
+    let peak = median(&products);
+    println!("{threads} threads: {peak:.0} GMAC/s of 8-bit products of registers");
+    for shape in [LARGE].into_iter().chain(SHIPPED) {
+        for tokens in TOKENS {
+            let what = if tokens < 32 { "decode" } else { "prefill" };
+            let title = format!("{}x{} {what} {tokens}", shape.width, shape.hidden);
+            if title.contains(filter) {
+                section(&title, shape, tokens, (&memory, peak));
+            }
+        }
+    }
+}
+
+/// The rate at which all threads read `memory`, in 10⁹ bytes a second.
+fn read_gb_per_s(memory: &[u64]) -> f64 {
+    let part = memory.len() / rayon::current_num_threads() / 64 * 64;
+    let read = || {
+        let sum: u64 = memory.par_chunks(part).map(sum).reduce(|| 0, u64::wrapping_add);
+        black_box(sum);
+    };
+    8e-9 * memory.len() as f64 / seconds(read)
+}
+
+/// The rate of all threads in products of a code and an activation.
+fn giga_macs_per_s(threads: usize) -> f64 {
+    let calls = 1 << 16;
+    let time = seconds(|| {
+        (0..threads).into_par_iter().for_each(|_| {
+            black_box(products(calls));
+        });
+    });
+    1e-9 * (threads * calls * PRODUCTS_PER_CALL * 64) as f64 / time
+}
+
+/// Reads all values: sums with as many independent additions as hide their latency.
+fn sum(values: &[u64]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the processor has AVX-512F.
+        return unsafe { sum_avx512(values) };
+    }
+    values.iter().fold(0, |sum, value| sum ^ value)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn sum_avx512(values: &[u64]) -> u64 {
+    use std::arch::x86_64::*;
+    let mut sums = [_mm512_setzero_si512(); 8];
+    for values in values.as_chunks::<64>().0 {
+        for (sum, values) in sums.iter_mut().zip(values.as_chunks::<8>().0) {
+            // SAFETY: the array has the 64 bytes that are read.
+            let values = unsafe { _mm512_loadu_si512(values.as_ptr().cast()) };
+            *sum = _mm512_add_epi64(*sum, values);
+        }
+    }
+    let sum = |a, b| _mm512_add_epi64(a, b);
+    let sum = _mm512_reduce_add_epi64(sums.into_iter().fold(_mm512_setzero_si512(), sum));
+    sum.cast_unsigned()
+}
+
+/// Products of [`products`] with 64 pairs each.
+const PRODUCTS_PER_CALL: usize = 16 * 16;
+
+fn products(calls: usize) -> i32 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512vnni") {
+        // SAFETY: the processor has AVX-512 VNNI.
+        return unsafe { products_vnni(calls) };
+    }
+    let _ = calls;
+    1
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn products_vnni(calls: usize) -> i32 {
+    use std::arch::x86_64::*;
+    let mut sums = [_mm512_setzero_si512(); 16];
+    for call in 0..calls {
+        let codes = _mm512_set1_epi32(i32::try_from(call).unwrap_or(0));
+        for _ in 0..16 {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, codes, codes);
+            }
+        }
+    }
+    let sum = |a, b| _mm512_add_epi32(a, b);
+    _mm512_reduce_add_epi32(sums.into_iter().fold(_mm512_setzero_si512(), sum))
+}
+
+/// The same routing at each width, and at all widths mixed.
+fn section(title: &str, shape: ExpertShape, tokens: usize, (memory, peak): (&[u64], f64)) {
+    let experts = 64;
+    let models = BitWidth::QUANTIZED.map(|bits| copies(shape, bits, experts));
+    let mixed = (0..experts).map(|e| models[e % 3][e].clone()).collect();
+    let models: Vec<Vec<Expert>> = models.into_iter().chain([mixed]).collect();
+    let rows = (tokens * experts).div_ceil(8);
+    let x = random("x", rows * shape.width);
+    let mut out = vec![0.0; experts * tokens * shape.width];
+    let mut rng = stream(3, "routing");
+    let mut row = || TokenId::from_index(rng.random_range(0..rows));
+    let routed: Vec<Vec<TokenId>> =
+        (0..experts).map(|_| (0..tokens).map(|_| row()).collect()).collect();
+    let mut reads = Vec::new();
+    let mut times = vec![Vec::new(); models.len()];
+    for _ in 0..=REPEATS {
+        for (model, times) in models.iter().zip(&mut times) {
+            reads.push(read_gb_per_s(memory));
+            let batches = model.iter().zip(&routed);
+            let batches: Vec<ExpertBatch<'_>> =
+                batches.map(|(expert, tokens)| ExpertBatch { expert, tokens }).collect();
+            // Small models stay in the cache, as they do in use: one run is too short to time.
+            let runs = (LARGE.weights() / shape.weights() / tokens).clamp(1, 50);
+            let run = || (0..runs).for_each(|_| grouped::forward(&batches, &x, &mut out));
+            times.push(seconds(run) / runs as f64);
+        }
+    }
+    let read = median(&reads);
+    // The first round warms up.
+    let times: Vec<f64> = times.iter().map(|times| median(&times[1..])).collect();
+    let bytes = |model: &[Expert]| model.iter().map(|e| e.bytes() as f64).sum::<f64>();
+    let macs = (experts * tokens * shape.weights()) as f64;
+    println!("{title}: reads {read:.1} GB/s");
+    for (i, name) in ["2 bits", "4 bits", "8 bits", "mixed"].into_iter().enumerate() {
+        let (gb_per_s, gmac_per_s) = (bytes(&models[i]) / times[i] / 1e9, macs / times[i] / 1e9);
+        let (of_read, of_peak) = (gb_per_s / read, gmac_per_s / peak);
+        println!(
+            "  {name} {:>9.3} ms {gb_per_s:>6.1} GB/s {:>4.0} % of reads {gmac_per_s:>6.1} GMAC/s {:>3.0} % of products",
+            times[i] * 1e3,
+            100.0 * of_read,
+            100.0 * of_peak,
+        );
+    }
+    // Expert e of the mixed model costs its share of the uniform model of its width.
+    let share =
+        |i: usize| (i..experts).step_by(3).map(|e| models[i][e].bytes() as f64).sum::<f64>();
+    let mean: f64 = (0..3).map(|i| times[i] * share(i) / bytes(&models[i])).sum();
+    println!("  mixed takes {:.3} of the byte-weighted mean of the widths", times[3] / mean);
+}
+
+fn copies(shape: ExpertShape, bits: BitWidth, count: usize) -> Vec<Expert> {
+    let part = |purpose| random(purpose, shape.weights() / 3);
+    let expert = Expert::quantize(shape, &part("gate"), &part("up"), &part("down"), bits, GROUP);
+    vec![expert; count]
+}
 
 fn random(purpose: &str, len: usize) -> Vec<f32> {
     let mut rng = stream(1, purpose);
     (0..len).map(|_| rng.random::<f32>() - 0.5).collect()
 }
 
-fn expert(shape: ExpertShape, bits: BitWidth) -> Expert {
-    let part = |purpose| random(purpose, shape.weights() / 3);
-    Expert::quantize(shape, &part("gate"), &part("up"), &part("down"), bits, 64)
+fn seconds(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64()
 }
 
-fn cases() -> Vec<String> {
-    let names = |shape: ExpertShape| {
-        TOKENS.into_iter().flat_map(move |m| {
-            BitWidth::ALL.map(|bits| format!("{}x{} m={m} bits={bits}", shape.width, shape.hidden))
-        })
-    };
-    SHAPES.into_iter().flat_map(names).collect()
-}
-
-#[divan::bench(args = cases())]
-fn forward(bencher: divan::Bencher<'_, '_>, case: &str) {
-    let at = cases().iter().position(|name| name == case).expect("a case from the list");
-    let shape = SHAPES[at / (TOKENS.len() * BitWidth::ALL.len())];
-    let tokens = TOKENS[at / BitWidth::ALL.len() % TOKENS.len()];
-    let expert = expert(shape, BitWidth::ALL[at % BitWidth::ALL.len()]);
-    let x = random("x", tokens * shape.width);
-    let mut out = vec![0.0; x.len()];
-    bencher
-        .counter(ItemsCount::new(2 * tokens * shape.weights()))
-        .bench_local(|| expert.forward(divan::black_box(&x), &mut out));
-}
-
-/// Items are weights.
-#[divan::bench(args = [2, 4, 8])]
-fn quantize(bencher: divan::Bencher<'_, '_>, bits: u32) {
-    let shape = SHAPES[0];
-    let weights = random("weights", shape.weights() / 3);
-    let bits = BitWidth::from_code_bits(bits).expect("a width");
-    bencher
-        .counter(ItemsCount::new(shape.weights()))
-        .bench_local(|| Expert::quantize(shape, &weights, &weights, &weights, bits, 64));
+fn median(times: &[f64]) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }

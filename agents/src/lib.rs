@@ -21,5 +21,6 @@ pub mod quantize;
 pub mod report;
 pub mod rng;
 pub mod round;
+pub mod routing;
 pub mod transformer;
 pub mod world;

@@ -38,14 +38,24 @@ impl Rotary {
     /// When `head_dim` is odd or zero, or `window` is zero.
     #[must_use]
     pub fn new(window: usize, head_dim: usize, theta: f64) -> Self {
-        assert!(window > 0 && head_dim > 0 && head_dim.is_multiple_of(2), "pairs of components");
-        let angles = (0..window).flat_map(|position| {
-            (0..head_dim / 2)
-                .map(move |pair| position as f64 * theta.powf(-2.0 * pair as f64 / head_dim as f64))
-        });
+        assert!(head_dim.is_multiple_of(2), "pairs of components");
+        Self::with_frequencies(window, &frequencies(head_dim, theta), 1.0)
+    }
+
+    /// Angles `position · frequency`, one frequency a pair of components; rotated components are
+    /// multiplied by `factor` too.
+    ///
+    /// # Panics
+    /// When there is no frequency, or `window` is zero.
+    #[must_use]
+    pub fn with_frequencies(window: usize, frequencies: &[f64], factor: f64) -> Self {
+        assert!(window > 0 && !frequencies.is_empty(), "positions and pairs of components");
+        let angles =
+            (0..window).flat_map(|position| frequencies.iter().map(move |f| position as f64 * f));
         #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
-        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        Self { cos, sin, head_dim }
+        let rounded = |angle: f64| ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32);
+        let (cos, sin) = angles.map(rounded).unzip();
+        Self { cos, sin, head_dim: 2 * frequencies.len() }
     }
 
     /// Rotates every head of every row in place. Rows are `[windows · window, heads · head_dim]`;
@@ -69,6 +79,12 @@ impl Rotary {
             }
         });
     }
+}
+
+/// The rotary frequencies `theta^(−2i/head_dim)` of `head_dim / 2` pairs of components.
+#[must_use]
+pub fn frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
+    (0..head_dim / 2).map(|pair| theta.powf(-2.0 * pair as f64 / head_dim as f64)).collect()
 }
 
 /// Sizes of an attention layer.

@@ -9,15 +9,17 @@ use crate::flock::{neighbours, price::FlockSettings};
 use crate::game::{CostOfGame, Dynamics, GameShape, Information, Play, Router};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId, TokenId};
 use crate::orders::{Orders, Replies};
+use crate::routing::Routing;
 use bevy_ecs::prelude::{Entity, Resource, World};
 use std::sync::Arc;
 
 /// What a token maximises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Affinity {
-    /// Router probability, 0 to 1: the softmax over all experts.
+    /// What selects experts in the model as it was trained: the router's score of 0 to 1 (a softmax,
+    /// or a sigmoid), plus the layer's selection bias, with closed groups below all others.
     Probability,
-    /// The router's logit.
+    /// The router's bare logit: no bias is added and no group is closed.
     Logit,
 }
 
@@ -28,8 +30,8 @@ pub struct Rules {
     pub top_k: usize,
     /// What a token maximises.
     pub affinity: Affinity,
-    /// Whether the gates of a token's chosen experts are scaled to sum to one.
-    pub normalise_gates: bool,
+    /// How logits become scores, selections and gates.
+    pub routing: Routing,
     /// The router that plays the game; layers share it, what it remembers is each layer's own.
     pub router: Arc<dyn Router>,
     /// What it may know when it plays.
@@ -55,6 +57,8 @@ pub struct LayerSettings {
     pub bits: Vec<BitWidth>,
     /// The nodes that hold each expert, ascending, distinct and not empty.
     pub hosts: Vec<Vec<NodeId>>,
+    /// Added to each expert's score for selection only, `[experts]`; empty for none.
+    pub selection_bias: Vec<f32>,
 }
 
 /// Everything that [`spawn`] needs.
@@ -112,9 +116,15 @@ impl Batch {
 /// What the tokens perceive: written by the perceive stage.
 #[derive(Resource, Debug, Default)]
 pub struct Perceived {
-    /// Router probabilities `[T, E]`, the gates before selection.
-    pub probabilities: Vec<f32>,
+    /// Router scores `[T, E]` of 0 to 1: what gates are made of.
+    pub scores: Vec<f32>,
+    /// What experts are selected by, `[T, E]`, where it differs from the scores.
+    pub selection: Option<Vec<f32>>,
 }
+
+/// The selection bias of each layer, `[experts]` or empty.
+#[derive(Resource, Debug)]
+pub struct SelectionBias(pub Vec<Vec<f32>>);
 
 /// The play in force: written by the respond stage.
 #[derive(Resource, Debug)]
@@ -155,8 +165,10 @@ pub struct Inbox {
 /// When a layer's tables differ in length or an expert has no host: the shell checks scenarios.
 #[must_use]
 pub fn spawn(settings: WorldSettings) -> World {
-    let WorldSettings { tokens_max, nodes, layers, rules } = settings;
+    let WorldSettings { tokens_max, nodes, mut layers, rules } = settings;
     let mut world = World::new();
+    let bias = |layer: &mut LayerSettings| std::mem::take(&mut layer.selection_bias);
+    world.insert_resource(SelectionBias(layers.iter_mut().map(bias).collect()));
     let tokens = (0..tokens_max)
         .map(|row| {
             let token = Token { row: TokenId::from_index(row) };
@@ -192,7 +204,7 @@ fn spawn_layer(
     settings: LayerSettings,
     neighbour_count: usize,
 ) -> Vec<Entity> {
-    let LayerSettings { router, bits, hosts } = settings;
+    let LayerSettings { router, bits, hosts, .. } = settings;
     assert_eq!(bits.len(), hosts.len(), "one host list an expert");
     let near = neighbours::nearest(&router, bits.len(), neighbour_count);
     bits.into_iter()

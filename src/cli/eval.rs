@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub(super) struct EvalArgs {
-    /// Folder of a checkpoint in the Hugging Face layout
+    /// Folder of a checkpoint in the Hugging Face layout, or a GGUF file
     checkpoint: PathBuf,
     /// UTF-8 text to score
     #[arg(long, value_name = "FILE")]

@@ -4,7 +4,9 @@ use super::{Failure, Outcome, print, print_json};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::eval::{Evaluation, Scored, evaluate};
 use crate::model::experts::LocalExperts;
-use crate::model::quantize::{QuantizeSettings, QuantizedModel, quantize as quantize_model, write};
+use crate::model::quantize::{
+    QuantizeSettings, QuantizedModel, check_empty, quantize as quantize_model, write,
+};
 use crate::model::tokenizer::{Tokenizer, read_text};
 use agents::expert::{BitWidth, MAX_GROUP};
 use agents::precision::Budget;
@@ -29,10 +31,10 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "FILE")]
     calibration: PathBuf,
     /// Windows of 256 tokens that are taken from it, evenly spaced
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     windows: u32,
     /// Widths to choose from: bits, or bits:weights that share a scale
-    #[arg(long, value_delimiter = ',', default_values = ["2:128", "3:128", "4:64", "8:64"])]
+    #[arg(long, value_delimiter = ',', default_values = ["2:256", "3:256", "4:64", "8:64"])]
     formats: Vec<NamedFormat>,
     /// UTF-8 text to score the result on, beside the f32 model
     #[arg(long, value_name = "FILE")]
@@ -67,6 +69,7 @@ impl std::str::FromStr for NamedFormat {
 }
 
 pub(super) fn quantize(args: &QuantizeArgs) -> Outcome {
+    check_empty(&args.out).map_err(Failure::bad_input)?;
     let checkpoint = Checkpoint::open(&args.checkpoint).map_err(Failure::bad_input)?;
     let tokenizer = Tokenizer::open(&args.checkpoint).map_err(Failure::bad_input)?;
     let encode = |path: &PathBuf| {

@@ -1,15 +1,18 @@
-//! Checkpoints in the Hugging Face layout: `config.json` and one or many `.safetensors` files.
+//! Checkpoints: a folder in the Hugging Face layout (`config.json` and one or many `.safetensors`
+//! files), or a GGUF file.
 //!
 //! Opening checks every tensor that the configuration asks for; weights are read on demand and
 //! come out as f32.
 
-use super::architecture::{self as names, Architecture, FeedForward, Projections};
+use super::architecture::Architecture;
 use super::config::ModelConfig;
-use super::trunk::{FeedForwardWeights, LayerWeights, SwiGlu, Trunk};
+use super::expected::expected_tensors;
+use super::gguf_config;
+use super::names::{self, ExpertNames, Projections, TensorNames};
+use super::trunk::Trunk;
 use super::weights::{INDEX_FILE, SINGLE_FILE, Weights, read_json};
 use agents::expert::ExpertShape;
 use agents::linear;
-use safetensors::tensor::Dtype;
 use std::path::{Path, PathBuf};
 
 /// A checkpoint whose files are mapped and whose tensors have the right names, shapes and types.
@@ -17,8 +20,12 @@ use std::path::{Path, PathBuf};
 pub struct Checkpoint {
     /// Sizes and switches.
     pub config: ModelConfig,
-    family: &'static Architecture,
-    weights: Weights,
+    pub(super) family: &'static Architecture,
+    pub(super) names: TensorNames,
+    pub(super) weights: Weights,
+    /// Whether the rows of queries and keys come in the order of llama.cpp's rotation, which pairs
+    /// neighbours where ours pairs the halves of a head.
+    pub(super) pairs_neighbours: bool,
 }
 
 /// The matrices of one expert.
@@ -34,7 +41,7 @@ pub struct ExpertWeights {
     pub down: Vec<f32>,
 }
 
-/// Why a folder is not a checkpoint that can be run.
+/// Why a folder or file is not a checkpoint that can be run.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file or the folder cannot be opened.
@@ -46,7 +53,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// No weights.
-    #[error("{} holds neither {SINGLE_FILE} nor {INDEX_FILE}", directory.display())]
+    #[error("{} holds neither {SINGLE_FILE} nor {INDEX_FILE}; a GGUF file is named by its own path", directory.display())]
     NoWeights {
         /// The folder.
         directory: PathBuf,
@@ -84,7 +91,7 @@ pub enum CheckpointError {
         problem: String,
     },
     /// Tensors are missing or not as the configuration says; at most [`MAX_PROBLEMS`] are listed.
-    #[error("{} does not hold the model of its config.json: {}", directory.display(), listed(problems))]
+    #[error("{} does not hold the model of its configuration: {}", directory.display(), listed(problems))]
     Tensors {
         /// The folder.
         directory: PathBuf,
@@ -134,8 +141,8 @@ pub enum TensorProblem {
         /// In the file.
         found: Vec<usize>,
     },
-    /// It is not made of floats that are supported.
-    #[error("tensor {tensor} in {} is {found}, expected F32, F16 or BF16", path.display())]
+    /// It is of a type that is not supported.
+    #[error("tensor {tensor} in {} is {found}, expected {expected}", path.display())]
     Dtype {
         /// Its name.
         tensor: String,
@@ -143,6 +150,8 @@ pub enum TensorProblem {
         path: PathBuf,
         /// In the file.
         found: String,
+        /// What is supported.
+        expected: &'static str,
     },
 }
 
@@ -150,22 +159,39 @@ pub enum TensorProblem {
 pub const MAX_PROBLEMS: usize = 16;
 
 impl Checkpoint {
-    /// Opens a folder and checks every tensor.
+    /// Opens a folder or a GGUF file and checks every tensor.
     ///
     /// # Errors
     /// The first file that cannot be read, or else all problems of the configuration, or else the
     /// first [`MAX_PROBLEMS`] problems of the tensors.
-    pub fn open(directory: &Path) -> Result<Self, CheckpointError> {
-        let path = directory.join("config.json");
-        let (config, family) = ModelConfig::from_json(&read_json(&path)?)
-            .map_err(|problems| CheckpointError::Config { path, problems })?;
-        let checkpoint = Self { config, family, weights: Weights::open(directory)? };
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let is_file = path.is_file();
+        let checkpoint = if is_file { Self::gguf(path)? } else { Self::folder(path)? };
         let problems = checkpoint.problems();
         if problems.is_empty() {
             Ok(checkpoint)
         } else {
-            Err(CheckpointError::Tensors { directory: directory.into(), problems })
+            Err(CheckpointError::Tensors { directory: path.into(), problems })
         }
+    }
+
+    fn folder(directory: &Path) -> Result<Self, CheckpointError> {
+        let path = directory.join("config.json");
+        let (config, family) = ModelConfig::from_json(&read_json(&path)?)
+            .map_err(|problems| CheckpointError::Config { path, problems })?;
+        let weights = Weights::open(directory)?;
+        let names = chosen(family.names, &config, &weights);
+        Ok(Self { config, family, names, weights, pairs_neighbours: false })
+    }
+
+    fn gguf(path: &Path) -> Result<Self, CheckpointError> {
+        let (weights, header) = Weights::open_gguf(path)?;
+        let (config, family) = gguf_config::config_json(&header, &weights)
+            .and_then(|json| ModelConfig::from_json(&json))
+            .map_err(|problems| CheckpointError::Config { path: path.into(), problems })?;
+        let names = chosen(names::GGUF, &config, &weights);
+        let pairs_neighbours = family.gguf == Some(gguf_config::LLAMA);
+        Ok(Self { config, family, names, weights, pairs_neighbours })
     }
 
     /// Everything but the experts, as f32.
@@ -174,41 +200,61 @@ impl Checkpoint {
     /// A weight that is not finite.
     pub fn trunk(&self) -> Result<Trunk, CheckpointError> {
         let layers = (0..self.config.layers).map(|layer| self.layer(layer));
+        let TensorNames { embedding, final_norm, head, .. } = self.names;
+        let head = if self.config.tied_head { embedding } else { head };
         Ok(Trunk {
             config: self.config.clone(),
-            embedding: self.weights.read(names::EMBEDDING)?,
+            embedding: self.weights.read(embedding)?,
             layers: layers.collect::<Result<_, _>>()?,
-            final_norm: self.weights.read(names::FINAL_NORM)?,
-            head: linear::Weights::from_rows(
-                &self.weights.read(if self.config.tied_head {
-                    names::EMBEDDING
-                } else {
-                    names::HEAD
-                })?,
-                self.config.width,
-            ),
+            final_norm: self.weights.read(final_norm)?,
+            head: linear::Weights::from_rows(&self.weights.read(head)?, self.config.width),
         })
     }
 
-    /// One expert.
+    /// One expert of a layer of the model, dense layers counted.
     ///
     /// # Errors
     /// A weight that is not finite, and ids that the model does not have.
     pub fn expert(&self, layer: usize, expert: usize) -> Result<ExpertWeights, CheckpointError> {
-        match (&self.family.feed_forward, self.config.moe) {
-            (FeedForward::Experts { expert: parts, .. }, Some(moe))
-                if layer < self.config.layers && expert < moe.experts =>
-            {
-                let read =
-                    |pattern| self.weights.read(&names::expert_tensor(pattern, layer, expert));
-                Ok(ExpertWeights {
-                    shape: ExpertShape { width: self.config.width, hidden: self.config.hidden },
-                    gate: read(parts.gate)?,
-                    up: read(parts.up)?,
-                    down: read(parts.down)?,
-                })
+        let moe = self.config.moe.filter(|moe| self.is_routed(layer) && expert < moe.experts);
+        let Some(moe) = moe else {
+            return Err(CheckpointError::NoSuchExpert { layer, expert });
+        };
+        let (width, hidden) = (self.config.width, moe.hidden);
+        let shape = ExpertShape { width, hidden };
+        let rows = |pattern, from: usize, rows: usize| {
+            self.weights.read_rows(&names::layer_tensor(pattern, layer), from..from + rows)
+        };
+        let each = |pattern| self.weights.read(&names::expert_tensor(pattern, layer, expert));
+        let (gate, up, down) = match self.names.experts {
+            ExpertNames::Each(Projections { gate, up, down }) => {
+                (each(gate)?, each(up)?, each(down)?)
             }
-            _ => Err(CheckpointError::NoSuchExpert { layer, expert }),
+            ExpertNames::Stacked(Projections { gate, up, down }) => (
+                rows(gate, expert * hidden, hidden)?,
+                rows(up, expert * hidden, hidden)?,
+                rows(down, expert * width, width)?,
+            ),
+            ExpertNames::Fused { gate_up, down } => (
+                rows(gate_up, expert * 2 * hidden, hidden)?,
+                rows(gate_up, (expert * 2 + 1) * hidden, hidden)?,
+                rows(down, expert * width, width)?,
+            ),
+        };
+        Ok(ExpertWeights { shape, gate, up, down })
+    }
+
+    /// What is added to the scores of a layer's experts for selection, `[experts]`; empty where the
+    /// family has no such bias.
+    ///
+    /// # Errors
+    /// A value that is not finite.
+    pub fn selection_bias(&self, layer: usize) -> Result<Vec<f32>, CheckpointError> {
+        let has_bias = self.family.moe.as_ref().is_some_and(|moe| moe.selection_bias);
+        if has_bias && self.is_routed(layer) {
+            self.weights.read(&names::layer_tensor(self.names.selection_bias, layer))
+        } else {
+            Ok(Vec::new())
         }
     }
 
@@ -220,7 +266,19 @@ impl Checkpoint {
 
     /// Names and shapes of all tensors.
     pub(super) fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
-        expected_tensors(&self.config, self.family)
+        expected_tensors(&self.config, self.family, &self.names)
+    }
+
+    /// Whether every matrix of every expert is a tensor of its own, by the names of the Hugging
+    /// Face layout.
+    pub(super) fn names_each_expert(&self) -> bool {
+        matches!(self.names.experts, ExpertNames::Each(_))
+            && self.names.embedding == names::HUGGING_FACE.embedding
+    }
+
+    /// What the tensors are called.
+    pub(super) fn names(&self) -> &TensorNames {
+        &self.names
     }
 
     /// The values of a tensor of the model.
@@ -228,112 +286,45 @@ impl Checkpoint {
         self.weights.read(name)
     }
 
-    /// The family's names.
-    pub(super) fn family(&self) -> &'static Architecture {
-        self.family
-    }
-
-    fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {
-        let read = |pattern| self.weights.read(&names::layer_tensor(pattern, layer));
-        let ModelConfig { width, heads, head_dim, hidden, .. } = self.config;
-        let matrix = |pattern, inputs| Ok(linear::Weights::from_rows(&read(pattern)?, inputs));
-        let norms = self.family.query_key_norm;
-        Ok(LayerWeights {
-            attention_norm: read(names::ATTENTION_NORM)?,
-            query: matrix(names::QUERY, width)?,
-            key: matrix(names::KEY, width)?,
-            value: matrix(names::VALUE, width)?,
-            attention_out: matrix(names::ATTENTION_OUT, heads * head_dim)?,
-            query_norm: if norms { Some(read(names::QUERY_NORM)?) } else { None },
-            key_norm: if norms { Some(read(names::KEY_NORM)?) } else { None },
-            feed_forward_norm: read(names::FEED_FORWARD_NORM)?,
-            feed_forward: match self.family.feed_forward {
-                FeedForward::Dense(Projections { gate, up, down }) => {
-                    FeedForwardWeights::Dense(SwiGlu {
-                        gate: matrix(gate, width)?,
-                        up: matrix(up, width)?,
-                        down: matrix(down, hidden)?,
-                    })
-                }
-                FeedForward::Experts { router, .. } => {
-                    FeedForwardWeights::Router(matrix(router, width)?)
-                }
-            },
-        })
+    pub(super) fn is_routed(&self, layer: usize) -> bool {
+        self.config.routed_layers.binary_search(&layer).is_ok()
     }
 
     /// What keeps the tensors from being the model of the configuration.
     fn problems(&self) -> Vec<TensorProblem> {
-        expected_tensors(&self.config, self.family)
+        // A vector may be stored as a matrix of one row and the other way round.
+        fn dimensions(shape: &[usize]) -> &[usize] {
+            match shape {
+                [1, rest @ ..] => rest,
+                all => all,
+            }
+        }
+        expected_tensors(&self.config, self.family, &self.names)
             .filter_map(|(tensor, expected)| {
-                let Some((path, info)) = self.weights.find(&tensor) else {
+                let Some((path, stored)) = self.weights.find(&tensor) else {
                     let path = self.weights.catalogue().into();
                     return Some(TensorProblem::Missing { tensor, path });
                 };
                 let path = path.into();
-                if info.shape != expected {
-                    let found = info.shape.clone();
-                    Some(TensorProblem::Shape { tensor, path, expected, found })
-                } else if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                    let found = format!("{:?}", info.dtype);
-                    Some(TensorProblem::Dtype { tensor, path, found })
-                } else {
-                    None
+                if dimensions(&stored.shape) != dimensions(&expected) {
+                    let found = stored.shape.clone();
+                    return Some(TensorProblem::Shape { tensor, path, expected, found });
                 }
+                let found = stored.elements.as_ref().err()?.clone();
+                Some(TensorProblem::Dtype { tensor, path, found, expected: stored.supported })
             })
             .take(MAX_PROBLEMS)
             .collect()
     }
 }
 
-/// Names and shapes of every tensor of a model, trunk before experts within a layer.
-fn expected_tensors(
-    config: &ModelConfig,
-    family: &'static Architecture,
-) -> impl Iterator<Item = (String, Vec<usize>)> {
-    let ModelConfig { width, hidden, vocab, .. } = *config;
-    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let mut outer = vec![
-        (names::EMBEDDING.to_owned(), vec![vocab, width]),
-        (names::FINAL_NORM.to_owned(), vec![width]),
-    ];
-    if !config.tied_head {
-        outer.push((names::HEAD.to_owned(), vec![vocab, width]));
-    }
-    let mut layer_shapes = vec![
-        (names::ATTENTION_NORM, vec![width]),
-        (names::QUERY, vec![q, width]),
-        (names::KEY, vec![kv, width]),
-        (names::VALUE, vec![kv, width]),
-        (names::ATTENTION_OUT, vec![width, q]),
-        (names::FEED_FORWARD_NORM, vec![width]),
-    ];
-    if family.query_key_norm {
-        layer_shapes.extend([(names::QUERY_NORM, vec![q]), (names::KEY_NORM, vec![kv])]);
-    }
-    let (parts, experts) = match (&family.feed_forward, config.moe) {
-        (FeedForward::Experts { router, expert, .. }, Some(moe)) => {
-            layer_shapes.push((router, vec![moe.experts, width]));
-            (expert, moe.experts)
-        }
-        // A dense network is read as one expert whose names have no number.
-        (FeedForward::Dense(parts) | FeedForward::Experts { expert: parts, .. }, _) => (parts, 1),
+/// The first of the ways to name tensors whose experts are there, or else the first.
+fn chosen(names: &[TensorNames], config: &ModelConfig, weights: &Weights) -> TensorNames {
+    let layer = config.routed_layers.first().copied().unwrap_or(0);
+    let there = |names: &&TensorNames| {
+        weights.find(&names::expert_tensor(names.experts.first(), layer, 0)).is_some()
     };
-    let expert_shapes = [
-        (parts.gate, vec![hidden, width]),
-        (parts.up, vec![hidden, width]),
-        (parts.down, vec![width, hidden]),
-    ];
-    outer.into_iter().chain((0..config.layers).flat_map(move |layer| {
-        let trunk = layer_shapes.clone().into_iter();
-        let trunk = trunk.map(move |(name, shape)| (names::layer_tensor(name, layer), shape));
-        let expert_shapes = expert_shapes.clone();
-        trunk.chain((0..experts).flat_map(move |expert| {
-            expert_shapes
-                .clone()
-                .map(|(name, shape)| (names::expert_tensor(name, layer, expert), shape))
-        }))
-    }))
+    *names.iter().find(there).unwrap_or(&names[0])
 }
 
 fn listed(problems: &[TensorProblem]) -> String {

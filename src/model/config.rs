@@ -1,6 +1,12 @@
 //! `config.json` of a checkpoint: sizes and switches, and a refusal of what is not supported.
 
-use super::architecture::{Architecture, FeedForward, architecture};
+use super::architecture::{
+    Architecture, GroupFamily, MoeFamily, Normalise, SharedExpert, architecture,
+    supported_model_types,
+};
+use super::keys::Keys;
+use super::latent::LatentConfig;
+use agents::routing::{GroupLimit, Routing, ScoreFunction};
 use serde_json::Value;
 
 /// Sizes and switches of a model.
@@ -18,7 +24,7 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Components of a head, even.
     pub head_dim: usize,
-    /// Hidden size of the dense feed-forward network, or of one expert.
+    /// Hidden size of the dense feed-forward networks; 0 where every layer is routed.
     pub hidden: usize,
     /// Symbols of the vocabulary.
     pub vocab: usize,
@@ -30,26 +36,36 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// Whether the head is the embedding.
     pub tied_head: bool,
+    /// Whether queries, keys and values have biases.
+    pub attention_bias: bool,
     /// Bound on the magnitude of queries, keys and values.
     pub clip_qkv: Option<f32>,
-    /// Present for Mixture-of-Experts models; every layer has one then.
+    /// Present where queries, keys and values are made of latents. Then `head_dim` counts the
+    /// rotated components of a head alone.
+    pub latent: Option<LatentConfig>,
+    /// Present for Mixture-of-Experts models.
     pub moe: Option<MoeConfig>,
+    /// The routed layers, ascending; the others are dense.
+    pub routed_layers: Vec<usize>,
 }
 
 /// The routed part of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MoeConfig {
     /// Experts of a layer.
     pub experts: usize,
     /// Experts a token is sent to.
     pub top_k: usize,
-    /// Whether the gates of a token are divided by their sum.
-    pub norm_top_k: bool,
+    /// Hidden size of one expert.
+    pub hidden: usize,
+    /// Hidden size of the shared expert, where there is one.
+    pub shared_hidden: Option<usize>,
+    /// The routing that the model was trained with.
+    pub routing: Routing,
 }
 
 /// Sizes above these are refused: they bound what a hostile file can make us enumerate.
-const MAX_SIZE: u64 = 1 << 24;
-const MAX_LAYERS: usize = 1024;
+pub(super) const MAX_LAYERS: usize = 1024;
 const MAX_EXPERTS: usize = 4096;
 
 impl ModelConfig {
@@ -60,192 +76,237 @@ impl ModelConfig {
     pub fn from_json(json: &Value) -> Result<(Self, &'static Architecture), Vec<String>> {
         let model_type = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let Some(family) = architecture(model_type) else {
-            let known: Vec<_> =
-                super::architecture::ARCHITECTURES.iter().map(|row| row.model_type).collect();
-            return Err(vec![format!(
-                "`model_type` is {model_type:?}; supported are {}",
-                known.join(", ")
-            )]);
+            let known = supported_model_types();
+            return Err(vec![format!("`model_type` is {model_type:?}; supported are {known}")]);
         };
         let mut keys = Keys { json, problems: Vec::new() };
-        keys.refuse_unsupported();
-        let config = keys.config(family);
-        keys.check_sizes(&config);
+        refuse_unsupported(&mut keys, family);
+        let config = read(&mut keys, family);
+        check_sizes(&mut keys, &config);
         if keys.problems.is_empty() { Ok((config, family)) } else { Err(keys.problems) }
     }
 }
 
-/// Reads keys and keeps what is wrong with them.
-struct Keys<'a> {
-    json: &'a Value,
-    problems: Vec<String>,
+fn read(keys: &mut Keys<'_>, family: &'static Architecture) -> ModelConfig {
+    let (width, heads) = (keys.size("hidden_size"), keys.size("num_attention_heads"));
+    let layers = keys.size("num_hidden_layers");
+    let moe = family.moe.as_ref().map(|family| read_moe(keys, family));
+    let routed_layers = if moe.is_some() { routed_layers(keys, layers) } else { Vec::new() };
+    let is_dense = |layers: usize| routed_layers.len() < layers;
+    let rope_theta = rope_theta(keys, family.rope_theta_default);
+    let latent = family.latent_attention.then(|| LatentConfig::read(keys, rope_theta));
+    #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+    let (rms_eps, clip_qkv) = (
+        keys.positive("rms_norm_eps", None) as f32,
+        keys.present("clip_qkv").is_some().then(|| keys.positive("clip_qkv", None) as f32),
+    );
+    ModelConfig {
+        model_type: family.model_type,
+        width,
+        layers,
+        heads,
+        kv_heads: keys.optional_size("num_key_value_heads").unwrap_or(heads),
+        head_dim: match &latent {
+            Some(latent) => latent.rotated,
+            None => keys.optional_size("head_dim").unwrap_or(width / heads.max(1)),
+        },
+        hidden: if is_dense(layers) { keys.size("intermediate_size") } else { 0 },
+        vocab: keys.size("vocab_size"),
+        max_positions: keys.size("max_position_embeddings"),
+        rms_eps,
+        rope_theta,
+        tied_head: keys.flag("tie_word_embeddings", false),
+        attention_bias: keys.flag(family.attention_bias.key, family.attention_bias.default),
+        clip_qkv,
+        latent,
+        moe,
+        routed_layers,
+    }
 }
 
-impl<'a> Keys<'a> {
-    fn config(&mut self, family: &'static Architecture) -> ModelConfig {
-        let (width, heads) = (self.size("hidden_size"), self.size("num_attention_heads"));
-        let (hidden_key, moe) = match &family.feed_forward {
-            FeedForward::Dense(_) => ("intermediate_size", None),
-            FeedForward::Experts { experts_key, hidden_key, norm_top_k_default, .. } => {
-                let moe = MoeConfig {
-                    experts: self.size(experts_key),
-                    top_k: self.size("num_experts_per_tok"),
-                    norm_top_k: self.flag("norm_topk_prob", *norm_top_k_default),
-                };
-                (*hidden_key, Some(moe))
+fn read_moe(keys: &mut Keys<'_>, family: &MoeFamily) -> MoeConfig {
+    let experts_key = family.experts_keys.iter().find(|key| keys.present(key).is_some());
+    let hidden = keys.size(family.hidden_key);
+    let normalise = match family.normalise {
+        Normalise::Always => true,
+        Normalise::Key(default) => keys.flag("norm_topk_prob", default),
+        Normalise::Never => {
+            if keys.flag("norm_topk_prob", false) {
+                let problem = "`norm_topk_prob` is true; this family's gates are not normalised";
+                keys.problems.push(problem.into());
             }
-        };
-        #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
-        let (rms_eps, clip_qkv) = (
-            self.positive("rms_norm_eps", None) as f32,
-            self.present("clip_qkv").is_some().then(|| self.positive("clip_qkv", None) as f32),
+            false
+        }
+    };
+    MoeConfig {
+        experts: keys.size(experts_key.unwrap_or(&family.experts_keys[0])),
+        top_k: keys.size("num_experts_per_tok"),
+        hidden,
+        shared_hidden: match family.shared {
+            SharedExpert::Absent => None,
+            SharedExpert::Gated => Some(keys.size("shared_expert_intermediate_size")),
+            SharedExpert::Plain => {
+                let experts = keys.count("n_shared_experts");
+                (experts > 0).then(|| experts.saturating_mul(hidden))
+            }
+        },
+        routing: Routing {
+            score: family.score,
+            groups: family.groups.and_then(|family| read_groups(keys, family)),
+            normalise,
+            #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+            scale: keys.positive("routed_scaling_factor", Some(1.0)) as f32,
+        },
+    }
+}
+
+fn read_groups(keys: &mut Keys<'_>, family: GroupFamily) -> Option<GroupLimit> {
+    let method = keys.present("topk_method").map_or(Some(family.default_method), Value::as_str);
+    if method == Some("greedy") && family.default_method == "greedy" {
+        return None;
+    }
+    if method != Some(family.method) {
+        let (known, default) = (family.method, family.default_method);
+        keys.problems
+            .push(format!("`topk_method` is {method:?}; supported are {known}, {default}"));
+    }
+    let groups = keys.size("n_group");
+    let kept = keys.size("topk_group");
+    (groups > 1).then_some(GroupLimit { groups, kept, worth: family.worth })
+}
+
+/// Layers below `first_k_dense_replace`, those of `mlp_only_layers`, and all but each
+/// `decoder_sparse_step`-th are dense.
+fn routed_layers(keys: &mut Keys<'_>, layers: usize) -> Vec<usize> {
+    let first = keys.count("first_k_dense_replace");
+    let step = keys.optional_size("decoder_sparse_step").unwrap_or(1);
+    let dense: Vec<u64> = match keys.present("mlp_only_layers").map(Value::as_array) {
+        None => Vec::new(),
+        Some(list) => {
+            let list = list.and_then(|list| list.iter().map(Value::as_u64).collect());
+            list.unwrap_or_else(|| {
+                keys.problems.push("`mlp_only_layers` is not a list of layers".into());
+                Vec::new()
+            })
+        }
+    };
+    let is_routed = |layer: &usize| {
+        *layer >= first && (layer + 1).is_multiple_of(step) && !dense.contains(&(*layer as u64))
+    };
+    let routed: Vec<usize> = (0..layers.min(MAX_LAYERS)).filter(is_routed).collect();
+    if routed.is_empty() && layers > 0 {
+        keys.problems.push(
+            "no layer is routed: `first_k_dense_replace`, `mlp_only_layers` or \
+             `decoder_sparse_step` makes all of them dense"
+                .into(),
         );
-        ModelConfig {
-            model_type: family.model_type,
-            width,
-            layers: self.size("num_hidden_layers"),
-            heads,
-            kv_heads: self.optional_size("num_key_value_heads").unwrap_or(heads),
-            head_dim: self.optional_size("head_dim").unwrap_or(width / heads.max(1)),
-            hidden: self.size(hidden_key),
-            vocab: self.size("vocab_size"),
-            max_positions: self.size("max_position_embeddings"),
-            rms_eps,
-            rope_theta: self.rope_theta(),
-            tied_head: self.flag("tie_word_embeddings", false),
-            clip_qkv,
-            moe,
+    }
+    routed
+}
+
+/// What would run but give wrong numbers.
+fn refuse_unsupported(keys: &mut Keys<'_>, family: &Architecture) {
+    match keys.present("hidden_act").map(Value::as_str) {
+        Some(Some("silu")) => {}
+        other => keys.problems.push(format!(
+            "`hidden_act` is {}; only \"silu\" is supported",
+            other.flatten().map_or("absent or not text".into(), |name| format!("{name:?}"))
+        )),
+    }
+    if let (Some(moe), Some(score)) = (&family.moe, keys.present("scoring_func")) {
+        let own = if moe.score == ScoreFunction::Softmax { "softmax" } else { "sigmoid" };
+        if score != own {
+            keys.problems.push(format!("`scoring_func` is {score}; this family's is \"{own}\""));
         }
     }
-
-    /// What would run but give wrong numbers.
-    fn refuse_unsupported(&mut self) {
-        match self.present("hidden_act").map(Value::as_str) {
-            Some(Some("silu")) => {}
-            other => self.problems.push(format!(
-                "`hidden_act` is {}; only \"silu\" is supported",
-                other.flatten().map_or("absent or not text".into(), |name| format!("{name:?}"))
-            )),
+    if keys.present("moe_layer_freq").is_some_and(|step| *step != 1) {
+        keys.problems.push("`moe_layer_freq` is not 1; that is not supported".into());
+    }
+    if family.latent_attention && keys.flag("attention_bias", false) {
+        let problem = "`attention_bias` is true; latent attention has none here";
+        keys.problems.push(problem.into());
+    }
+    if keys.flag("mlp_bias", false) {
+        keys.problems.push("`mlp_bias` is true; biases of networks are not supported".into());
+    }
+    if keys.present("quantization_config").is_some() {
+        keys.problems.push(
+            "`quantization_config` is set; weights must be f32, f16 or bf16, or a GGUF file".into(),
+        );
+    }
+    if keys.present("sliding_window").is_some() && keys.flag("use_sliding_window", true) {
+        keys.problems.push("`sliding_window` is set; only full attention is supported".into());
+    }
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Some(rope) = keys.present(key) else { continue };
+        let kind = rope.get("rope_type").or_else(|| rope.get("type"));
+        // Latent attention reads this one itself.
+        let is_yarn = family.latent_attention && kind.is_some_and(|kind| kind == "yarn");
+        if !is_yarn && !kind.is_none_or(|kind| kind == "default") {
+            let kind = kind.map(Value::to_string).unwrap_or_default();
+            keys.problems.push(format!("`{key}` asks for {kind}; only \"default\" is supported"));
         }
-        for key in ["attention_bias", "mlp_bias"] {
-            if self.flag(key, false) {
-                self.problems.push(format!("`{key}` is true; biases are not supported"));
-            }
-        }
-        if self.present("quantization_config").is_some() {
-            self.problems
-                .push("`quantization_config` is set; weights must be f32, f16 or bf16".into());
-        }
-        if self.present("sliding_window").is_some() && self.flag("use_sliding_window", true) {
-            self.problems.push("`sliding_window` is set; only full attention is supported".into());
-        }
-        for key in ["rope_scaling", "rope_parameters"] {
-            let Some(rope) = self.present(key) else { continue };
-            let kind = rope.get("rope_type").or_else(|| rope.get("type"));
-            if !kind.is_none_or(|kind| kind == "default") {
-                let kind = kind.map(Value::to_string).unwrap_or_default();
-                self.problems
-                    .push(format!("`{key}` asks for {kind}; only \"default\" is supported"));
-            }
-            let partial = rope.get("partial_rotary_factor").and_then(Value::as_f64);
-            if partial.is_some_and(|factor| factor != 1.0) {
-                self.problems.push(format!("`{key}.partial_rotary_factor` must be 1"));
-            }
+        let partial = rope.get("partial_rotary_factor").and_then(Value::as_f64);
+        if partial.is_some_and(|factor| factor != 1.0) {
+            keys.problems.push(format!("`{key}.partial_rotary_factor` must be 1"));
         }
     }
+}
 
-    fn check_sizes(&mut self, config: &ModelConfig) {
-        let mut check = |good: bool, text: String| {
-            if !good {
-                self.problems.push(text);
-            }
-        };
-        let ModelConfig { width, heads, kv_heads, head_dim, layers, .. } = *config;
+fn check_sizes(keys: &mut Keys<'_>, config: &ModelConfig) {
+    let has_head_dim = keys.present("head_dim").is_some();
+    let mut check = |good: bool, text: String| {
+        if !good {
+            keys.problems.push(text);
+        }
+    };
+    let ModelConfig { width, heads, kv_heads, head_dim, layers, .. } = *config;
+    check(layers <= MAX_LAYERS, format!("`num_hidden_layers` is {layers}; at most {MAX_LAYERS}"));
+    if heads > 0 && kv_heads > 0 {
         check(
-            layers <= MAX_LAYERS,
-            format!("`num_hidden_layers` is {layers}; at most {MAX_LAYERS}"),
+            heads.is_multiple_of(kv_heads),
+            format!("`num_key_value_heads` is {kv_heads}, which does not divide {heads} heads"),
         );
-        if heads > 0 && kv_heads > 0 {
+        check(
+            has_head_dim || config.latent.is_some() || width.is_multiple_of(heads),
+            format!("`hidden_size` is {width}, which {heads} heads do not divide"),
+        );
+    }
+    check(head_dim.is_multiple_of(2), format!("`head_dim` is {head_dim}; it must be even"));
+    if let Some(MoeConfig { experts, top_k, routing, .. }) = config.moe {
+        check(
+            experts <= MAX_EXPERTS,
+            format!("there are {experts} experts; at most {MAX_EXPERTS}"),
+        );
+        check(
+            top_k <= experts,
+            format!("`num_experts_per_tok` is {top_k} but there are {experts} experts"),
+        );
+        if let Some(GroupLimit { groups, kept, .. }) = routing.groups {
             check(
-                heads.is_multiple_of(kv_heads),
-                format!("`num_key_value_heads` is {kv_heads}, which does not divide {heads} heads"),
+                experts.is_multiple_of(groups),
+                format!("`n_group` is {groups}, which does not divide {experts} experts"),
             );
             check(
-                self.json.get("head_dim").is_some_and(|d| !d.is_null())
-                    || width.is_multiple_of(heads),
-                format!("`hidden_size` is {width}, which {heads} heads do not divide"),
-            );
-        }
-        check(head_dim.is_multiple_of(2), format!("`head_dim` is {head_dim}; it must be even"));
-        if let Some(MoeConfig { experts, top_k, .. }) = config.moe {
-            check(
-                experts <= MAX_EXPERTS,
-                format!("there are {experts} experts; at most {MAX_EXPERTS}"),
-            );
-            check(
-                top_k <= experts,
-                format!("`num_experts_per_tok` is {top_k} but there are {experts} experts"),
+                kept <= groups && top_k <= kept.saturating_mul(experts / groups),
+                format!(
+                    "`topk_group` is {kept} of {groups} groups, which must hold {top_k} experts"
+                ),
             );
         }
     }
+}
 
-    /// The value of a key that is there and not null.
-    fn present(&self, key: &str) -> Option<&'a Value> {
-        self.json.get(key).filter(|value| !value.is_null())
-    }
-
-    fn size(&mut self, key: &str) -> usize {
-        self.optional_size(key).unwrap_or_else(|| {
-            if self.present(key).is_none() {
-                self.problems.push(format!("`{key}` is missing"));
-            }
-            0
-        })
-    }
-
-    fn optional_size(&mut self, key: &str) -> Option<usize> {
-        let value = self.present(key)?;
-        match value.as_u64() {
-            Some(size @ 1..=MAX_SIZE) => usize::try_from(size).ok(),
-            _ => {
-                self.problems.push(format!("`{key}` is {value}; it must be 1 to {MAX_SIZE}"));
-                None
-            }
+/// Both places where it is written, or what the family's library assumes.
+fn rope_theta(keys: &mut Keys<'_>, default: f64) -> f64 {
+    match keys.present("rope_parameters").filter(|rope| rope.get("rope_theta").is_some()) {
+        Some(rope) => {
+            let mut inner = Keys { json: rope, problems: Vec::new() };
+            let theta = inner.positive("rope_theta", None);
+            keys.problems.extend(inner.problems);
+            theta
         }
-    }
-
-    fn flag(&mut self, key: &str, default: bool) -> bool {
-        let Some(value) = self.present(key) else { return default };
-        value.as_bool().unwrap_or_else(|| {
-            self.problems.push(format!("`{key}` is {value}; it must be true or false"));
-            default
-        })
-    }
-
-    fn positive(&mut self, key: &str, default: Option<f64>) -> f64 {
-        match (self.present(key), default) {
-            (None, Some(default)) => default,
-            (value, _) => match value.and_then(Value::as_f64) {
-                Some(number) if number > 0.0 && number.is_finite() => number,
-                _ => {
-                    self.problems.push(format!("`{key}` must be a positive number"));
-                    1.0
-                }
-            },
-        }
-    }
-
-    /// Both places where it is written; 10,000 is what the library assumes when it is in neither.
-    fn rope_theta(&mut self) -> f64 {
-        match self.present("rope_parameters").filter(|rope| rope.get("rope_theta").is_some()) {
-            Some(rope) => {
-                let mut keys = Keys { json: rope, problems: Vec::new() };
-                let theta = keys.positive("rope_theta", None);
-                self.problems.extend(keys.problems);
-                theta
-            }
-            None => self.positive("rope_theta", Some(10_000.0)),
-        }
+        None => keys.positive("rope_theta", Some(default)),
     }
 }
 
@@ -276,7 +337,11 @@ mod tests {
         let cases = [
             ("model_type", json!("mamba"), "supported are llama, olmoe"),
             ("hidden_act", json!("gelu"), "`hidden_act` is \"gelu\""),
-            ("attention_bias", json!(true), "`attention_bias` is true"),
+            ("attention_bias", json!("no"), "`attention_bias` is \"no\""),
+            ("mlp_bias", json!(true), "`mlp_bias` is true"),
+            ("mlp_only_layers", json!("all"), "`mlp_only_layers` is not a list of layers"),
+            ("mlp_only_layers", json!([0, 1]), "no layer is routed"),
+            ("decoder_sparse_step", json!(0), "`decoder_sparse_step` is 0"),
             ("mlp_bias", json!("no"), "`mlp_bias` is \"no\""),
             ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}), "asks for \"yarn\""),
             ("rope_scaling", json!({"type": "linear", "factor": 2.0}), "asks for \"linear\""),

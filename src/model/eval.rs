@@ -140,7 +140,7 @@ pub fn evaluate(
         bits_per_char: loss / std::f64::consts::LN_2 * tokens_per_char,
         tokens,
         loss_uniform: (vocab as f64).ln(),
-        expert_loads: loads.into_iter().enumerate().map(ExpertLoads::of_layer).collect(),
+        expert_loads: expert_loads(loads),
         agreement: reference.is_some().then(|| against.mean(tokens)),
     })
 }
@@ -159,6 +159,13 @@ fn run_layers<'a>(
         pass.add_moe(layer, &output);
     }
     Ok(pass)
+}
+
+/// The loads of the routed layers; a dense one has none.
+fn expert_loads(sums: Vec<Vec<u64>>) -> Vec<ExpertLoads> {
+    let layers = sums.into_iter().enumerate();
+    let routed = layers.filter(|(_, loads)| loads.iter().any(|load| *load > 0));
+    routed.map(ExpertLoads::of_layer).collect()
 }
 
 fn add_loads(sums: &mut Vec<Vec<u64>>, layer: usize, loads: &[u32]) {

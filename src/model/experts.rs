@@ -1,21 +1,29 @@
-//! Plain top-k routing with all experts in this process: the control of every run, and what
+//! Plain top-k routing, as the model was trained, with all experts in this process: the control of every run, and what
 //! `eval` scores.
 
 use super::checkpoint::{Checkpoint, CheckpointError, ExpertWeights};
 use super::config::MoeConfig;
+use agents::expert::grouped::{self, ExpertBatch};
 use agents::expert::{BitWidth, Expert};
 use agents::game::Choices;
-use agents::ids::ExpertId;
-use agents::round::gates;
-use agents::transformer::{add_scaled, softmax};
+use agents::ids::{ExpertId, TokenId};
+use agents::routing::gates;
+use agents::transformer::add_scaled;
 use rayon::prelude::*;
 
 /// Every expert of a model, computed here.
 #[derive(Clone, Debug)]
 pub struct LocalExperts {
-    /// By layer and expert; no layers for a dense model.
-    layers: Vec<Vec<Expert>>,
+    /// By layer; dense layers have no experts.
+    layers: Vec<LayerExperts>,
     moe: Option<MoeConfig>,
+}
+
+/// The experts of one layer and what selects them besides their scores.
+#[derive(Clone, Debug, Default)]
+struct LayerExperts {
+    experts: Vec<Expert>,
+    selection_bias: Vec<f32>,
 }
 
 /// What a routed layer gives.
@@ -46,9 +54,14 @@ impl LocalExperts {
             let (gate, up, down) = (&weights.gate, &weights.up, &weights.down);
             Ok(Expert::quantize(weights.shape, gate, up, down, bits, group))
         };
-        let layers = (0..checkpoint.config.layers)
-            .map(|layer| (0..experts).into_par_iter().map(|expert| load(layer, expert)).collect())
-            .collect::<Result<_, _>>()?;
+        let mut layers = vec![LayerExperts::default(); checkpoint.config.layers];
+        for &layer in &checkpoint.config.routed_layers {
+            let all = (0..experts).into_par_iter().map(|expert| load(layer, expert));
+            layers[layer] = LayerExperts {
+                experts: all.collect::<Result<_, _>>()?,
+                selection_bias: checkpoint.selection_bias(layer)?,
+            };
+        }
         Ok(Self { layers, moe })
     }
 
@@ -59,8 +72,11 @@ impl LocalExperts {
             Expert::quantize(w.shape, &w.gate, &w.up, &w.down, BitWidth::Full, 32)
         };
         let layers = weights.iter().filter(|_| moe.is_some());
-        let layers = layers.map(|layer| layer.par_iter().map(expert).collect()).collect();
-        Self { layers, moe }
+        let layers = layers.map(|layer| LayerExperts {
+            experts: layer.par_iter().map(expert).collect(),
+            selection_bias: Vec::new(),
+        });
+        Self { layers: layers.collect(), moe }
     }
 
     /// One routed layer: `x` is `[tokens, width]`, `router_logits` is `[tokens, experts]`.
@@ -70,25 +86,28 @@ impl LocalExperts {
     #[must_use]
     pub fn forward(&self, layer: usize, x: &[f32], router_logits: &[f32]) -> MoeOutput {
         let moe = self.moe.expect("a dense model has no routed layer");
-        let mut probabilities = router_logits.to_vec();
-        softmax(&mut probabilities, moe.experts);
-        let choices = top_k(&probabilities, moe.experts, moe.top_k);
-        let gates = gates(&probabilities, &choices, moe.norm_top_k);
-        let output = run_experts(&self.layers[layer], x, &choices, &gates);
+        let LayerExperts { experts, selection_bias } = &self.layers[layer];
+        assert!(!experts.is_empty(), "layer {layer} is dense");
+        let mut scores = router_logits.to_vec();
+        moe.routing.score(&mut scores, moe.experts);
+        let selection = moe.routing.selection(&scores, selection_bias, moe.experts);
+        let choices = top_k(selection.as_ref().unwrap_or(&scores), moe.experts, moe.top_k);
+        let gates = gates(&scores, &choices, &moe.routing);
+        let output = run_experts(experts, x, &choices, &gates);
         MoeOutput { output, loads: choices.loads(moe.experts) }
     }
 }
 
-/// The k most probable experts of every row, the lowest id among equals.
+/// The k experts of the largest values of every row, the lowest id among equals.
 ///
 /// # Panics
 /// When `top_k` exceeds `experts`.
 #[must_use]
-pub fn top_k(probabilities: &[f32], experts: usize, top_k: usize) -> Choices {
+pub fn top_k(values: &[f32], experts: usize, top_k: usize) -> Choices {
     assert!(top_k <= experts, "{top_k} of {experts} experts");
-    let mut chosen = Vec::with_capacity(probabilities.len() / experts * top_k);
+    let mut chosen = Vec::with_capacity(values.len() / experts * top_k);
     let mut order: Vec<usize> = Vec::with_capacity(experts);
-    for row in probabilities.chunks_exact(experts) {
+    for row in values.chunks_exact(experts) {
         order.clear();
         order.extend(0..experts);
         order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
@@ -103,32 +122,31 @@ pub fn top_k(probabilities: &[f32], experts: usize, top_k: usize) -> Choices {
 fn run_experts(experts: &[Expert], x: &[f32], choices: &Choices, gates: &[f32]) -> Vec<f32> {
     let width = experts[0].shape().width;
     assert_eq!(x.len(), choices.tokens() * width, "one hidden state a token");
-    let mut inputs = vec![Vec::new(); experts.len()];
+    let mut tokens = vec![Vec::new(); experts.len()];
     // Where the output of a token's i-th expert will stand among that expert's rows.
     let mut slots = Vec::with_capacity(choices.experts().len());
-    for (token, x) in x.chunks_exact(width).enumerate() {
+    for token in 0..choices.tokens() {
         for expert in choices.row(token) {
-            let rows = &mut inputs[expert.index()];
-            slots.push(rows.len());
-            rows.extend_from_slice(x);
+            let tokens = &mut tokens[expert.index()];
+            slots.push(tokens.len());
+            tokens.push(TokenId::from_index(token));
         }
     }
-    let outputs: Vec<Vec<f32>> = experts
-        .par_iter()
-        .zip(inputs)
-        .map(|(expert, rows)| {
-            let mut out = vec![0.0; rows.len()];
-            if !rows.is_empty() {
-                expert.forward(&rows, &mut out);
-            }
-            out
-        })
-        .collect();
+    let batches = experts.iter().zip(&tokens);
+    let batches: Vec<_> = batches.map(|(expert, tokens)| ExpertBatch { expert, tokens }).collect();
+    let mut outputs = vec![0.0; slots.len() * width];
+    grouped::forward(&batches, x, &mut outputs);
+    let firsts = tokens.iter().scan(0, |next, tokens| {
+        let first = *next;
+        *next += tokens.len();
+        Some(first)
+    });
+    let firsts: Vec<usize> = firsts.collect();
     let mut sum = vec![0.0; x.len()];
     sum.par_chunks_exact_mut(width).enumerate().for_each(|(token, sum)| {
         for pair in choices.pairs(token) {
-            let rows = &outputs[choices.experts()[pair].index()];
-            add_scaled(sum, gates[pair], &rows[slots[pair]..][..width]);
+            let row = firsts[choices.experts()[pair].index()] + slots[pair];
+            add_scaled(sum, gates[pair], &outputs[row * width..][..width]);
         }
     });
     sum
@@ -138,6 +156,7 @@ fn run_experts(experts: &[Expert], x: &[f32], choices: &Choices, gates: &[f32]) 
 mod tests {
     use super::{gates, top_k};
     use agents::ids::ExpertId;
+    use agents::routing::Routing;
 
     #[test]
     fn the_lowest_ids_win_among_equal_probabilities() {
@@ -151,7 +170,7 @@ mod tests {
     fn gates_are_probabilities_and_sum_to_one_only_when_asked() {
         let rows = [0.1, 0.6, 0.1, 0.2];
         let choices = top_k(&rows, 4, 2);
-        assert_eq!(gates(&rows, &choices, false), [0.6, 0.2]);
-        assert_eq!(gates(&rows, &choices, true), [0.6 / 0.8, 0.2 / 0.8]);
+        assert_eq!(gates(&rows, &choices, &Routing::softmax(false)), [0.6, 0.2]);
+        assert_eq!(gates(&rows, &choices, &Routing::softmax(true)), [0.6 / 0.8, 0.2 / 0.8]);
     }
 }

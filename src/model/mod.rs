@@ -1,11 +1,21 @@
-//! Checkpoints in the Hugging Face layout, tokenizers and the f32 forward pass around the experts.
+//! Checkpoints in the Hugging Face layout and in GGUF files, tokenizers and the f32 forward pass
+//! around the experts.
 
 pub mod architecture;
+mod blocks;
 pub mod checkpoint;
 pub mod config;
 pub mod eval;
+mod expected;
 pub mod experts;
+mod gguf;
+mod gguf_config;
+mod gguf_tokenizer;
+mod keys;
+pub mod latent;
+mod layers;
 mod mapping;
+pub mod names;
 pub mod quantize;
 pub mod tokenizer;
 pub mod trunk;

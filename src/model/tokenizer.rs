@@ -1,6 +1,7 @@
 //! `tokenizer.json`, documents and windows.
 
 use super::checkpoint::CheckpointError;
+use super::gguf_tokenizer;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use tokenizers::ModelWrapper;
@@ -67,15 +68,25 @@ pub enum TextError {
 }
 
 impl Tokenizer {
-    /// Opens `tokenizer.json` of a checkpoint's folder.
+    /// Opens the tokenizer of a checkpoint: `tokenizer.json` of its folder. That of a GGUF file is
+    /// the one in the file, where its kind is supported, or else `tokenizer.json` beside it.
     ///
     /// # Errors
-    /// When it is missing, does not parse, or drops merges at random.
-    pub fn open(directory: &Path) -> Result<Self, CheckpointError> {
-        let path = directory.join("tokenizer.json");
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(source) => return Err(CheckpointError::Open { path, source }),
+    /// When there is none, it does not parse, or it drops merges at random.
+    pub fn open(checkpoint: &Path) -> Result<Self, CheckpointError> {
+        let (path, bytes) = if checkpoint.is_file() {
+            let beside = checkpoint.with_file_name("tokenizer.json");
+            match gguf_tokenizer::tokenizer_json(checkpoint)? {
+                Ok(json) => (checkpoint.into(), json.into_bytes()),
+                Err(_) if beside.is_file() => read(beside)?,
+                Err(problem) => {
+                    let problem = format!("{problem}; put the model's tokenizer.json beside it");
+                    let (path, problems) = (checkpoint.into(), vec![problem]);
+                    return Err(CheckpointError::Config { path, problems });
+                }
+            }
+        } else {
+            read(checkpoint.join("tokenizer.json"))?
         };
         let parsed = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| error.to_string());
         let wrong = |problem: String| CheckpointError::Config {
@@ -114,6 +125,13 @@ impl Tokenizer {
             })
             .collect::<Result<_, _>>()?;
         Ok(Document { ids: pieces.concat(), characters: text.chars().count() })
+    }
+}
+
+fn read(path: PathBuf) -> Result<(PathBuf, Vec<u8>), CheckpointError> {
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok((path, bytes)),
+        Err(source) => Err(CheckpointError::Open { path, source }),
     }
 }
 

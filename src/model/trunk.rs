@@ -5,7 +5,9 @@
 //! run here; for a routed layer the caller gets its input and router logits and returns its output.
 
 use super::config::ModelConfig;
+use super::latent::LatentWeights;
 use agents::linear::{self, Weights};
+use agents::routing::sigmoid;
 use agents::transformer::{
     AttentionShape, Rotary, causal_attention, cross_entropy, rms_norm, swiglu,
 };
@@ -31,7 +33,8 @@ pub struct Trunk {
 pub struct LayerWeights {
     /// `[width]`.
     pub attention_norm: Vec<f32>,
-    /// `[heads · head_dim, width]`.
+    /// `[heads · head_dim, width]`. Where there are latents, this projects the queries', the next
+    /// two the keys' and values', and heads have the sizes of [`super::latent::LatentConfig`].
     pub query: Weights,
     /// `[kv_heads · head_dim, width]`.
     pub key: Weights,
@@ -39,9 +42,13 @@ pub struct LayerWeights {
     pub value: Weights,
     /// `[width, heads · head_dim]`.
     pub attention_out: Weights,
-    /// `[heads · head_dim]`, where the family has one.
+    /// What makes latents of a hidden state, where the family has them.
+    pub latent: Option<LatentWeights>,
+    /// Where the family has them.
+    pub biases: Option<AttentionBiases>,
+    /// `[heads · head_dim]`, or `[head_dim]` for each head by itself, where the family has one.
     pub query_norm: Option<Vec<f32>>,
-    /// `[kv_heads · head_dim]`, where the family has one.
+    /// `[kv_heads · head_dim]`, or `[head_dim]` for each head by itself, where the family has one.
     pub key_norm: Option<Vec<f32>>,
     /// `[width]`.
     pub feed_forward_norm: Vec<f32>,
@@ -49,13 +56,40 @@ pub struct LayerWeights {
     pub feed_forward: FeedForwardWeights,
 }
 
+/// What is added to the projections of attention.
+#[derive(Clone, Debug)]
+pub struct AttentionBiases {
+    /// `[heads · head_dim]`.
+    pub query: Vec<f32>,
+    /// `[kv_heads · head_dim]`.
+    pub key: Vec<f32>,
+    /// `[kv_heads · head_dim]`.
+    pub value: Vec<f32>,
+    /// `[width]`, where the family has one.
+    pub out: Option<Vec<f32>>,
+}
+
 /// The feed-forward part of a layer.
 #[derive(Clone, Debug)]
 pub enum FeedForwardWeights {
     /// One network, run by the trunk.
     Dense(SwiGlu),
-    /// A router, `[experts, width]`; the experts are run by the caller.
-    Router(Weights),
+    /// A router; its experts are run by the caller.
+    Routed {
+        /// `[experts, width]`.
+        router: Weights,
+        /// What every token passes besides, run by the trunk.
+        shared: Option<SharedExpert>,
+    },
+}
+
+/// A network that every token passes besides its experts.
+#[derive(Clone, Debug)]
+pub struct SharedExpert {
+    /// The network.
+    pub network: SwiGlu,
+    /// `[1, width]`: its output is multiplied by the sigmoid of this projection, where there is one.
+    pub gate: Option<Weights>,
 }
 
 /// A dense feed-forward network, `W_down (silu(W_gate x) ⊙ W_up x)`.
@@ -107,6 +141,7 @@ pub struct Pass<'a> {
     hidden: Vec<f32>,
     moe_input: Vec<f32>,
     router_logits: Vec<f32>,
+    shared: Vec<f32>,
     /// The layer to come, or the one that waits for its experts' output.
     layer: usize,
     awaits_experts: bool,
@@ -119,6 +154,9 @@ pub struct MoeInput<'a> {
     pub hidden: &'a [f32],
     /// Router logits, `[tokens, experts]`.
     pub router_logits: &'a [f32],
+    /// What the shared expert gives, `[tokens, width]`, or empty where there is none.
+    /// [`Pass::add_moe`] adds it.
+    pub shared: &'a [f32],
 }
 
 impl Trunk {
@@ -141,11 +179,15 @@ impl Trunk {
         let rows = ids.iter().flat_map(|id| &self.embedding[*id as usize * width..][..width]);
         Ok(Pass {
             trunk: self,
-            rotary: Rotary::new(window, head_dim, self.config.rope_theta),
+            rotary: match &self.config.latent {
+                Some(latent) => latent.rotary(window),
+                None => Rotary::new(window, head_dim, self.config.rope_theta),
+            },
             window,
             hidden: rows.copied().collect(),
             moe_input: Vec::new(),
             router_logits: Vec::new(),
+            shared: Vec::new(),
             layer: 0,
             awaits_experts: false,
         })
@@ -174,28 +216,45 @@ impl Pass<'_> {
         rms_norm(&mut input, &weights.feed_forward_norm, trunk.config.rms_eps);
         match &weights.feed_forward {
             FeedForwardWeights::Dense(network) => {
-                let mut gate = network.gate.product(&input);
-                swiglu(&mut gate, &network.up.product(&input));
-                add(&mut self.hidden, &network.down.product(&gate));
+                add(&mut self.hidden, &network.forward(&input));
                 self.layer += 1;
                 None
             }
-            FeedForwardWeights::Router(router) => {
+            FeedForwardWeights::Routed { router, shared } => {
                 self.router_logits = router.product(&input);
+                self.shared = shared.as_ref().map_or_else(Vec::new, |it| it.forward(&input));
                 self.moe_input = input;
                 self.awaits_experts = true;
-                Some(MoeInput { hidden: &self.moe_input, router_logits: &self.router_logits })
+                Some(MoeInput {
+                    hidden: &self.moe_input,
+                    router_logits: &self.router_logits,
+                    shared: &self.shared,
+                })
             }
         }
     }
 
-    /// Adds the output of a routed layer, `[tokens, width]`, to the residual stream.
+    /// Runs the layers before `end`, all of them dense.
+    ///
+    /// # Panics
+    /// When one of them is routed, or the layer before still awaits its experts.
+    pub fn run_dense(&mut self, end: usize) {
+        while self.layer < end {
+            assert!(self.up_to_router(self.layer).is_none(), "only dense layers run by themselves");
+        }
+    }
+
+    /// Adds the output of a routed layer, `[tokens, width]`, to the residual stream, and what the
+    /// shared expert gave.
     ///
     /// # Panics
     /// When `layer` does not await its experts, or `output` has another length.
     pub fn add_moe(&mut self, layer: usize, output: &[f32]) {
         assert!(self.awaits_experts && layer == self.layer, "layer {layer} awaits no experts");
         add(&mut self.hidden, output);
+        if !self.shared.is_empty() {
+            add(&mut self.hidden, &self.shared);
+        }
         self.awaits_experts = false;
         self.layer += 1;
     }
@@ -238,26 +297,40 @@ impl Pass<'_> {
     }
 
     fn attention(&self, weights: &LayerWeights) -> Vec<f32> {
+        let ModelConfig { heads, rms_eps, .. } = self.trunk.config;
         let mut input = self.hidden.clone();
-        rms_norm(&mut input, &weights.attention_norm, self.trunk.config.rms_eps);
-        let attended = self.trunk.attended(weights, &input, &self.rotary, self.window);
-        weights.attention_out.product(&attended)
+        rms_norm(&mut input, &weights.attention_norm, rms_eps);
+        let window = (&self.rotary, self.window);
+        if let (Some(config), Some(latent)) = (&self.trunk.config.latent, &weights.latent) {
+            return config.attention(weights, latent, &input, heads, window);
+        }
+        let attended = self.trunk.attended(weights, &input, window);
+        let mut out = weights.attention_out.product(&attended);
+        if let Some(bias) = weights.biases.as_ref().and_then(|biases| biases.out.as_ref()) {
+            add_bias(&mut out, bias);
+        }
+        out
     }
 }
 
 impl Trunk {
-    /// What attention gives its output projection, `[tokens, heads · head_dim]`, for normed inputs.
+    /// What attention without latents gives its output projection, `[tokens, heads · head_dim]`,
+    /// for normed inputs.
     pub(super) fn attended(
         &self,
         weights: &LayerWeights,
         input: &[f32],
-        rotary: &Rotary,
-        window: usize,
+        (rotary, window): (&Rotary, usize),
     ) -> Vec<f32> {
         let ModelConfig { heads, kv_heads, head_dim, rms_eps, clip_qkv, .. } = self.config;
         let mut q = weights.query.product(input);
         let mut k = weights.key.product(input);
         let mut v = weights.value.product(input);
+        if let Some(biases) = &weights.biases {
+            add_bias(&mut q, &biases.query);
+            add_bias(&mut k, &biases.key);
+            add_bias(&mut v, &biases.value);
+        }
         if let (Some(query_norm), Some(key_norm)) = (&weights.query_norm, &weights.key_norm) {
             rms_norm(&mut q, query_norm, rms_eps);
             rms_norm(&mut k, key_norm, rms_eps);
@@ -272,6 +345,33 @@ impl Trunk {
         let shape = AttentionShape { window, heads, kv_heads, head_dim };
         causal_attention(&q, &k, &v, shape)
     }
+}
+
+impl SwiGlu {
+    fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let mut gate = self.gate.product(x);
+        swiglu(&mut gate, &self.up.product(x));
+        self.down.product(&gate)
+    }
+}
+
+impl SharedExpert {
+    fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let mut out = self.network.forward(x);
+        if let Some(gate) = &self.gate {
+            let gates = gate.product(x);
+            let width = out.len() / gates.len();
+            for (row, gate) in out.chunks_exact_mut(width).zip(gates) {
+                let gate = sigmoid(gate);
+                row.iter_mut().for_each(|y| *y *= gate);
+            }
+        }
+        out
+    }
+}
+
+fn add_bias(rows: &mut [f32], bias: &[f32]) {
+    rows.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
 }
 
 fn add(hidden: &mut [f32], x: &[f32]) {

@@ -23,7 +23,7 @@ pub struct LayerFigures {
     pub loads_top_k: Vec<u64>,
     /// Tokens it got from the run's router, over the whole run.
     pub loads: Vec<u64>,
-    /// Bits a weight is stored in, scales not counted.
+    /// Bits a weight is stored in, scales not counted; 0 where the expert is pruned.
     pub bits: Vec<u32>,
 }
 

@@ -24,7 +24,7 @@ pub use rows::{RequestRow, RoundRow};
 pub use run_dir::RunDir;
 pub use summary::{
     Convergence, FlockComparison, Goal, Memory, NodeFigures, Outcomes, Pairs, PrecisionFigures,
-    Quality, SocialFigures, Status, Summary, Throughput,
+    PruningFigures, Quality, SocialFigures, Status, Summary, Throughput,
 };
 pub use table::summary_table;
 

@@ -48,6 +48,9 @@ pub struct Summary {
     /// What the bytes were spent on; absent where experts stay in f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<PrecisionFigures>,
+    /// Which experts were pruned; absent where none are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruning: Option<PruningFigures>,
     /// Loss, where text was scored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<Quality>,
@@ -234,7 +237,7 @@ pub struct Memory {
     pub saving: Option<f64>,
     /// What the saving is counted against.
     pub base_type: String,
-    /// Experts of each bit width.
+    /// Experts of each bit width; at 0 bits, those that are pruned.
     #[serde(default)]
     pub widths: BTreeMap<u32, u64>,
 }
@@ -264,11 +267,23 @@ impl Memory {
 pub struct PrecisionFigures {
     /// Bytes that the budget allows.
     pub budget_bytes: u64,
+    /// Who chose the widths.
+    #[serde(default = "exact")]
+    pub allocator: String,
     /// Cost of the allocation in use.
     pub cost: f64,
+    /// Bytes of the allocation in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Cost of the exact allocation: the control.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact_cost: Option<f64>,
+    /// (`cost` − `exact_cost`) / `exact_cost`; absent where the exact allocation alone is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_to_exact: Option<f64>,
     /// No allocation within the budget costs less.
     pub dual_bound: f64,
-    /// Whether the allocation is exact, not rounded to coarser sizes.
+    /// Whether the exact allocation is exact, not rounded to coarser sizes.
     #[serde(default)]
     pub exact: bool,
     /// Cost of the best uniform width within the budget: the control; absent where none fits.
@@ -277,6 +292,27 @@ pub struct PrecisionFigures {
     /// Bytes of that uniform width.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uniform_bytes: Option<u64>,
+}
+
+fn exact() -> String {
+    "exact".to_owned()
+}
+
+/// Which experts were pruned: they take no bytes, no token can choose them, and every certificate is
+/// that of the game over the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PruningFigures {
+    /// By what experts were ranked: `reap` or `frequency`.
+    pub by: String,
+    /// The share of each layer that was asked for.
+    pub share: f64,
+    /// Experts of all layers.
+    pub experts: u64,
+    /// Those of them that are gone.
+    pub pruned: u64,
+    /// Pruned experts that ranking by frequency would have kept; absent where that is the ranking.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlike_frequency: Option<u64>,
 }
 
 /// Cross-entropy in nats a token, with its controls on the same windows, in this process. Under plain
@@ -297,8 +333,15 @@ pub struct Quality {
     /// mixed widths, to be held against `loss_top_k`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_top_k_uniform_bits: Option<f64>,
-    /// f32 experts under the run's router, on the run's own batches: what routing alone costs.
-    /// Absent where the router is plain top-k.
+    /// f32 experts, those that are kept, under plain top-k: what pruning alone costs, to be held
+    /// against `loss_f32`. Absent where nothing is pruned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_f32_pruned: Option<f64>,
+    /// The same with as many experts pruned by frequency: the control of the criterion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_f32_pruned_by_frequency: Option<f64>,
+    /// f32 experts, those that are kept, under the run's router, on the run's own batches: what
+    /// routing alone costs. Absent where the router is plain top-k.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_f32_routed: Option<f64>,
     /// Tokens scored.
@@ -374,6 +417,7 @@ impl Summary {
             pairs: None,
             memory,
             precision: None,
+            pruning: None,
             quality: None,
             placement: None,
             nodes: Vec::new(),

@@ -63,6 +63,31 @@ pub fn summary_table(summary: &Summary) -> String {
             number(memory.bits_per_weight)
         ),
     );
+    if let Some(precision) = &summary.precision {
+        let uniform = precision.uniform_cost.map_or_else(String::new, |uniform| {
+            format!(", {} uniform bits", number(Some(uniform)))
+        });
+        let text = format!(
+            "by {}: {} above exact, {} at least{uniform}",
+            precision.allocator,
+            percent(precision.gap_to_exact),
+            number(Some(precision.dual_bound))
+        );
+        row("bits cost", number(Some(precision.cost)), text);
+    }
+    if let Some(pruning) = &summary.pruning {
+        let quality = summary.quality.as_ref();
+        let losses = quality.filter(|quality| quality.loss_f32_pruned.is_some()).map(|quality| {
+            let by_frequency = quality.loss_f32_pruned_by_frequency;
+            let by_frequency = by_frequency.map_or_else(String::new, |loss| {
+                format!(", {} had frequency chosen", nats(Some(loss)))
+            });
+            format!(": {} f32 under top-k{by_frequency}", nats(quality.loss_f32_pruned))
+        });
+        let (of, by) = (count(pruning.experts), &pruning.by);
+        let text = format!("of {of} experts by {by}{}", losses.unwrap_or_default());
+        row("pruned", count(pruning.pruned), text);
+    }
     let rate = &summary.throughput;
     row(
         "throughput",
@@ -129,7 +154,7 @@ fn loss_controls(quality: &Quality) -> String {
 }
 
 /// Goals listed before the rest of the lines is summed up.
-const GOALS_SHOWN: usize = 5;
+const GOALS_SHOWN: usize = 3;
 
 fn aligned(summary: &Summary, rows: &[[String; 3]]) -> String {
     let status = match summary.status {

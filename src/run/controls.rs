@@ -7,7 +7,7 @@ use super::rules;
 use crate::dispatch::{Dispatch, InProcess, ShardAssignment};
 use crate::measure::Clock;
 use crate::results::Summary;
-use crate::source::ScoreSource;
+use crate::source::{KeptExperts, ScoreSource};
 use agents::expert::Expert;
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use agents::round::Arena;
@@ -75,21 +75,31 @@ pub(super) fn shards_on(
 
 impl Plan<'_> {
     /// Plays what was served under the controls, each with one thing changed: f32 experts, uniform
-    /// bits, plain top-k.
+    /// bits, plain top-k, other experts pruned or none.
     pub(super) async fn controls(
         &self,
         summary: &mut Summary,
         clock: &Clock,
     ) -> Result<(), RoundError> {
         let Some(quality) = &mut summary.quality else { return Ok(()) };
-        let FittedExperts { full, served, uniform, .. } = &self.experts;
-        quality.loss_f32 = self.top_k_loss(full, clock).await?;
-        quality.loss_top_k = self.top_k_loss(served, clock).await?;
+        let FittedExperts { full, served, uniform, pruned, .. } = &self.experts;
+        let kept = self.experts.kept();
+        let full_kept = self.experts.full_of(kept);
+        quality.loss_f32 = self.top_k_loss((full, None), clock).await?;
+        quality.loss_top_k = self.top_k_loss((served, kept), clock).await?;
         if let Some(uniform) = uniform {
-            quality.loss_top_k_uniform_bits = self.top_k_loss(uniform, clock).await?;
+            quality.loss_top_k_uniform_bits = self.top_k_loss((uniform, kept), clock).await?;
+        }
+        if let Some(pruned) = pruned {
+            quality.loss_f32_pruned = self.top_k_loss((&full_kept, kept), clock).await?;
+            if let Some(kept) = &pruned.kept_by_frequency {
+                let experts = self.experts.full_of(Some(kept));
+                let loss = self.top_k_loss((&experts, Some(kept)), clock).await?;
+                quality.loss_f32_pruned_by_frequency = loss;
+            }
         }
         if self.scenario.game.router != "top_k" {
-            quality.loss_f32_routed = Some(self.routed_loss(full, clock).await?);
+            quality.loss_f32_routed = Some(self.routed_loss(&full_kept, clock).await?);
         }
         Ok(())
     }
@@ -98,14 +108,14 @@ impl Plan<'_> {
     /// window of the text is played once and counted as often as it was served.
     async fn top_k_loss(
         &self,
-        experts: &ExpertTable,
+        (experts, kept): (&ExpertTable, Option<&KeptExperts>),
         clock: &Clock,
     ) -> Result<Option<f64>, RoundError> {
         let requests = self.intended_ns.len();
         let Some(windows) = self.materials.windows().map(|windows| windows.min(requests)) else {
             return Ok(None);
         };
-        let mut source = self.materials.source();
+        let mut source = self.materials.source(kept);
         let arena = rules::top_k_arena(source.as_ref(), self.scenario, experts);
         let batches = in_turn(windows, self.scenario.load.batch_requests_max as usize);
         let losses =
@@ -117,7 +127,7 @@ impl Plan<'_> {
 
     /// Mean loss under the run's router, on the run's own batches.
     async fn routed_loss(&self, experts: &ExpertTable, clock: &Clock) -> Result<f64, RoundError> {
-        let mut source = self.materials.source();
+        let mut source = self.source();
         let rules = (self.scenario, self.registries);
         let arena = rules::arena(source.as_ref(), rules, experts, 1, |_, _| vec![NodeId(0)]);
         let batches = self.batches.iter().map(|batch| batch.request_ids().collect());

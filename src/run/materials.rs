@@ -6,9 +6,11 @@ use crate::model::trunk::Trunk;
 use crate::scenario::file::{PlacementRule, Source};
 use crate::scenario::{Scenario, slots_problem};
 use crate::source::{
-    CheckpointSource, ScoreSource, SourceError, SourceShape, SyntheticSettings, SyntheticSource,
+    CheckpointSource, KeptExperts, PrunedSource, ScoreSource, SourceError, SourceShape,
+    SyntheticSettings, SyntheticSource,
 };
 use agents::game::{CostError, CostRegistry, GameShape};
+use agents::routing::Routing;
 use std::path::PathBuf;
 
 /// Loaded inputs; sources borrow from it.
@@ -58,6 +60,29 @@ pub enum MaterialsError {
         /// E.
         experts: usize,
     },
+    /// Pruning leaves too few experts.
+    #[error(
+        "{key} is {asked} but precision.prune {share} leaves {kept} of the checkpoint's {experts} \
+         experts a layer: lower {key}, or prune less"
+    )]
+    Pruned {
+        /// The scenario key.
+        key: &'static str,
+        /// What it asks for.
+        asked: usize,
+        /// The share.
+        share: f64,
+        /// What it leaves.
+        kept: usize,
+        /// E.
+        experts: usize,
+    },
+    /// Experts are pruned from a model whose router limits groups of them.
+    #[error(
+        "precision.prune is {0} but the checkpoint's router picks groups of experts, which would no \
+         longer be of one size: set precision.prune = 0"
+    )]
+    PrunedGroups(f64),
     /// The congestion cost does not fit the model's experts or the largest batch.
     #[error("game.cost: {0}")]
     Cost(#[from] CostError),
@@ -118,7 +143,7 @@ impl Materials {
                         width: *width as usize,
                         // The scenario's checks demand top_k of a synthetic source.
                         top_k: scenario.game.top_k.unwrap_or(1) as usize,
-                        normalise_gates: false,
+                        routing: Routing::softmax(false),
                         tokens_per_request,
                     },
                     expert_hidden: *expert_hidden as usize,
@@ -142,29 +167,43 @@ impl Materials {
         if scenario.flock.enabled && neighbours >= shape.experts {
             return Err(MaterialsError::Neighbours { neighbours, experts: shape.experts });
         }
+        let kept = scenario.precision.kept_experts(shape.experts);
+        let (share, experts) = (scenario.precision.prune, shape.experts);
+        if kept < experts && shape.routing.groups.is_some() {
+            return Err(MaterialsError::PrunedGroups(share));
+        }
+        let pruned = |key, asked| MaterialsError::Pruned { key, asked, share, kept, experts };
+        if top_k > kept {
+            return Err(pruned("game.top_k", top_k));
+        }
+        if scenario.flock.enabled && neighbours >= kept {
+            return Err(pruned("flock.neighbours", neighbours));
+        }
         let by_slots = scenario.nodes.placement != PlacementRule::RoundRobin;
-        if let Some((message, help)) =
-            slots_problem(&scenario.nodes, shape.experts).filter(|_| by_slots)
-        {
+        if let Some((message, help)) = slots_problem(&scenario.nodes, kept).filter(|_| by_slots) {
             return Err(MaterialsError::ReplicaSlots { message, help });
         }
         let tokens = scenario.load.batch_requests_max as usize * shape.tokens_per_request;
-        let shape = GameShape { tokens, experts: shape.experts, top_k };
+        let shape = GameShape { tokens, experts: kept, top_k };
         costs.build(&scenario.game.cost, &scenario.game.cost_parameters(), shape)?;
         Ok(())
     }
 
-    /// A source of the scenario's requests.
+    /// A source of the scenario's requests over the experts that are kept; none: over all.
     #[must_use]
-    pub(super) fn source(&self) -> Box<dyn ScoreSource + '_> {
-        self.try_source().expect("checked when loaded")
+    pub(super) fn source<'a>(&'a self, kept: Option<&'a KeptExperts>) -> Box<dyn ScoreSource + 'a> {
+        reduced(self.try_source().expect("checked when loaded"), kept)
     }
 
-    /// A source of calibration requests, and how many there are; a model without calibration text
-    /// has none.
+    /// A source of calibration requests, likewise, and how many there are; a model without calibration
+    /// text has none.
     #[must_use]
-    pub(super) fn calibration_source(&self) -> Option<CalibrationSource<'_>> {
-        self.try_calibration_source().expect("checked when loaded")
+    pub(super) fn calibration_source<'a>(
+        &'a self,
+        kept: Option<&'a KeptExperts>,
+    ) -> Option<CalibrationSource<'a>> {
+        let whole = self.try_calibration_source().expect("checked when loaded");
+        whole.map(|(source, requests)| (reduced(source, kept), requests))
     }
 
     /// Different requests that there are: windows of the text; none where each request is new.
@@ -211,6 +250,16 @@ impl Materials {
     }
 }
 
+fn reduced<'a>(
+    whole: Box<dyn ScoreSource + 'a>,
+    kept: Option<&'a KeptExperts>,
+) -> Box<dyn ScoreSource + 'a> {
+    match kept {
+        None => whole,
+        Some(kept) => Box::new(PrunedSource::new(whole, kept)),
+    }
+}
+
 impl ModelAndTexts {
     fn source<'a>(
         &'a self,
@@ -221,7 +270,7 @@ impl ModelAndTexts {
             .map(|source| Box::new(source) as Box<dyn ScoreSource>)
             .map_err(|source| {
                 let what = match source {
-                    SourceError::Dense => "source.checkpoint",
+                    SourceError::Dense | SourceError::Checkpoint(_) => "source.checkpoint",
                     SourceError::LongRequest { .. } => "load.tokens_per_request",
                     SourceError::ShortText { .. } | SourceError::Vocabulary { .. } => what,
                 };

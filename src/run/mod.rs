@@ -1,11 +1,13 @@
 //! A run: load, fit, serve, record, report.
 
+mod calibrate;
 mod controls;
 mod fit;
 mod interrupt;
 mod materials;
 mod placement;
 mod plan;
+mod prune;
 mod record;
 mod rounds;
 mod rules;
@@ -117,11 +119,10 @@ pub async fn run(
 
     settings.progress.phase("calibrating and quantizing");
     let prepared = interrupts.or(async {
-        let experts = fit::fit(&materials, scenario, clock).await?;
-        settings.progress.phase("placing experts");
         let registries = settings.registries;
-        let placed =
-            placement::place(&materials, scenario, registries, &experts.served, clock).await?;
+        let experts = fit::fit(&materials, scenario, registries, clock).await?;
+        settings.progress.phase("placing experts");
+        let placed = placement::place(&materials, scenario, registries, &experts, clock).await?;
         Ok::<_, PlanError>((experts, placed))
     });
     let prepared = match prepared.await {
@@ -133,13 +134,14 @@ pub async fn run(
         Err(interrupted) => return Ok(record.end(None, Some(interrupted.into()), clock)),
     };
     let plan = Plan::new(scenario, settings.registries, &materials, prepared);
-    let shape = materials.source().shape();
+    let shape = plan.source().shape();
     let node_loads = NodeLoadSums::over(plan.placed.slots(), plan.placed.round_robin);
     let steps = plan.batches.len();
-    let mut recorder =
-        Recorder::open(&record.dir, scenario, shape, plan.bits(), steps, node_loads)?;
+    let experts = (plan.bits(), plan.experts.kept().cloned());
+    let mut recorder = Recorder::open(&record.dir, scenario, shape, experts, steps, node_loads)?;
     let summary = &mut record.summary;
     (summary.memory, summary.precision) = (plan.memory(), plan.precision());
+    summary.pruning = plan.pruning();
     summary.placement = Some(plan.placed.figures());
 
     let (served, nodes) = plan.serve(&settings, clock, &mut interrupts, &mut recorder).await;

@@ -1,8 +1,8 @@
 //! Places the experts: deals them, or plans for the loads that calibration requests bring.
 
 use super::PlanError;
-use super::controls::{ExpertTable, in_turn, play_batches};
-use super::fit::FitError;
+use super::controls::{in_turn, play_batches};
+use super::fit::{FitError, FittedExperts};
 use super::materials::Materials;
 use super::rounds::Round;
 use super::rules;
@@ -67,12 +67,12 @@ pub(super) async fn place(
     materials: &Materials,
     scenario: &Scenario,
     registries: &Registries,
-    served: &ExpertTable,
+    experts: &FittedExperts,
     clock: &Clock,
 ) -> Result<Placed, PlanError> {
     let nodes = &scenario.nodes;
     let count = nodes.count as usize;
-    let shape = materials.source().shape();
+    let shape = materials.source(experts.kept()).shape();
     let round_robin = RoundRobin::deal(shape.experts, count, 1)?;
     let name = nodes.placement.name().to_owned();
     let served_yet = ServedNodeLoads::default();
@@ -85,7 +85,7 @@ pub(super) async fn place(
         let figures = PlacementFigures { name, replica_slots, expected: None, served: served_yet };
         return Ok(Placed { layers, round_robin, figures });
     }
-    let (loads, loads_from) = expected_loads(materials, scenario, registries, served, clock)
+    let (loads, loads_from) = expected_loads(materials, scenario, registries, experts, clock)
         .await
         .map_err(FitError::from)?;
     let planned: Vec<(LayerPlacement, Expected)> = loads
@@ -119,10 +119,11 @@ async fn expected_loads(
     materials: &Materials,
     scenario: &Scenario,
     registries: &Registries,
-    served: &ExpertTable,
+    experts: &FittedExperts,
     clock: &Clock,
 ) -> Result<(Vec<Vec<f64>>, LoadsFrom), super::RoundError> {
-    let Some((mut source, requests)) = materials.calibration_source() else {
+    let served = &experts.served;
+    let Some((mut source, requests)) = materials.calibration_source(experts.kept()) else {
         let even = served.iter().map(|experts| vec![1.0; experts.len()]).collect();
         return Ok((even, LoadsFrom::Even));
     };

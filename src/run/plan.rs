@@ -7,10 +7,10 @@ use super::rounds::RoundError;
 use super::rules;
 use super::serve::ServeError;
 use crate::dispatch::NodeStats;
-use crate::results::{ManifestNode, Memory, NodeFigures, PrecisionFigures};
+use crate::results::{ManifestNode, Memory, NodeFigures, PrecisionFigures, PruningFigures};
 use crate::scenario::Scenario;
-use crate::scenario::file::{Arrival, Engine};
-use crate::source::ScoreSource;
+use crate::scenario::file::{Arrival, Engine, PruneBy};
+use crate::source::{KeptExperts, ScoreSource};
 use agents::arrival::{self, ArrivalProcess, BatchLimits, PlannedBatch};
 use agents::expert::Expert;
 use agents::game::Registries;
@@ -61,6 +61,11 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// A source of the requests over the experts that are served.
+    pub(super) fn source(&self) -> Box<dyn ScoreSource + '_> {
+        self.materials.source(self.experts.kept())
+    }
+
     pub(super) fn arena(&self, source: &dyn ScoreSource) -> Arena {
         let experts = &self.experts.served;
         rules::arena(source, (self.scenario, self.registries), experts, self.node_count, |l, e| {
@@ -72,7 +77,12 @@ impl<'a> Plan<'a> {
         let experts = || self.experts.served.iter().flatten();
         let mut widths = BTreeMap::new();
         experts().for_each(|e| *widths.entry(e.bits().code_bits()).or_insert(0) += 1);
-        let weights = experts().map(|e| e.shape().weights() as u64).sum();
+        let all = || self.experts.full.iter().flatten();
+        let pruned = (all().count() - experts().count()) as u64;
+        if pruned > 0 {
+            widths.insert(0, pruned);
+        }
+        let weights = all().map(|e| e.shape().weights() as u64).sum();
         Memory::new(experts().map(|e| e.bytes()).sum(), weights, widths)
     }
 
@@ -81,19 +91,52 @@ impl<'a> Plan<'a> {
         let allocation = &fit.allocation;
         Some(PrecisionFigures {
             budget_bytes: fit.budget_bytes,
+            allocator: fit.allocator.clone(),
             cost: allocation.cost,
+            bytes: Some(allocation.bytes),
+            exact_cost: Some(fit.exact.cost),
+            gap_to_exact: allocation.gap_to(&fit.exact),
             dual_bound: allocation.dual_bound,
-            exact: allocation.exact,
+            exact: fit.exact.exact,
             uniform_cost: fit.uniform.as_ref().map(|uniform| uniform.cost),
             uniform_bytes: fit.uniform.as_ref().map(|uniform| uniform.bytes),
         })
     }
 
-    pub(super) fn bits(&self) -> Vec<Vec<u32>> {
-        let layer = |experts: &Vec<Arc<Expert>>| {
-            experts.iter().map(|expert| expert.bits().code_bits()).collect()
+    pub(super) fn pruning(&self) -> Option<PruningFigures> {
+        let pruned = self.experts.pruned.as_ref()?;
+        let precision = &self.scenario.precision;
+        let count = |experts: &[Vec<Arc<Expert>>]| experts.iter().map(Vec::len).sum::<usize>();
+        let all = count(&self.experts.full);
+        let unlike = |other: &KeptExperts| {
+            let layers = other.iter().zip(&pruned.kept);
+            let differ =
+                layers.map(|(other, kept)| kept.iter().filter(|e| !other.contains(e)).count());
+            differ.sum::<usize>() as u64
         };
-        self.experts.served.iter().map(layer).collect()
+        let by = match precision.prune_by {
+            PruneBy::Reap => "reap",
+            PruneBy::Frequency => "frequency",
+        };
+        Some(PruningFigures {
+            by: by.to_owned(),
+            share: precision.prune,
+            experts: all as u64,
+            pruned: (all - count(&self.experts.served)) as u64,
+            unlike_frequency: pruned.kept_by_frequency.as_ref().map(unlike),
+        })
+    }
+
+    /// Bits of every expert of the model by layer, 0 where it is pruned.
+    pub(super) fn bits(&self) -> Vec<Vec<u32>> {
+        let layer = |(layer, experts): (usize, &Vec<Arc<Expert>>)| {
+            let served = experts.iter().map(|expert| expert.bits().code_bits());
+            let Some(kept) = self.experts.kept() else { return served.collect() };
+            let mut bits = vec![0; self.experts.full[layer].len()];
+            kept[layer].iter().zip(served).for_each(|(expert, at)| bits[expert.index()] = at);
+            bits
+        };
+        self.experts.served.iter().enumerate().map(layer).collect()
     }
 
     pub(super) fn node_figures(

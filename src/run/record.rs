@@ -10,8 +10,9 @@ use crate::results::{
     Summary, TableWriter, Throughput,
 };
 use crate::scenario::Scenario;
-use crate::source::SourceShape;
+use crate::source::{KeptExperts, SourceShape};
 use agents::arrival::PlannedBatch;
+use agents::ids::ExpertId;
 use agents::round::Arena;
 use std::ops::Range;
 use std::time::SystemTime;
@@ -29,6 +30,8 @@ pub(super) struct Recorder {
     flock: FlockSums,
     node_loads: NodeLoadSums,
     layers: Vec<LayerFigures>,
+    /// Which experts the loads are of, where some are pruned.
+    kept: Option<KeptExperts>,
     pairs: Pairs,
     tokens_answered: u64,
     /// From the start of serving to the end of the last batch, on the run's clock.
@@ -43,7 +46,7 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Opens the tables of a run directory.
+    /// Opens the tables of a run directory. `bits` has every expert of the model, pruned ones too.
     ///
     /// # Errors
     /// When they cannot be made.
@@ -51,14 +54,14 @@ impl Recorder {
         dir: &RunDir,
         scenario: &Scenario,
         shape: SourceShape,
-        bits: Vec<Vec<u32>>,
+        (bits, kept): (Vec<Vec<u32>>, Option<KeptExperts>),
         steps: usize,
         node_loads: NodeLoadSums,
     ) -> Result<Self, ResultsError> {
         let layer = |(layer, bits): (u32, Vec<u32>)| LayerFigures {
             layer,
-            loads_top_k: vec![0; shape.experts],
-            loads: vec![0; shape.experts],
+            loads_top_k: vec![0; bits.len()],
+            loads: vec![0; bits.len()],
             bits,
         };
         Ok(Self {
@@ -73,6 +76,7 @@ impl Recorder {
             flock: FlockSums::over(steps),
             node_loads,
             layers: (0..).zip(bits).map(layer).collect(),
+            kept,
             pairs: Pairs::default(),
             tokens_answered: 0,
             serving_ns: 0..0,
@@ -117,8 +121,9 @@ impl Recorder {
         self.play.add(play, tokens, max_over_mean_top_k, route_ns);
         self.node_loads.add(round.layer, &play.loads, &round.decision.node_loads);
         let figures = &mut self.layers[round.layer.index()];
-        add_loads(&mut figures.loads, &play.loads);
-        add_loads(&mut figures.loads_top_k, &play.loads_top_k);
+        let kept = self.kept.as_ref().map(|kept| kept[round.layer.index()].as_slice());
+        add_loads(&mut figures.loads, &play.loads, kept);
+        add_loads(&mut figures.loads_top_k, &play.loads_top_k, kept);
         self.payload_bytes += bytes_sent + bytes_received;
         if let Some(flock) = flock {
             self.flock.add(round.step.index(), tokens, flock);
@@ -357,8 +362,11 @@ impl Recorder {
     }
 }
 
-fn add_loads(sums: &mut [u64], loads: &[u32]) {
-    sums.iter_mut().zip(loads).for_each(|(sum, load)| *sum += u64::from(*load));
+/// Adds the loads of a layer's experts in play, which are all or those that are kept.
+fn add_loads(sums: &mut [u64], loads: &[u32], kept: Option<&[ExpertId]>) {
+    for (place, load) in loads.iter().enumerate() {
+        sums[kept.map_or(place, |kept| kept[place].index())] += u64::from(*load);
+    }
 }
 
 fn mean(loads: &[u32]) -> f64 {

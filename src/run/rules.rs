@@ -76,7 +76,7 @@ fn build(
     nodes: usize,
     hosts: impl Fn(LayerId, ExpertId) -> Vec<NodeId>,
 ) -> Arena {
-    let SourceShape { tokens_per_request, top_k, normalise_gates, .. } = source.shape();
+    let SourceShape { tokens_per_request, top_k, routing, .. } = source.shape();
     let layers = experts
         .iter()
         .enumerate()
@@ -86,6 +86,7 @@ fn build(
                 router: source.router_rows(layer),
                 bits: experts.iter().map(|expert| expert.bits()).collect(),
                 hosts: (0..experts.len()).map(|e| hosts(layer, ExpertId::from_index(e))).collect(),
+                selection_bias: source.selection_bias(layer),
             }
         })
         .collect();
@@ -99,7 +100,7 @@ fn build(
                 file::Affinity::Probability => Affinity::Probability,
                 file::Affinity::Logit => Affinity::Logit,
             },
-            normalise_gates,
+            routing,
             router: play.router.into(),
             information: play.information,
             cost: play.cost,

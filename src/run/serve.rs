@@ -84,7 +84,7 @@ impl Plan<'_> {
         recorder: &mut Recorder,
     ) -> (Result<(), ServeError>, Vec<NodeStats>) {
         // Outside of what an interrupt drops: it knows what was ordered when the run was stopped.
-        let mut arena = self.arena(self.materials.source().as_ref());
+        let mut arena = self.arena(self.source().as_ref());
         let served = interrupts.or(async {
             settings.progress.phase("loading shards");
             dispatch.load(shards_on(&self.experts.served, |l, e| self.placed.hosts(l, e))).await?;
@@ -108,7 +108,7 @@ impl Plan<'_> {
         clock: &Clock,
         recorder: &mut Recorder,
     ) -> Result<(), ServeError> {
-        let mut source = self.materials.source();
+        let mut source = self.source();
         let width = source.shape().width;
         let route_ns = time_router(arena, *clock);
         let remote = self.scenario.nodes.engine != Engine::InProcess;

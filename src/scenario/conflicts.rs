@@ -1,15 +1,15 @@
 //! Checks that no single key can fail: names that others define, keys that contradict each other,
 //! files that are not there.
 
+mod precision;
+
 use std::path::Path;
 
-use super::budget::Budget;
 use super::file::{Engine, Information, Nodes, PlacementRule, Scenario, Source};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};
 use agents::game::{CostError, GameShape};
-use agents::precision::Budget as Limit;
 
 /// Every conflict. A check that reads a key in `bad` is left out: that key is reported already and
 /// its value here is a placeholder.
@@ -23,7 +23,7 @@ pub(super) fn find(
     game(scenario, known, &mut found);
     cost(scenario, known, &mut found);
     information(scenario, &mut found);
-    precision(scenario, &mut found);
+    precision::find(scenario, known, &mut found);
     nodes(scenario, &mut found);
     load(scenario, &mut found);
     synthetic(scenario, &mut found);
@@ -116,9 +116,11 @@ fn cost(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
         return;
     };
     let tokens = batch_tokens_max(scenario);
-    let playable = (1..=*experts).contains(&top_k) && (1..=BATCH_TOKENS_MAX).contains(&tokens);
+    let kept = scenario.precision.kept_experts(*experts as usize);
+    let playable =
+        (1..=kept).contains(&(top_k as usize)) && (1..=BATCH_TOKENS_MAX).contains(&tokens);
     let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-    let shape = GameShape { tokens, experts: *experts as usize, top_k: top_k as usize };
+    let shape = GameShape { tokens, experts: kept, top_k: top_k as usize };
     if !playable {
         return;
     }
@@ -131,6 +133,8 @@ fn cost(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
             let help = format!("write another `{parameter}`");
             return found.unless(false, &[&key, "game.cost"], || (error.to_string(), help));
         }
+        // Reported as such: who is pruned is not known yet.
+        CostError::ServiceTimes { .. } if scenario.precision.prune > 0.0 => return,
         CostError::ServiceTimes { .. } => {
             let help = format!("list {experts} times, or one for all experts");
             ([&["game.service_ms"], &experts_key[..]].concat(), help)
@@ -169,41 +173,6 @@ fn information(scenario: &Scenario, found: &mut Found<'_>) {
                 (message, "write fewer dispatchers, or a larger batch".into())
             });
         }
-    }
-}
-
-fn precision(scenario: &Scenario, found: &mut Found<'_>) {
-    let precision = &scenario.precision;
-    if let (Source::Checkpoint { text, .. }, Some(calibration)) =
-        (&scenario.source, &precision.calibration_text)
-    {
-        found.unless(!text.contains(calibration), &["precision.calibration_text"], || {
-            let message = "`precision.calibration_text` is a text that is scored too".to_owned();
-            (
-                message,
-                "calibrate on another text: widths fitted to the scored one flatter it".into(),
-            )
-        });
-    }
-    let bits = match precision.budget {
-        Budget::Limited(Limit::BitsPerWeight(bits)) => bits,
-        Budget::Limited(Limit::SavedPercent(percent)) => 32.0 * (1.0 - percent / 100.0),
-        // What bytes mean depends on the model; f32 is always met.
-        Budget::Limited(Limit::Bytes(_)) | Budget::Full => f64::INFINITY,
-    };
-    let width = precision.widths.iter().copied().min().unwrap_or_default();
-    found.unless(bits >= f64::from(width), &["precision.budget", "precision.widths"], || {
-        let budget = precision.budget;
-        let message = format!(
-            "`precision.budget` {budget} is {bits:.2} bits a weight, below the smallest of `precision.widths`, {width}"
-        );
-        (message, format!("write a budget above {width}bpw, which holds the scales too, or a smaller width"))
-    });
-    for (index, width) in precision.widths.iter().enumerate() {
-        let key = format!("precision.widths[{index}]");
-        found.unless(!precision.widths[..index].contains(width), &[&key], || {
-            (format!("`precision.widths` lists {width} twice"), "list each width once".into())
-        });
     }
 }
 
@@ -271,7 +240,7 @@ fn placement(scenario: &Scenario, found: &mut Found<'_>) {
     });
     // A checkpoint states its experts when it is loaded.
     let Source::Synthetic { experts, .. } = scenario.source else { return };
-    if let Some(problem) = slots_problem(nodes, experts as usize) {
+    if let Some(problem) = slots_problem(nodes, scenario.precision.kept_experts(experts as usize)) {
         let keys = ["nodes.replica_slots", "nodes.placement", "nodes.count", "source.experts"];
         found.unless(false, &keys, || problem);
     }
@@ -354,8 +323,8 @@ fn files(scenario: &Scenario, found: &mut Found<'_>) {
     }
     if let Source::Checkpoint { checkpoint, text: texts } = &scenario.source {
         texts.iter().enumerate().for_each(|(i, path)| text(&format!("source.text[{i}]"), path));
-        found.unless(checkpoint.is_dir(), &["source.checkpoint"], || {
-            let message = format!("there is no checkpoint folder {}", checkpoint.display());
+        found.unless(checkpoint.exists(), &["source.checkpoint"], || {
+            let message = format!("there is no checkpoint {}", checkpoint.display());
             (message, "correct the path: it is relative to the scenario file".into())
         });
     }

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use agents::game::CostParameters;
+use agents::precision::pruned_count;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +56,8 @@ pub struct Scenario {
 pub enum Source {
     /// A trained Mixture-of-Experts checkpoint that reads text.
     Checkpoint {
-        /// Folder of a checkpoint in the Hugging Face layout, relative to the scenario file.
+        /// Folder of a checkpoint in the Hugging Face layout, or a GGUF file, relative to the scenario
+        /// file.
         checkpoint: PathBuf,
         /// One or more UTF-8 text files, relative to the scenario file; read in this order.
         #[schemars(length(min = 1))]
@@ -215,6 +217,13 @@ impl Default for Flock {
 pub struct Precision {
     /// Size of all experts, scales included. Default `f32`: not quantized.
     pub budget: Budget,
+    /// Who chooses the widths: `exact`, `hull`, `flock`, `local_search`, `uniform:N`, or one of your own. Default `exact`.
+    pub allocator: String,
+    /// Share of each layer's experts that is pruned, 0 to 0.99, rounded down. Default 0.
+    #[schemars(range(min = 0, max = 0.99))]
+    pub prune: f64,
+    /// By what experts are ranked for pruning. Default `reap`.
+    pub prune_by: PruneBy,
     /// Bits of a weight code that may be used, each 2, 4 or 8. Default all three.
     #[schemars(length(min = 1, max = 3), extend("items" = { "type": "integer", "enum": [2, 4, 8] }))]
     pub widths: Vec<u32>,
@@ -233,12 +242,34 @@ impl Default for Precision {
     fn default() -> Self {
         Self {
             budget: Budget::Full,
+            allocator: "exact".to_owned(),
+            prune: 0.0,
+            prune_by: PruneBy::Reap,
             widths: vec![2, 4, 8],
             group: 32,
             calibration_text: None,
             calibration_tokens: 2048,
         }
     }
+}
+
+impl Precision {
+    /// Experts of a layer that pruning leaves of `experts`.
+    #[must_use]
+    pub fn kept_experts(&self, experts: usize) -> usize {
+        experts - pruned_count(self.prune, experts)
+    }
+}
+
+/// By what experts are ranked for pruning, on the calibration requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PruneBy {
+    /// Mean of gate times output norm over the tokens that an expert got.
+    #[default]
+    Reap,
+    /// Share of tokens that an expert got: the control.
+    Frequency,
 }
 
 /// The worker nodes that host the experts.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use agents::game::CostRegistry;
+use agents::precision::AllocatorRegistry;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
@@ -20,6 +21,8 @@ pub struct Known<'a> {
     pub routers: Vec<String>,
     /// Congestion costs by name, which check their own parameters.
     pub costs: &'a CostRegistry,
+    /// Allocators of bit widths by name.
+    pub allocators: &'a AllocatorRegistry,
 }
 
 /// Reads a scenario file, applies `--set` texts such as `game.top_k=4` in order, and checks the

@@ -16,6 +16,10 @@ pub struct CheckpointSource<'a> {
     inputs: &'a [u32],
     /// The inputs one further.
     targets: &'a [u32],
+    /// The model's layer of each layer of the game: dense layers are none.
+    routed_layers: &'a [usize],
+    /// By layer of the game.
+    selection_bias: Vec<Vec<f32>>,
     batch: Option<Batch<'a>>,
 }
 
@@ -27,6 +31,9 @@ struct Batch<'a> {
 /// Why a checkpoint and a text cannot make a source.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    /// A selection bias cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The model has no experts.
     #[error("the checkpoint is dense: a game needs a Mixture-of-Experts model")]
     Dense,
@@ -87,15 +94,19 @@ impl<'a> CheckpointSource<'a> {
             return Err(SourceError::ShortText { tokens: ids.len(), tokens_per_request });
         }
         let shape = SourceShape {
-            layers: config.layers,
+            layers: config.routed_layers.len(),
             experts: moe.experts,
             width: config.width,
             top_k: moe.top_k,
-            normalise_gates: moe.norm_top_k,
+            routing: moe.routing,
             tokens_per_request,
         };
         let (inputs, targets) = (windows.inputs, windows.targets);
-        Ok(Self { checkpoint, trunk, shape, inputs, targets, batch: None })
+        let routed_layers = config.routed_layers.as_slice();
+        let bias = |layer: &usize| checkpoint.selection_bias(*layer);
+        let selection_bias = routed_layers.iter().map(bias).collect::<Result<_, _>>()?;
+        let batch = None;
+        Ok(Self { checkpoint, trunk, shape, inputs, targets, routed_layers, selection_bias, batch })
     }
 
     /// Windows of the text: requests beyond them start from the first again.
@@ -121,14 +132,18 @@ impl ScoreSource for CheckpointSource<'_> {
     }
 
     fn router_rows(&self, layer: LayerId) -> Vec<f32> {
-        match &self.trunk.layers[layer.index()].feed_forward {
-            FeedForwardWeights::Router(router) => router.rows(),
-            FeedForwardWeights::Dense(_) => unreachable!("every layer of the model is routed"),
+        match &self.trunk.layers[self.routed_layers[layer.index()]].feed_forward {
+            FeedForwardWeights::Routed { router, .. } => router.rows(),
+            FeedForwardWeights::Dense(_) => unreachable!("the game is played on routed layers"),
         }
     }
 
+    fn selection_bias(&self, layer: LayerId) -> Vec<f32> {
+        self.selection_bias[layer.index()].clone()
+    }
+
     fn expert(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights, CheckpointError> {
-        self.checkpoint.expert(layer.index(), expert.index())
+        self.checkpoint.expert(self.routed_layers[layer.index()], expert.index())
     }
 
     fn begin(&mut self, requests: &[RequestId]) {
@@ -142,17 +157,21 @@ impl ScoreSource for CheckpointSource<'_> {
     }
 
     fn perceive(&mut self, layer: LayerId) -> LayerInput {
-        let input =
-            self.pass().up_to_router(layer.index()).expect("every layer of the model is routed");
+        let layer = self.routed_layers[layer.index()];
+        let pass = self.pass();
+        pass.run_dense(layer);
+        let input = pass.up_to_router(layer).expect("the game is played on routed layers");
         LayerInput { hidden: input.hidden.to_vec(), logits: input.router_logits.to_vec() }
     }
 
     fn absorb(&mut self, layer: LayerId, output: &[f32]) {
-        self.pass().add_moe(layer.index(), output);
+        let layer = self.routed_layers[layer.index()];
+        self.pass().add_moe(layer, output);
     }
 
     fn finish(&mut self) -> Option<Vec<f64>> {
-        let Batch { pass, targets } = self.batch.take().expect("begin comes first");
+        let Batch { mut pass, targets } = self.batch.take().expect("begin comes first");
+        pass.run_dense(self.trunk.layers.len());
         let losses = pass.losses(&targets);
         Some(losses.chunks(self.shape.tokens_per_request).map(|l| l.iter().sum()).collect())
     }

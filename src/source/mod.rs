@@ -5,16 +5,19 @@
 
 mod checkpoint;
 pub mod matrix;
+mod pruned;
 mod synthetic;
 
 pub use checkpoint::{CheckpointSource, SourceError};
+pub use pruned::{KeptExperts, PrunedSource};
 pub use synthetic::{SyntheticSettings, SyntheticSource};
 
 use crate::model::checkpoint::{CheckpointError, ExpertWeights};
 use agents::ids::{ExpertId, LayerId, RequestId};
+use agents::routing::Routing;
 
 /// Sizes that a game on a source has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SourceShape {
     /// Mixture-of-Experts layers.
     pub layers: usize,
@@ -24,8 +27,8 @@ pub struct SourceShape {
     pub width: usize,
     /// k, as the source was made for.
     pub top_k: usize,
-    /// Whether the gates of a token's chosen experts are scaled to sum to one.
-    pub normalise_gates: bool,
+    /// The routing that the source was made for.
+    pub routing: Routing,
     /// Tokens of each request.
     pub tokens_per_request: usize,
 }
@@ -49,6 +52,11 @@ pub trait ScoreSource {
 
     /// Router weight of a layer, row-major `[experts, width]`.
     fn router_rows(&self, layer: LayerId) -> Vec<f32>;
+
+    /// What is added to the scores of a layer's experts for selection, `[experts]`; empty for none.
+    fn selection_bias(&self, _layer: LayerId) -> Vec<f32> {
+        Vec::new()
+    }
 
     /// The f32 weights of one expert.
     ///

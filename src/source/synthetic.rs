@@ -19,7 +19,7 @@ use rayon::prelude::*;
 /// Sizes and skew of a synthetic source.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SyntheticSettings {
-    /// Sizes; `normalise_gates` is free to choose.
+    /// Sizes; `routing` is free to choose.
     pub shape: SourceShape,
     /// Rows of an expert's gate and up projections.
     pub expert_hidden: usize,
@@ -147,6 +147,7 @@ mod tests {
     use super::{SyntheticSettings, SyntheticSource};
     use crate::source::{ScoreSource as _, SourceShape};
     use agents::ids::{LayerId, RequestId};
+    use agents::routing::Routing;
 
     fn source(skew: f64) -> SyntheticSource {
         SyntheticSource::new(SyntheticSettings {
@@ -155,7 +156,7 @@ mod tests {
                 experts: 16,
                 width: 64,
                 top_k: 2,
-                normalise_gates: false,
+                routing: Routing::softmax(false),
                 tokens_per_request: 500,
             },
             expert_hidden: 8,

@@ -35,6 +35,10 @@ fn a_bad_scenario_starts_nothing() {
         ("budget in bytes", "run scenario.toml --set precision.budget=3kB", &["precision.budget 3000B", "too small", "smallest feasible size is 27648 bytes"]),
         ("budget, new out", "run scenario.toml --set precision.budget=3kB --out new/er/est", &["precision.budget 3000B"]),
         ("budget, empty out", "run scenario.toml --set precision.budget=3kB --out empty", &["precision.budget 3000B"]),
+        ("uniform over the budget", "run scenario.toml --set precision.allocator=uniform:8", &["precision.budget 4.5bpw, allocator uniform:8", "all at 8 bits take", "choose fewer bits"]),
+        ("unknown allocator", "run scenario.toml --set precision.allocator=floc", &["no allocator \"floc\"", "did you mean \"flock\"?"]),
+        ("pruned below k", "run scenario.toml --set precision.prune=0.9 --set flock.enabled=false", &["`game.top_k` is 3 but `precision.prune` 0.9 leaves 2 of 12 experts", "prune less"]),
+        ("times of pruned experts", "run scenario.toml --set precision.prune=0.5 --set flock.enabled=false --set game.cost=latency --set game.service_ms=[1,1] --set game.window_ms=999", &["`game.service_ms` lists 2 times but `precision.prune` is 0.5", "one time for all"]),
         ("no nodes", "run scenario.toml --nodes local:0", &["--nodes", "local:N takes 1 to 256 workers, not \"0\""]),
         ("virtual nodes", "run scenario.toml --nodes virtual:3", &["--nodes", "virtual:N is not available", "the forms are in-process, local:N"]),
         ("replicas", "run scenario.toml --nodes local:2 --set nodes.replicas=3", &["`nodes.replicas` is 3 but `nodes.count` is 2", "fewer replicas or more nodes"]),
@@ -58,12 +62,14 @@ fn a_bad_scenario_starts_nothing() {
 fn a_bad_checkpoint_or_text_starts_nothing() {
     #[rustfmt::skip]
     let rows: &[Row] = &[
-        ("no checkpoint", "run book.toml --set source.checkpoint=nosuch", &["there is no checkpoint folder", "nosuch", "help: correct the path"]),
+        ("no checkpoint", "run book.toml --set source.checkpoint=nosuch", &["there is no checkpoint", "nosuch", "help: correct the path"]),
         ("no checkpoint, eval", "eval nosuch --text text.txt", &["nosuch/config.json", "No such file"]),
         ("truncated", "run book.toml --set source.checkpoint=cut", &["cut/model-00002-of-00002.safetensors is damaged", "fetch it again"]),
         ("truncated, eval", "eval cut --text text.txt", &["cut/model-00002-of-00002.safetensors is damaged", "fetch it again"]),
         ("dense", "run book.toml --set source.checkpoint=dense", &["source.checkpoint: the checkpoint is dense", "needs a Mixture-of-Experts model"]),
         ("k > E", "run book.toml --set game.top_k=65", &["game.top_k is 65 but the checkpoint has 64 experts", "lower it"]),
+        ("pruned below k", "run book.toml --set precision.prune=0.9", &["game.top_k is 8 but precision.prune 0.9 leaves 7 of the checkpoint's 64 experts a layer", "lower game.top_k, or prune less"]),
+        ("pruned neighbours", "run book.toml --set precision.prune=0.9 --set game.top_k=2", &["flock.neighbours is 7 but precision.prune 0.9 leaves 7 of the checkpoint's 64", "prune less"]),
         ("neighbours", "run book.toml --set flock.neighbours=64", &["flock.neighbours is 64 but the checkpoint has 64 experts", "lower it"]),
         ("replica slots", "run book.toml --nodes local:2 --set nodes.placement=planned --set nodes.replica_slots=65", &["`nodes.replica_slots` is 65 but 64 experts on 2 nodes can have 64 further copies", "at most 64, or more nodes"]),
         ("EPLB divides", "run book.toml --nodes local:3 --set nodes.placement=eplb", &["64 experts and 0 replica_slots) do not divide over 3 nodes", "write replica_slots = 2, or placement = \"planned\""]),

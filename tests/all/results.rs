@@ -10,9 +10,9 @@ use nashflock::measure::latency::{Interval, read_hlog, write_hlog};
 use nashflock::measure::{Clock, Latency};
 use nashflock::results::{
     Convergence, FlockComparison, Goal, LayerFigures, Layers, Manifest, ManifestNode, Memory,
-    NodeFigures, Outcomes, Pairs, PlacementFigures, Quality, RequestRow, ResultsError, RoundRow,
-    RunDir, RunStart, ServedNodeLoads, SocialFigures, Status, Summary, Throughput, report,
-    summary_table,
+    NodeFigures, Outcomes, Pairs, PlacementFigures, PrecisionFigures, PruningFigures, Quality,
+    RequestRow, ResultsError, RoundRow, RunDir, RunStart, ServedNodeLoads, SocialFigures, Status,
+    Summary, Throughput, report, summary_table,
 };
 use proptest::prelude::*;
 
@@ -323,6 +323,8 @@ fn the_table_fits_a_screen_and_shows_each_figure_with_its_control() {
         "2.418 by plain top-k",
         "2.9176 f32, 6.9078 ln V",
         "90.6 % saved",
+        "0.0312  by flock: 4.00 % above exact, 0.0299 at least, 0.0551 uniform bits",
+        "32  of 128 experts by reap: 2.9188 f32 under top-k, 2.9351 had frequency chosen",
         "1.041  max over mean by planned; 1.724 round robin, 1.183 split evenly, at least 1.017",
         "2 560 offered",
         "MISSED",
@@ -430,7 +432,28 @@ fn full_summary() -> Summary {
         loss_top_k: Some(2.9244),
         loss_top_k_uniform_bits: Some(2.9361),
         loss_f32_routed: Some(2.9201),
+        loss_f32_pruned: Some(2.9188),
+        loss_f32_pruned_by_frequency: Some(2.9351),
         tokens: 65_536,
+    });
+    summary.precision = Some(PrecisionFigures {
+        budget_bytes: 2_765_952,
+        allocator: "flock".to_owned(),
+        cost: 0.0312,
+        bytes: Some(2_764_800),
+        exact_cost: Some(0.03),
+        gap_to_exact: Some(0.04),
+        dual_bound: 0.0299,
+        exact: true,
+        uniform_cost: Some(0.0551),
+        uniform_bytes: Some(2_700_000),
+    });
+    summary.pruning = Some(PruningFigures {
+        by: "reap".to_owned(),
+        share: 0.25,
+        experts: 128,
+        pruned: 32,
+        unlike_frequency: Some(25),
     });
     let served = ServedNodeLoads {
         max_over_mean: Some(1.041),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use agents::game::{CostError, CostParameters, CostRegistry, CostSettings, GameShape};
-use agents::precision::Budget as Limit;
+use agents::precision::{AllocatorRegistry, Budget as Limit};
 use nashflock::scenario::file::{Engine, Nodes, Source};
 use nashflock::scenario::{
     Budget, Known, Problems, Scenario, load, resolved, schema, sets_of_nodes,
@@ -34,7 +34,9 @@ requests = 10
 
 fn known() -> Known<'static> {
     static COSTS: LazyLock<CostRegistry> = LazyLock::new(CostRegistry::standard);
+    static ALLOCATORS: LazyLock<AllocatorRegistry> = LazyLock::new(AllocatorRegistry::standard);
     Known {
+        allocators: &ALLOCATORS,
         routers: ["equilibrium", "top_k", "smooth_stale"].map(str::to_owned).into(),
         costs: &COSTS,
     }
@@ -135,6 +137,14 @@ fn every_kind_of_mistake_is_located_and_comes_with_a_remedy() {
         ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\", \"b\"]", 16, 17, "nodes.peers[1]", "\"host:port\", not \"b\"", "write \"host:port\""),
         ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\", \"a:1\"]", 16, 17, "nodes.peers[1]", "lists a:1 twice", "once"),
         ("# Question: does it read?", "seed = 9223372036854775808", 1, 8, "seed", "`seed` must be a whole number", "Seed of every random stream"),
+        ("budget = \"4bpw\"", "budget = \"4bpw\"\nallocator = \"hul\"", 13, 13, "precision.allocator", "there is no allocator \"hul\"", "did you mean \"hull\"?"),
+        ("budget = \"4bpw\"", "budget = \"4bpw\"\nallocator = \"uniform\"", 13, 13, "precision.allocator", "there is no allocator \"uniform\"", "uniform:N"),
+        ("budget = \"4bpw\"", "budget = \"4bpw\"\nallocator = \"uniform:3\"", 13, 13, "precision.allocator", "\"uniform:3\" but `precision.widths` is [2, 4, 8]", "name one of the widths"),
+        ("budget = \"4bpw\"", "allocator = \"hull\"", 12, 13, "precision.allocator", "`precision.budget` is f32", "write a budget such as 4bpw"),
+        ("budget = \"4bpw\"", "budget = \"4bpw\"\nprune = 1", 13, 9, "precision.prune", "from 0 to 0.99, not 1", "Share of each layer"),
+        ("budget = \"4bpw\"", "budget = \"4bpw\"\nprune_by = \"size\"", 13, 12, "precision.prune_by", "must be one of `reap`, `frequency`", "write one of"),
+        ("budget = \"4bpw\"", "budget = \"4bpw\"\nprune = 0.9", 13, 9, "flock.neighbours", "is 7 but `precision.prune` 0.9 leaves 2 of 16 experts", "prune less"),
+        ("budget = \"4bpw\"", "budget = \"4bpw\"\nprune = 0.95\n[flock]\nenabled = false", 10, 9, "game.top_k", "is 2 but `precision.prune` 0.95 leaves 1 of 16 experts", "from 1 to 1, or prune less"),
         ("[load]", "[goals]\nmax_over_mean_max = 0.9\n[load]", 16, 21, "goals.max_over_mean_max", "from 1 to", "in fair shares"),
         ("count = 2", "count = ", 14, 9, "", "must be quoted", "correct the TOML"),
         ("count = 2", "count = 2\ncount = 3", 15, 1, "", "duplicate key", "correct the TOML"),

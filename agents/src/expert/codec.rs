@@ -1,9 +1,9 @@
-//! The binary encoding of an expert, version 1. All numbers are little-endian.
+//! The binary encoding of an expert, version 2. All numbers are little-endian.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 4 | magic, `NFXP` |
-//! | 4 | 2 | version, 1 |
+//! | 4 | 2 | version, 2 |
 //! | 6 | 1 | bits of a code: 2, 4, 8, or 32 for f32 |
 //! | 7 | 1 | 0 |
 //! | 8 | 4 | width |
@@ -11,16 +11,16 @@
 //! | 16 | 4 | weights per group: 32 or 64, 0 for f32 |
 //! | 20 | | payload: gate, up, down |
 //!
-//! A part of the payload is its row-major f32 weights, or its codes, scales and minima in the tile
-//! order of the kernel (see the source of `matrix.rs`). The sizes alone give the payload's length. An
+//! A part of the payload is its row-major f32 weights, or its codes and then its scales and minima, in
+//! the tile order of the kernels (see the source of `matrix.rs`). Version 1 had another order of codes. The sizes alone give the payload's length. An
 //! encoding has no checksum: whoever stores or sends it adds one.
 
-use super::matrix::{Layout, Matrix};
+use super::matrix::{Factors, LINE_BYTES, Layout, Line, Matrix, TILE_ROWS};
 use super::{BitWidth, Expert, ExpertShape, GROUP_LENGTHS, Weights};
 use half::f16;
 
 const MAGIC: [u8; 4] = *b"NFXP";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HEADER_BYTES: usize = 20;
 
 /// Why bytes are not an expert.
@@ -32,7 +32,7 @@ pub enum CodecError {
     /// Another kind of file.
     #[error("these bytes are no encoded expert: they do not begin with `NFXP`")]
     Magic,
-    /// An encoding from a later release.
+    /// An encoding from another release.
     #[error("the encoding has version {0}, this release reads version {VERSION}")]
     Version(u16),
     /// A field of the header with a value that no expert has.
@@ -79,9 +79,10 @@ impl Expert {
                 bytes.extend(parts.iter().flat_map(|part| part.rows()).flat_map(f32::to_le_bytes));
             }
             Weights::Quantized(_, parts) => {
-                for Matrix { codes, scales, minima, .. } in parts.iter() {
-                    bytes.extend_from_slice(codes);
-                    bytes.extend(scales.iter().chain(minima).flat_map(|f| f.to_le_bytes()));
+                for Matrix { lines, factors, .. } in parts.iter() {
+                    bytes.extend(lines.iter().flat_map(|line| line.0));
+                    let factors = factors.iter().flat_map(|f| f.scales.into_iter().chain(f.minima));
+                    bytes.extend(factors.flat_map(f16::to_le_bytes));
                 }
             }
         }
@@ -185,16 +186,19 @@ fn full_parts(payload: &[u8]) -> Result<[Vec<f32>; 3], CodecError> {
 
 /// Takes one matrix off the front of `rest`, whose length was checked.
 fn matrix(layout: Layout, rest: &mut &[u8]) -> Result<Matrix, CodecError> {
-    let mut take = |bytes: usize| {
-        let (taken, left) = rest.split_at(bytes);
+    let mut take = |lines: usize| {
+        let (taken, left) = rest.split_at(LINE_BYTES * lines);
         *rest = left;
-        taken
+        taken.as_chunks::<LINE_BYTES>().0
     };
-    let codes = take(layout.code_bytes()).to_vec();
-    let mut factors = || {
-        let (words, _) = take(2 * layout.factors()).as_chunks::<2>();
-        let factors: Vec<f16> = words.iter().map(|word| f16::from_le_bytes(*word)).collect();
-        factors.iter().all(|f| f.is_finite()).then_some(factors).ok_or(CodecError::NotFinite)
-    };
-    Ok(Matrix { layout, codes, scales: factors()?, minima: factors()? })
+    let lines = take(layout.lines()).iter().copied().map(Line).collect();
+    let factors = take(layout.factors()).iter().map(|line| {
+        let (words, _) = line.as_chunks::<2>();
+        let factor = |i: usize| f16::from_le_bytes(words[i]);
+        let finite = (0..words.len()).all(|i| factor(i).is_finite());
+        let scales = std::array::from_fn(factor);
+        let minima = std::array::from_fn(|lane| factor(TILE_ROWS + lane));
+        finite.then_some(Factors { scales, minima }).ok_or(CodecError::NotFinite)
+    });
+    Ok(Matrix { layout, lines, factors: factors.collect::<Result<_, _>>()? })
 }

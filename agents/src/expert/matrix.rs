@@ -1,12 +1,14 @@
-//! A quantized matrix in the order in which the kernel reads it.
+//! A quantized matrix in the order in which the kernels read it.
 //!
-//! Rows (outputs) come in tiles of [`TILE_ROWS`], columns (inputs) in pairs. A pair of columns of one
-//! tile is 32 codes: code `c` belongs to row `c % 16` of the tile and column `c / 16` of the pair. It is
-//! stored in `4 · bits` bytes as planes: code `c` sits in byte `c % (4 · bits)` at bit
-//! `bits · (c / (4 · bits))`, so that a plane unpacks with one shift and mask. Pairs follow each other
-//! within a tile, tiles within the matrix. Missing rows and a missing last column have code 0.
+//! Rows (outputs) come in tiles of [`TILE_ROWS`], columns (inputs) in blocks of [`BLOCK_COLUMNS`]. A
+//! block of one tile is four quads, each of 16 rows × 4 columns: code `4 · row + column` of a quad.
+//! Its codes fill `bits / 2` lines of 64 bytes. A line holds `8 / bits` quads of the block one after
+//! another, the next in higher bits: byte `i` carries code `i` of each, so that a quad unpacks with
+//! one shift and mask to the 64 bytes that an integer product takes. Blocks follow each other within
+//! a tile, tiles within the matrix. Missing rows and columns have code 0.
 //!
-//! Scales and minima are f16, `[tile, group, row of the tile]`; those of missing rows are 0.
+//! Scales and minima are f16, 16 scales and then 16 minima for each tile and group; those of missing
+//! rows are 0.
 
 use super::group::Group;
 use half::f16;
@@ -14,11 +16,27 @@ use half::f16;
 /// Rows that one kernel step computes.
 pub(super) const TILE_ROWS: usize = 16;
 
-/// Codes of a tile's pair of columns.
-const PAIR_CODES: usize = 2 * TILE_ROWS;
+/// Columns whose codes fill whole lines at every width.
+pub(super) const BLOCK_COLUMNS: usize = 16;
+
+/// Bytes of a [`Line`] and of [`Factors`].
+pub(super) const LINE_BYTES: usize = 64;
 
 /// One value for each row of a tile.
 pub(super) type Lanes = [f32; TILE_ROWS];
+
+/// Codes, aligned to a cache line and a vector.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u8; LINE_BYTES]);
+
+/// What turns the codes of a group into weights, for each row of a tile.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(super) struct Factors {
+    pub(super) scales: [f16; TILE_ROWS],
+    pub(super) minima: [f16; TILE_ROWS],
+}
 
 /// Sizes of a quantized matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,9 +51,15 @@ pub(super) struct Layout {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Matrix {
     pub(super) layout: Layout,
-    pub(super) codes: Vec<u8>,
-    pub(super) scales: Vec<f16>,
-    pub(super) minima: Vec<f16>,
+    pub(super) lines: Vec<Line>,
+    pub(super) factors: Vec<Factors>,
+}
+
+/// One tile of rows.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
+    pub(super) lines: &'a [Line],
+    pub(super) factors: &'a [Factors],
 }
 
 impl Layout {
@@ -43,43 +67,49 @@ impl Layout {
         self.rows.div_ceil(TILE_ROWS)
     }
 
-    pub(super) fn pairs(&self) -> usize {
-        self.columns.div_ceil(2)
-    }
-
     pub(super) fn groups(&self) -> usize {
         self.columns.div_ceil(self.group)
     }
 
-    fn pair_bytes(&self) -> usize {
-        PAIR_CODES * self.bits as usize / 8
+    /// Columns with the padding to whole blocks.
+    pub(super) fn padded_columns(&self) -> usize {
+        self.columns.next_multiple_of(BLOCK_COLUMNS)
     }
 
-    pub(super) fn code_bytes(&self) -> usize {
-        self.tiles() * self.pairs() * self.pair_bytes()
+    /// Lines of a block.
+    fn block_lines(&self) -> usize {
+        self.bits as usize / 2
     }
 
-    /// Scales, and as many minima.
+    fn tile_lines(&self) -> usize {
+        self.padded_columns() / BLOCK_COLUMNS * self.block_lines()
+    }
+
+    pub(super) fn lines(&self) -> usize {
+        self.tiles() * self.tile_lines()
+    }
+
     pub(super) fn factors(&self) -> usize {
-        self.tiles() * self.groups() * TILE_ROWS
+        self.tiles() * self.groups()
     }
 
     /// Bytes of codes, scales and minima.
     pub(super) fn bytes(&self) -> usize {
-        self.code_bytes() + 4 * self.factors()
+        LINE_BYTES * (self.lines() + self.factors())
     }
 
-    /// Byte and shift of a weight's code.
-    fn place(&self, row: usize, column: usize) -> (usize, u32) {
-        let code = column % 2 * TILE_ROWS + row % TILE_ROWS;
-        let pair = row / TILE_ROWS * self.pairs() + column / 2;
-        let (plane, byte) = (code / self.pair_bytes(), code % self.pair_bytes());
-        let shift = self.bits * u32::try_from(plane).expect("at most four planes");
-        (pair * self.pair_bytes() + byte, shift)
+    /// Line, byte and shift of a weight's code.
+    fn place(&self, row: usize, column: usize) -> (usize, usize, u32) {
+        let quad = column % BLOCK_COLUMNS / 4;
+        let quads_per_line = 4 / self.block_lines();
+        let block = column / BLOCK_COLUMNS * self.block_lines();
+        let line = row / TILE_ROWS * self.tile_lines() + block + quad / quads_per_line;
+        let shift = self.bits * u32::try_from(quad % quads_per_line).expect("at most four quads");
+        (line, row % TILE_ROWS * 4 + column % 4, shift)
     }
 
-    fn factor(&self, row: usize, group: usize) -> usize {
-        (row / TILE_ROWS * self.groups() + group) * TILE_ROWS + row % TILE_ROWS
+    fn factor(&self, row: usize, group: usize) -> (usize, usize) {
+        (row / TILE_ROWS * self.groups() + group, row % TILE_ROWS)
     }
 
     pub(super) fn max_code(&self) -> u8 {
@@ -90,81 +120,58 @@ impl Layout {
 impl Matrix {
     /// Quantizes row-major weights, group by group.
     pub(super) fn quantize(weights: &[f32], layout: Layout) -> Self {
-        assert_eq!(weights.len(), layout.rows * layout.columns, "weights are [rows, columns]");
-        let mut codes = vec![0; layout.code_bytes()];
-        let mut scales = vec![f16::ZERO; layout.factors()];
-        let mut minima = scales.clone();
-        for (row, weights) in weights.chunks_exact(layout.columns).enumerate() {
-            for (g, weights) in weights.chunks(layout.group).enumerate() {
-                let group = Group::fit(weights, layout.max_code());
-                scales[layout.factor(row, g)] = group.scale;
-                minima[layout.factor(row, g)] = group.minimum;
-                for i in 0..weights.len() {
-                    let (byte, shift) = layout.place(row, g * layout.group + i);
-                    codes[byte] |= group.code(i) << shift;
+        let Layout { rows, columns, group, .. } = layout;
+        assert_eq!(weights.len(), rows * columns, "weights are [rows, columns]");
+        Self::from_groups(layout, |row, g| {
+            let row = &weights[row * columns..][..columns];
+            let from = g * group;
+            Group::fit(&row[from..columns.min(from + group)], layout.max_code())
+        })
+    }
+
+    /// The matrix whose row `r` has the codes and factors of `group(r, g)` in its columns
+    /// `g · layout.group ..`, for every row and group in ascending order.
+    pub(super) fn from_groups(
+        layout: Layout,
+        mut group: impl FnMut(usize, usize) -> Group,
+    ) -> Self {
+        let mut lines = vec![Line([0; LINE_BYTES]); layout.lines()];
+        let none = Factors { scales: [f16::ZERO; TILE_ROWS], minima: [f16::ZERO; TILE_ROWS] };
+        let mut factors = vec![none; layout.factors()];
+        for row in 0..layout.rows {
+            for g in 0..layout.groups() {
+                let (at, lane) = layout.factor(row, g);
+                let group = group(row, g);
+                factors[at].scales[lane] = group.scale;
+                factors[at].minima[lane] = group.minimum;
+                let from = g * layout.group;
+                for column in from..layout.columns.min(from + layout.group) {
+                    let (line, byte, shift) = layout.place(row, column);
+                    lines[line].0[byte] |= group.code(column - from) << shift;
                 }
             }
         }
-        Self { layout, codes, scales, minima }
+        Self { layout, lines, factors }
+    }
+
+    /// Lines and factors of a tile; none of a tile beyond the last.
+    pub(super) fn tile(&self, tile: usize) -> Option<Tile<'_>> {
+        let (lines, groups) = (self.layout.tile_lines(), self.layout.groups());
+        (tile < self.layout.tiles()).then(|| Tile {
+            lines: &self.lines[tile * lines..][..lines],
+            factors: &self.factors[tile * groups..][..groups],
+        })
     }
 
     /// The code of one weight.
     pub(super) fn code(&self, row: usize, column: usize) -> u8 {
-        let (byte, shift) = self.layout.place(row, column);
-        (self.codes[byte] >> shift) & self.layout.max_code()
+        let (line, byte, shift) = self.layout.place(row, column);
+        (self.lines[line].0[byte] >> shift) & self.layout.max_code()
     }
 
     /// Scale and minimum of one weight.
     pub(super) fn scale_and_minimum(&self, row: usize, column: usize) -> (f16, f16) {
-        let factor = self.layout.factor(row, column / self.layout.group);
-        (self.scales[factor], self.minima[factor])
+        let (at, lane) = self.layout.factor(row, column / self.layout.group);
+        (self.factors[at].scales[lane], self.factors[at].minima[lane])
     }
-
-    /// Replaces `weights` by the columns of one row tile, in f32.
-    pub(super) fn decode_tile(&self, tile: usize, weights: &mut Vec<Lanes>) {
-        let Layout { columns, bits, .. } = self.layout;
-        weights.resize(2 * self.layout.pairs(), [0.0; TILE_ROWS]);
-        match bits {
-            2 => self.decode::<2, 8>(tile, weights),
-            4 => self.decode::<4, 16>(tile, weights),
-            8 => self.decode::<8, 32>(tile, weights),
-            _ => unreachable!("no layout has {bits}-bit codes"),
-        }
-        weights.truncate(columns);
-    }
-
-    fn decode<const BITS: usize, const BYTES: usize>(&self, tile: usize, weights: &mut [Lanes]) {
-        let Layout { group, .. } = self.layout;
-        let (pairs, groups) = (self.layout.pairs(), self.layout.groups());
-        let codes = self.codes.as_chunks::<BYTES>().0[tile * pairs..].chunks(group / 2);
-        let factors = tile * groups..(tile + 1) * groups;
-        let scales = &self.scales.as_chunks::<TILE_ROWS>().0[factors.clone()];
-        let minima = &self.minima.as_chunks::<TILE_ROWS>().0[factors];
-        let factors = scales.iter().zip(minima);
-        for ((weights, codes), (scales, minima)) in
-            weights.chunks_mut(group).zip(codes).zip(factors)
-        {
-            let (scales, minima) = (scales.map(f16::to_f32), minima.map(f16::to_f32));
-            for (columns, bytes) in weights.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-                let codes = unpack::<BITS, BYTES>(bytes);
-                for (column, codes) in columns.iter_mut().zip(codes.as_chunks::<TILE_ROWS>().0) {
-                    for lane in 0..TILE_ROWS {
-                        column[lane] = scales[lane] * f32::from(codes[lane]) + minima[lane];
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The codes of one pair of columns.
-#[inline(always)]
-fn unpack<const BITS: usize, const BYTES: usize>(bytes: &[u8; BYTES]) -> [u8; PAIR_CODES] {
-    let mut codes = [0; PAIR_CODES];
-    for (plane, codes) in codes.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
-        for (code, byte) in codes.iter_mut().zip(bytes) {
-            *code = (byte >> (BITS * plane)) & (u8::MAX >> (8 - BITS));
-        }
-    }
-    codes
 }

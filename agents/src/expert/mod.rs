@@ -1,11 +1,14 @@
 //! Expert arithmetic: what a worker node computes. Knows nothing of the ECS world.
 //!
 //! An expert is a SwiGLU feed-forward network, `y = W_down (silu(W_gate x) ⊙ W_up x)`. Its weights
-//! are f32, or codes of 2, 4 or 8 bits with an f16 scale and minimum per group of inputs.
+//! are f32, or codes of 2, 4 or 8 bits with an f16 scale and minimum per group of inputs. Quantized
+//! weights meet activations of 8 bits, with a scale per group as well, in integer products.
 
+mod activations;
 mod bits;
 pub mod codec;
 mod group;
+pub mod grouped;
 mod kernel;
 mod matrix;
 pub mod reference;
@@ -14,8 +17,10 @@ pub use bits::{BitWidth, UnknownBitWidth};
 pub use codec::CodecError;
 pub use group::{Group, MAX_GROUP};
 
+use crate::ids::TokenId;
 use crate::linear;
-use kernel::product;
+use grouped::{ExpertBatch, Threads};
+use kernel::Kernels;
 use matrix::{Layout, Matrix};
 
 /// Sizes of an expert.
@@ -165,26 +170,26 @@ impl Expert {
     /// # Panics
     /// When `x` has no whole rows, or `out` has another length.
     pub fn forward(&self, x: &[f32], out: &mut [f32]) {
-        let ExpertShape { width, hidden } = self.shape;
-        let m = x.len() / width;
-        assert!(x.len() == m * width && out.len() == x.len(), "x and out are [m, width]");
-        let (mut gate, mut up) = (vec![0.0; m * hidden], vec![0.0; m * hidden]);
-        match &self.weights {
-            Weights::Full(parts) => {
-                let [w_gate, w_up, w_down] = &**parts;
-                w_gate.product_serial(x, &mut gate);
-                w_up.product_serial(x, &mut up);
-                gate_in_place(&mut gate, &up);
-                w_down.product_serial(&gate, out);
-            }
-            Weights::Quantized(_, parts) => {
-                let [w_gate, w_up, w_down] = &**parts;
-                product(x, w_gate, &mut gate);
-                product(x, w_up, &mut up);
-                gate_in_place(&mut gate, &up);
-                product(&gate, w_down, out);
-            }
+        let m = x.len() / self.shape.width;
+        assert!(x.len() == m * self.shape.width && out.len() == x.len(), "x and out: [m, width]");
+        if let Weights::Full(_) = self.weights {
+            return self.forward_full(x, out);
         }
+        let tokens: Vec<TokenId> = (0..m).map(TokenId::from_index).collect();
+        let batch = ExpertBatch { expert: self, tokens: &tokens };
+        grouped::run(Kernels::best(), &[batch], x, out, Threads::Caller);
+    }
+
+    /// [`Self::forward`] of an expert in f32.
+    fn forward_full(&self, x: &[f32], out: &mut [f32]) {
+        let Weights::Full(parts) = &self.weights else { unreachable!("the expert is in f32") };
+        let [w_gate, w_up, w_down] = &**parts;
+        let inner = x.len() / self.shape.width * self.shape.hidden;
+        let (mut gate, mut up) = (vec![0.0; inner], vec![0.0; inner]);
+        w_gate.product_serial(x, &mut gate);
+        w_up.product_serial(x, &mut up);
+        gate_in_place(&mut gate, &up);
+        w_down.product_serial(&gate, out);
     }
 }
 
@@ -194,3 +199,6 @@ fn gate_in_place(gate: &mut [f32], up: &[f32]) {
         *g = *g / (1.0 + (-*g).exp()) * u;
     }
 }
+
+#[cfg(test)]
+mod tests;

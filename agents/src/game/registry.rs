@@ -8,20 +8,27 @@ use super::routers::{
     TopKCapacity,
 };
 use super::{CostRegistry, Equilibrium, Router, TopK};
+use crate::precision::AllocatorRegistry;
 
-/// All that scenarios and commands name: routers and congestion costs.
+/// All that scenarios and commands name: routers, congestion costs and allocators of bit widths.
 pub struct Registries {
     /// Routers by name.
     pub routers: RouterRegistry,
     /// Congestion costs by name.
     pub costs: CostRegistry,
+    /// Allocators by name.
+    pub allocators: AllocatorRegistry,
 }
 
 impl Registries {
-    /// The routers and costs of this crate.
+    /// The routers, costs and allocators of this crate.
     #[must_use]
     pub fn standard() -> Self {
-        Self { routers: RouterRegistry::standard(), costs: CostRegistry::standard() }
+        Self {
+            routers: RouterRegistry::standard(),
+            costs: CostRegistry::standard(),
+            allocators: AllocatorRegistry::standard(),
+        }
     }
 }
 

@@ -5,6 +5,33 @@
 //! `max_{λ ≥ 0} Σ_u min_b (cost_u(b) + λ bytes_u(b)) − λ B` bounds the optimum from below and
 //! certifies any other allocator.
 
+use super::hull;
+
+/// What an allocator is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem<'a> {
+    /// The units, all layers' one after the other.
+    pub units: &'a [Unit],
+    /// Bytes that all units may take together.
+    pub budget: u64,
+    /// Bits of each option, where every unit has the same options; read by `uniform:N` alone.
+    pub widths: &'a [u32],
+    /// The units that each unit minds, read by `flock` alone; empty: those beside it by index.
+    pub neighbours: &'a [Vec<usize>],
+    /// Seed of allocators that draw.
+    pub seed: u64,
+}
+
+/// Gives each unit one of its options. One file each.
+pub trait Allocator: Send + Sync {
+    /// Allocates within the budget. Deterministic: the same problem gives the same bits at any thread
+    /// count.
+    ///
+    /// # Errors
+    /// When a unit is malformed, the budget is below the smallest size, or the allocator cannot meet it.
+    fn allocate(&self, problem: &Problem<'_>) -> Result<Allocation, AllocationError>;
+}
+
 /// One unit, an expert say, and its options: bit widths.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unit {
@@ -31,6 +58,18 @@ pub struct Allocation {
     pub exact: bool,
 }
 
+impl Allocation {
+    /// `(cost − exact) / exact` against the exact allocation of the same problem: 0 where both cost the
+    /// same, none where the exact one is free and this one is not.
+    #[must_use]
+    pub fn gap_to(&self, exact: &Self) -> Option<f64> {
+        if self.cost.total_cmp(&exact.cost).is_eq() {
+            return Some(0.0);
+        }
+        (exact.cost > 0.0).then(|| (self.cost - exact.cost) / exact.cost)
+    }
+}
+
 /// Why there is no allocation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AllocationError {
@@ -47,55 +86,28 @@ pub enum AllocationError {
     /// A unit without options, with unequal lists, or with a cost that is not finite.
     #[error("unit {0} needs at least one option, as many sizes as costs, and finite costs")]
     Unit(usize),
-}
-
-/// States of the table over all units, at most: 64 MiB of choices.
-const MAX_STATES: u64 = 1 << 26;
-
-/// States of one unit, at most.
-const MAX_UNIT_STATES: u64 = 1 << 20;
-
-/// Bisections of the multiplier: enough to exhaust the digits of an f64.
-const BISECTIONS: usize = 128;
-
-/// The allocation of least cost; of equal costs the smallest; then the lowest options from the last
-/// unit on.
-///
-/// Exact unless the table would exceed its bound. Then sizes are rounded up, so that the result stays
-/// within the budget but may cost more than the optimum; [`Allocation::dual_bound`] limits by how much.
-///
-/// # Errors
-/// When a unit is malformed or the budget is below the smallest size.
-pub fn allocate(units: &[Unit], budget: u64) -> Result<Allocation, AllocationError> {
-    let slack = slack(units, budget)?;
-    let scale = Scale::choose(units, slack);
-    let sizes: Vec<Vec<usize>> = units.iter().map(|unit| scale.sizes(unit)).collect();
-    let options = table(units, &sizes, scale.states);
-    Ok(Allocation {
-        step_bytes: scale.step,
-        exact: scale.exact,
-        ..evaluate(units, options, budget)
-    })
-}
-
-/// The best allocation in which every unit has the same option: the control of [`allocate`].
-///
-/// # Errors
-/// When a unit is malformed, units differ in their number of options, or no option fits the budget.
-pub fn uniform(units: &[Unit], budget: u64) -> Result<Allocation, AllocationError> {
-    slack(units, budget)?;
-    let count = units.first().map_or(1, |unit| unit.costs.len());
-    if let Some(other) = units.iter().position(|unit| unit.costs.len() != count) {
-        return Err(AllocationError::Unit(other));
-    }
-    let candidates = || (0..count).map(|option| evaluate(units, vec![option; units.len()], budget));
-    candidates()
-        .filter(|allocation| allocation.bytes <= budget)
-        .min_by(|a, b| a.cost.total_cmp(&b.cost).then(a.bytes.cmp(&b.bytes)))
-        .ok_or_else(|| {
-            let smallest = candidates().map(|allocation| allocation.bytes).min().unwrap_or(0);
-            AllocationError::Infeasible { budget, smallest }
-        })
+    /// A uniform width that is none of the options.
+    #[error("no option has {bits} bits: choose a width that is allowed")]
+    NoSuchWidth {
+        /// Bits asked for.
+        bits: u32,
+    },
+    /// A uniform width above the budget.
+    #[error(
+        "all at {bits} bits take {bytes} bytes, above the {budget} of the budget: allow more bytes, or \
+         choose fewer bits"
+    )]
+    UniformTooLarge {
+        /// Bits asked for.
+        bits: u32,
+        /// What they would take.
+        bytes: u64,
+        /// The budget.
+        budget: u64,
+    },
+    /// Neighbour lists that do not fit the units.
+    #[error("neighbours need one list a unit, of units that there are")]
+    Neighbours,
 }
 
 /// The certificate line of given options, whoever chose them.
@@ -108,16 +120,20 @@ pub fn evaluate(units: &[Unit], options: Vec<usize>, budget: u64) -> Allocation 
     let chosen = || units.iter().zip(&options);
     let cost: f64 = chosen().map(|(unit, option)| unit.costs[*option]).sum();
     let bytes = chosen().map(|(unit, option)| unit.bytes[*option]).fold(0, u64::saturating_add);
-    let bound = dual_bound(units, budget);
+    let bound = hull::dual_bound(units, budget);
     let feasible = bytes <= budget;
-    assert!(!feasible || bound <= cost + 1e-9 * cost.abs(), "a bound lies below what is feasible");
+    let magnitude: f64 = units.iter().map(largest_cost).sum();
+    assert!(
+        !feasible || bound <= cost + 1e-9 * magnitude,
+        "a bound of {bound} lies below the {cost} of what is feasible"
+    );
     // Rounding alone may lift the bound of a feasible allocation above its cost.
     let dual_bound = if feasible { bound.min(cost) } else { bound };
     Allocation { options, cost, bytes, dual_bound, step_bytes: 1, exact: true }
 }
 
 /// Bytes that are left when every unit takes its smallest option.
-fn slack(units: &[Unit], budget: u64) -> Result<u64, AllocationError> {
+pub(super) fn slack(units: &[Unit], budget: u64) -> Result<u64, AllocationError> {
     let malformed = |unit: &Unit| {
         unit.costs.is_empty()
             || unit.costs.len() != unit.bytes.len()
@@ -130,122 +146,10 @@ fn slack(units: &[Unit], budget: u64) -> Result<u64, AllocationError> {
     budget.checked_sub(smallest).ok_or(AllocationError::Infeasible { budget, smallest })
 }
 
-fn smallest_bytes(unit: &Unit) -> u64 {
+pub(super) fn smallest_bytes(unit: &Unit) -> u64 {
     unit.bytes.iter().copied().min().unwrap_or(0)
 }
 
-/// How bytes above a unit's smallest option become states of the table.
-struct Scale {
-    step: u64,
-    exact: bool,
-    states: usize,
-}
-
-impl Scale {
-    fn choose(units: &[Unit], slack: u64) -> Self {
-        let extra = |unit: &Unit| {
-            let smallest = smallest_bytes(unit);
-            unit.bytes.iter().map(move |bytes| bytes - smallest).collect::<Vec<_>>()
-        };
-        let extras: Vec<Vec<u64>> = units.iter().map(extra).collect();
-        let common = extras.iter().flatten().fold(0, |a, b| gcd(a, *b)).max(1);
-        let most = |extra: &Vec<u64>| extra.iter().copied().max().unwrap_or(0);
-        // Nothing beyond the largest options can be spent.
-        let spendable = extras.iter().map(most).fold(0, u64::saturating_add).min(slack);
-        let per_unit = (MAX_STATES / (units.len() as u64).max(1)).clamp(2, MAX_UNIT_STATES);
-        let factor = (spendable / common).div_ceil(per_unit - 1).max(1);
-        let step = common.saturating_mul(factor);
-        let states = usize::try_from(spendable / step + 1).expect("bounded by MAX_UNIT_STATES");
-        Self { step, exact: factor == 1, states }
-    }
-
-    /// Steps of each option above the smallest, rounded up.
-    fn sizes(&self, unit: &Unit) -> Vec<usize> {
-        let smallest = smallest_bytes(unit);
-        let steps = |bytes: &u64| (bytes - smallest).div_ceil(self.step);
-        unit.bytes.iter().map(|bytes| usize::try_from(steps(bytes)).unwrap_or(usize::MAX)).collect()
-    }
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// The least cost for every size, unit by unit, and the choices traced back from the best.
-fn table(units: &[Unit], sizes: &[Vec<usize>], states: usize) -> Vec<usize> {
-    let mut least = vec![f64::INFINITY; states];
-    least[0] = 0.0;
-    let mut choices = Vec::with_capacity(units.len());
-    for (unit, sizes) in units.iter().zip(sizes) {
-        let mut next = vec![f64::INFINITY; states];
-        let mut choice = vec![0_u8; states];
-        assert!(sizes.len() <= usize::from(u8::MAX), "a unit has fewer than 256 options");
-        for (option, (size, cost)) in (0..).zip(sizes.iter().zip(&unit.costs)) {
-            for state in *size..states {
-                let total = least[state - size] + cost;
-                if total < next[state] {
-                    next[state] = total;
-                    choice[state] = option;
-                }
-            }
-        }
-        least = next;
-        choices.push(choice);
-    }
-    let mut state = (0..states).fold(0, |best, s| if least[s] < least[best] { s } else { best });
-    let mut options: Vec<usize> = choices
-        .iter()
-        .zip(sizes)
-        .rev()
-        .map(|(choice, sizes)| {
-            let option = usize::from(choice[state]);
-            state -= sizes[option];
-            option
-        })
-        .collect();
-    options.reverse();
-    options
-}
-
-/// The Lagrangian dual, by bisection of its multiplier. Its value at any multiplier is a bound.
-fn dual_bound(units: &[Unit], budget: u64) -> f64 {
-    let (mut best, bytes) = dual(units, budget, 0.0);
-    if bytes <= budget {
-        return best;
-    }
-    let (mut low, mut high) = (0.0, 1.0);
-    for _ in 0..BISECTIONS {
-        let (bound, bytes) = dual(units, budget, high);
-        best = best.max(bound);
-        if bytes <= budget {
-            break;
-        }
-        (low, high) = (high, high * 2.0);
-    }
-    for _ in 0..BISECTIONS {
-        let middle = 0.5 * (low + high);
-        let (bound, bytes) = dual(units, budget, middle);
-        best = best.max(bound);
-        if bytes <= budget {
-            high = middle;
-        } else {
-            low = middle;
-        }
-    }
-    best
-}
-
-/// The dual's value at one multiplier, and the bytes of its minimiser: the slope is their excess.
-fn dual(units: &[Unit], budget: u64, multiplier: f64) -> (f64, u64) {
-    let mut value = 0.0;
-    let mut total = 0_u64;
-    for unit in units {
-        let price = |(cost, bytes): (&f64, &u64)| (cost + multiplier * *bytes as f64, *bytes);
-        let least = |a: (f64, u64), b: (f64, u64)| if (b.0, b.1) < (a.0, a.1) { b } else { a };
-        let (cost, bytes) =
-            unit.costs.iter().zip(&unit.bytes).map(price).fold((f64::INFINITY, u64::MAX), least);
-        value += cost;
-        total = total.saturating_add(bytes);
-    }
-    (value - multiplier * budget as f64, total)
+fn largest_cost(unit: &Unit) -> f64 {
+    unit.costs.iter().fold(0.0, |most: f64, cost| most.max(cost.abs()))
 }

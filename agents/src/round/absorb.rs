@@ -4,6 +4,7 @@ use crate::components::NodeWork;
 use crate::game::Choices;
 use crate::ids::{NodeId, TokenId};
 use crate::orders::{Orders, Replies};
+use crate::routing::gates;
 use crate::world::{Batch, Inbox, Perceived, Response, Roster, Rules};
 use bevy_ecs::prelude::{Query, Res, ResMut};
 use rayon::prelude::*;
@@ -63,7 +64,7 @@ pub(super) fn combine_replies(
     let Inbox { orders, replies, width, combined } = &mut *inbox;
     let width = *width;
     let rows = rows_by_pair(orders, replies, width, &response.0.choices);
-    let gates = gates(&perceived.probabilities, &response.0.choices, rules.normalise_gates);
+    let gates = gates(&perceived.scores, &response.0.choices, &rules.routing);
     combined.resize(batch.tokens() * width, 0.0);
     combined.par_chunks_mut(TOKEN_BLOCK * width).enumerate().for_each(|(block, out)| {
         for (offset, out) in out.chunks_mut(width).enumerate() {
@@ -81,30 +82,6 @@ pub(super) fn combine_replies(
         // A peer states the time: whatever it says, the sum does not overflow.
         work.compute_ns = work.compute_ns.saturating_add(reply.compute_ns);
     }
-}
-
-/// The gate of every chosen pair, by token and ascending expert: its router probability of
-/// `[T, E]`, divided by the sum over the token's pairs if `normalise`. Where play leaves a token only
-/// experts whose probability is zero in f32, they share its gate equally.
-///
-/// # Panics
-/// When there is not one row of probabilities a token.
-#[must_use]
-pub fn gates(probabilities: &[f32], choices: &Choices, normalise: bool) -> Vec<f32> {
-    let experts = probabilities.len() / choices.tokens().max(1);
-    assert_eq!(probabilities.len(), choices.tokens() * experts, "one row a token");
-    let mut gates = Vec::with_capacity(choices.experts().len());
-    for (token, row) in probabilities.chunks_exact(experts.max(1)).enumerate() {
-        let start = gates.len();
-        gates.extend(choices.row(token).iter().map(|expert| row[expert.index()]));
-        if normalise {
-            let chosen = &mut gates[start..];
-            let sum: f32 = chosen.iter().sum();
-            let equal = 1.0 / chosen.len() as f32;
-            chosen.iter_mut().for_each(|gate| *gate = if sum > 0.0 { *gate / sum } else { equal });
-        }
-    }
-    gates
 }
 
 /// Where each pair's output lies, by token and ascending expert.

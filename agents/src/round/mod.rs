@@ -16,6 +16,7 @@ use crate::game::{Choices, GameError, Scores};
 use crate::ids::{LayerId, RequestId, StepId};
 use crate::orders::{Orders, Replies};
 use crate::report::{FlockReport, NodeLoadReport, PlayReport};
+use crate::routing::gates;
 use crate::world::{
     Batch, Certified, FlockResponse, Inbox, NodeLoads, Outbox, Perceived, Response, Rules,
     WorldSettings, spawn,
@@ -24,7 +25,7 @@ use bevy_ecs::prelude::{IntoScheduleConfigs, Res, Resource, Schedule, SystemSet,
 use bevy_ecs::schedule::{LogLevel, ScheduleBuildSettings, ScheduleLabel, SingleThreadedExecutor};
 use bevy_ecs::system::ScheduleSystem;
 
-pub use absorb::{AbsorbError, gates};
+pub use absorb::AbsorbError;
 
 /// The stages of a round, in order. Own systems join one of them through [`Arena::add_systems`].
 #[derive(SystemSet, Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -215,8 +216,8 @@ impl Arena {
     /// Before the first round.
     #[must_use]
     pub fn gates(&self) -> Vec<f32> {
-        let probabilities = &self.world.resource::<Perceived>().probabilities;
-        gates(probabilities, self.choices(), self.world.resource::<Rules>().normalise_gates)
+        let scores = &self.world.resource::<Perceived>().scores;
+        gates(scores, self.choices(), &self.world.resource::<Rules>().routing)
     }
 
     /// Token–expert pairs that all nodes were ordered, and those that were combined, since the run

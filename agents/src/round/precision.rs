@@ -14,7 +14,7 @@ pub(super) fn weigh(
     mut experts: Query<'_, '_, &mut Precision>,
 ) {
     let mut gate_sums = vec![0.0_f64; batch.experts];
-    for (token, row) in perceived.probabilities.chunks(batch.experts).enumerate() {
+    for (token, row) in perceived.scores.chunks(batch.experts).enumerate() {
         for expert in response.0.choices.row(token) {
             gate_sums[expert.index()] += f64::from(row[expert.index()]);
         }

@@ -32,7 +32,7 @@ pub(super) fn respond(
 /// The affinities that the rules name.
 pub(super) fn scores<'a>(batch: &'a Batch, perceived: &'a Perceived, rules: &Rules) -> Scores<'a> {
     let values = match rules.affinity {
-        Affinity::Probability => &perceived.probabilities,
+        Affinity::Probability => perceived.selection.as_ref().unwrap_or(&perceived.scores),
         Affinity::Logit => &batch.logits,
     };
     Scores::new(values, batch.experts).expect("logits were checked, softmax keeps them finite")

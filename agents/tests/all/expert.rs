@@ -24,28 +24,39 @@ fn forward(expert: &Expert, x: &[f32]) -> Vec<f32> {
     out
 }
 
-/// Bounds of |kernel − exact| for one row of a product, given bounds `dx` of the input's error.
-fn product_bound(w: &[f64], x: &[f64], dx: &[f64]) -> Vec<f64> {
-    // Decoding a weight rounds once, a product and each of n additions once more, of the sum of
-    // magnitudes; a decoded weight rounds relative to its minimum, a few times the largest weight.
+/// Bounds of |kernel − exact| for one row of a product, given bounds `dx` of the input's error; with
+/// activations of 8 bits when there is a group.
+fn product_bound(w: &[f64], x: &[f64], dx: &[f64], group: Option<usize>) -> Vec<f64> {
+    let mut dx = dx.to_vec();
+    if let Some(group) = group {
+        for (dx, x) in dx.chunks_mut(group).zip(x.chunks(group)) {
+            // A code is within half a step of the value, and its product with the inverse scale
+            // rounds, of at most 127, by less than 2⁻¹⁶.
+            let largest = x.iter().zip(&*dx).map(|(x, d)| x.abs() + d).fold(0.0, f64::max);
+            dx.iter_mut().for_each(|d| *d += 0.5001 * largest / 127.0);
+        }
+    }
+    // Scale, minimum and their products round once each, and so does each of the additions, at most
+    // one a column, of the sum of magnitudes. Both parts of a weight, scale times code and minimum,
+    // are at most a few times the largest weight.
     let largest_w = w.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-    let rounding = |n: usize| (n + 4) as f64 * f64::from(f32::EPSILON) * 4.0 * largest_w;
-    let absolute: f64 = x.iter().zip(dx).map(|(x, d)| x.abs() + d).sum();
+    let rounding = (x.len() + 4) as f64 * f64::from(f32::EPSILON) * 4.0 * largest_w;
+    let absolute: f64 = x.iter().zip(&dx).map(|(x, d)| x.abs() + d).sum();
     w.chunks(x.len())
-        .map(|w| {
-            w.iter().zip(dx).map(|(w, d)| w.abs() * d).sum::<f64>() + rounding(x.len()) * absolute
-        })
+        .map(|w| w.iter().zip(&dx).map(|(w, d)| w.abs() * d).sum::<f64>() + rounding * absolute)
         .collect()
 }
 
 fn expert_bound(expert: &Expert, x: &[f32]) -> Vec<f64> {
     let [gate, up, down] = reference::weights(expert);
+    let group = expert.group();
     let x: Vec<f64> = x.iter().copied().map(f64::from).collect();
     let exact = |w: &[f64]| -> Vec<f64> {
         w.chunks(x.len()).map(|w| w.iter().zip(&x).map(|(w, x)| w * x).sum()).collect()
     };
     let zero = vec![0.0; x.len()];
-    let (dg, du) = (product_bound(&gate, &x, &zero), product_bound(&up, &x, &zero));
+    let bound = |w: &[f64]| product_bound(w, &x, &zero, group);
+    let (dg, du) = (bound(&gate), bound(&up));
     let mut inner = Vec::new();
     let mut d_inner = Vec::new();
     for (((g, u), dg), du) in exact(&gate).into_iter().zip(exact(&up)).zip(dg).zip(du) {
@@ -55,7 +66,7 @@ fn expert_bound(expert: &Expert, x: &[f32]) -> Vec<f64> {
         let rounding = 8.0 * f64::from(f32::EPSILON) * (silu * u).abs();
         d_inner.push(1.1 * dg * (u.abs() + du) + silu.abs() * du + rounding);
     }
-    product_bound(&down, &inner, &d_inner)
+    product_bound(&down, &inner, &d_inner, group)
 }
 
 #[test]
@@ -94,13 +105,35 @@ fn more_bits_and_shorter_groups_bring_the_output_closer_to_the_f32_expert() {
         let errors = BitWidth::ALL
             .map(|bits| relative_error(&forward(&expert(SHAPE, bits, group), &x), &exact));
         assert!(errors.windows(2).all(|pair| pair[1] < pair[0] / 3.0), "{errors:?}");
-        // Uniform rounding to 2^b levels over a range of 5 σ errs by 5/(2^b − 1)/√12 per product.
-        for (error, limit) in errors.iter().zip([0.9, 0.18, 0.012, 1e-6]) {
+        // Uniform rounding to 2^b levels over a range of 5 σ errs by 5/(2^b − 1)/√12 per product, and
+        // that of activations to 8 bits, whose largest is 3 σ or more of a group, by 3/127/√12.
+        for (error, limit) in errors.iter().zip([0.9, 0.18, 0.017, 1e-6]) {
             assert!(error < &limit, "{errors:?}");
         }
     }
     let at = |group| relative_error(&forward(&expert(SHAPE, BitWidth::Four, group), &x), &exact);
     assert!(at(32) < at(64));
+}
+
+/// Experts in f64 from the same codes tell the error of the activations from that of the weights.
+#[test]
+fn activations_of_8_bits_err_less_than_weights_of_4() {
+    let x = random("x", 32 * SHAPE.width, 1.0);
+    let full = reference::forward(&expert(SHAPE, BitWidth::Full, 64), &x);
+    for group in [32, 64] {
+        let mut weights = Vec::new();
+        let mut activations = Vec::new();
+        for bits in BitWidth::QUANTIZED {
+            let expert = expert(SHAPE, bits, group);
+            let exact = reference::forward(&expert, &x);
+            #[expect(clippy::cast_possible_truncation, reason = "an error of f32 is small")]
+            let rounded: Vec<f32> = exact.iter().map(|y| *y as f32).collect();
+            weights.push(relative_error(&rounded, &full));
+            activations.push(relative_error(&forward(&expert, &x), &exact));
+        }
+        eprintln!("groups of {group}: weights {weights:.4?}, activations {activations:.4?}");
+        assert!(activations.iter().all(|error| error * 5.0 < weights[1]), "{activations:?}");
+    }
 }
 
 #[test]
@@ -156,9 +189,9 @@ fn sizes_count_codes_scales_and_padding() {
         assert_eq!(expert.bytes() as f64, SHAPE.weights() as f64 * expected / 8.0);
     }
     assert_eq!(f32_bytes(SHAPE), 3 * 256 * 64 * 4);
-    // 5 × 3 in one group: a tile of 16 rows, gate and up with 2 pairs of columns, down with 3.
+    // 5 × 3 and 3 × 5: each one tile of 16 rows by one block of 16 columns, in one group.
     let odd = ExpertShape { width: 3, hidden: 5 };
-    assert_eq!(odd.bytes(BitWidth::Eight, 32), 2 * (16 * 4 + 16 * 4) + (16 * 6 + 16 * 4));
+    assert_eq!(odd.bytes(BitWidth::Eight, 32), 3 * (16 * 16 + 16 * 4));
     assert_eq!(
         expert(odd, BitWidth::Eight, 32).to_bytes().len() as u64,
         20 + odd.bytes(BitWidth::Eight, 32)
@@ -211,7 +244,7 @@ proptest! {
     fn decoding_arbitrary_bytes_never_panics(
         header in prop::collection::vec(any::<u8>(), 0..64), bits in 0_usize..5,
     ) {
-        let mut bytes = b"NFXP\x01\x00".to_vec();
+        let mut bytes = b"NFXP\x02\x00".to_vec();
         bytes.push([2, 4, 8, 32, 7][bits]);
         bytes.extend(header);
         let _ = Expert::from_bytes(&bytes);
@@ -311,7 +344,7 @@ fn a_header_is_judged_field_by_field() {
     };
     for (at, field, message) in [
         (0, b"GGUF".as_slice(), "these bytes are no encoded expert: they do not begin with `NFXP`"),
-        (4, &[2, 0], "the encoding has version 2, this release reads version 1"),
+        (4, &[1, 0], "the encoding has version 1, this release reads version 2"),
         (6, &[3], "the header's bits is 3, which no expert has"),
         (7, &[1], "the header's reserved byte is 1, which no expert has"),
         (8, &[0, 0, 0, 0], "the header's width is 0, which no expert has"),

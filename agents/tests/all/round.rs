@@ -9,7 +9,8 @@ use agents::game::{
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use agents::orders::{NodeReply, Orders, Replies};
 use agents::rng::stream;
-use agents::round::{AbsorbError, Arena, Perception, Stage, gates};
+use agents::round::{AbsorbError, Arena, Perception, Stage};
+use agents::routing::{Routing, gates};
 use agents::transformer::softmax;
 use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
 use bevy_ecs::prelude::{Query, ResMut, Resource};
@@ -38,12 +39,13 @@ fn arena_knowing(router: &str, nodes: u32, replicas: u32, information: Informati
                 router: random(seed, EXPERTS * WIDTH),
                 bits: vec![BitWidth::Four; EXPERTS],
                 hosts: (0..6).map(hosts).collect(),
+                selection_bias: Vec::new(),
             })
             .into(),
         rules: Rules {
             top_k: TOP_K,
             affinity: Affinity::Probability,
-            normalise_gates: false,
+            routing: Routing::softmax(false),
             router: RouterRegistry::standard().get(router).expect("a standard router").into(),
             information,
             cost: Box::new(|shape| {
@@ -267,8 +269,11 @@ fn a_node_that_claims_an_absurd_time_stops_no_run() {
 fn normalised_gates_sum_to_one_even_where_every_chosen_probability_is_zero() {
     let choices = Choices::uniform([0, 1, 1, 2].map(ExpertId).to_vec(), 2);
     let probabilities = [0.5, 0.25, 0.25, 1.0, 0.0, 0.0];
-    assert_eq!(gates(&probabilities, &choices, true), [2.0 / 3.0, 1.0 / 3.0, 0.5, 0.5]);
-    assert_eq!(gates(&probabilities, &choices, false), [0.5, 0.25, 0.0, 0.0]);
+    assert_eq!(
+        gates(&probabilities, &choices, &Routing::softmax(true)),
+        [2.0 / 3.0, 1.0 / 3.0, 0.5, 0.5]
+    );
+    assert_eq!(gates(&probabilities, &choices, &Routing::softmax(false)), [0.5, 0.25, 0.0, 0.0]);
 }
 
 #[test]

@@ -1,19 +1,18 @@
 //! A quantized checkpoint on disk: a folder in the Hugging Face layout whose `model.safetensors`
 //! holds matrices in the encoding of [`QuantizedMatrix`], as tensors of bytes, and all else in f32.
 //!
-//! The file's metadata has `format = "nashflock-quantized"`, `version = "1"` and the BLAKE3 hash of
-//! every tensor under `blake3:NAME`.
+//! The file's metadata has one entry, `nashflock-quantized`: a JSON object with `version`, which is 1,
+//! and `blake3`, the hash of every tensor's bytes by name.
 
-use super::super::architecture::{self as names, FeedForward, Projections};
 use super::super::checkpoint::{Checkpoint, CheckpointError};
+use super::super::names::{ExpertNames, expert_tensor, layer_tensor};
+use super::super::weights::SINGLE_FILE;
 use super::{ExpertPart, Part, Projection, QuantizedModel};
 use safetensors::tensor::{Dtype, TensorView};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// The weights of a quantized checkpoint.
-pub const QUANTIZED_FILE: &str = super::super::weights::SINGLE_FILE;
 
 /// Files that are copied from the checkpoint as they are.
 const COPIED: [&str; 2] = ["config.json", "tokenizer.json"];
@@ -51,26 +50,23 @@ pub fn write(
         let path = path.to_owned();
         move |source| QuantizedError::Write { path, source }
     };
+    check_empty(folder)?;
     std::fs::create_dir_all(folder).map_err(failed(folder))?;
-    if std::fs::read_dir(folder).map_err(failed(folder))?.next().is_some() {
-        return Err(QuantizedError::NotEmpty(folder.into()));
-    }
     let tensors = tensors(model, checkpoint)?;
-    let mut metadata: HashMap<String, String> = HashMap::from([
-        ("format".to_owned(), FORMAT.to_owned()),
-        ("version".to_owned(), VERSION.to_owned()),
-    ]);
-    for (name, (_, bytes)) in &tensors {
-        let hash = blake3::hash(bytes).to_hex().to_string();
-        metadata.insert(format!("{HASH_PREFIX}{name}"), hash);
-    }
+    let hashes: BTreeMap<&str, String> = tensors
+        .iter()
+        .map(|(name, (_, bytes))| (name.as_str(), blake3::hash(bytes).to_hex().to_string()))
+        .collect();
+    let stated = serde_json::json!({"version": VERSION, "blake3": hashes}).to_string();
+    // One entry, because the library writes several in an order that changes from run to run.
+    let metadata = std::iter::once((FORMAT.to_owned(), stated)).collect();
     let views = tensors.iter().map(|(name, (shape, bytes))| {
         let is_float = bytes.len() == 4 * shape.iter().product::<usize>();
         let dtype = if is_float { Dtype::F32 } else { Dtype::U8 };
         let view = TensorView::new(dtype, shape.clone(), bytes);
         (name.clone(), view.expect("bytes match the shape they were made for"))
     });
-    let path = folder.join(QUANTIZED_FILE);
+    let path = folder.join(SINGLE_FILE);
     let written = safetensors::serialize_to_file(views, Some(metadata), &path);
     written.map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => failed(&path)(source),
@@ -83,9 +79,22 @@ pub fn write(
     Ok(())
 }
 
-pub(in super::super) const FORMAT: &str = "nashflock-quantized";
-pub(in super::super) const VERSION: &str = "1";
-pub(in super::super) const HASH_PREFIX: &str = "blake3:";
+/// Checks that nothing would be overwritten.
+///
+/// # Errors
+/// When the folder has something in it, or is none.
+pub fn check_empty(folder: &Path) -> Result<(), QuantizedError> {
+    match std::fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(QuantizedError::NotEmpty(folder.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(QuantizedError::Write { path: folder.into(), source }),
+    }
+}
+
+/// The entry of the file's metadata.
+pub(in crate::model) const FORMAT: &str = "nashflock-quantized";
+pub(in crate::model) const VERSION: u64 = 1;
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 
@@ -96,10 +105,10 @@ fn tensors(model: &QuantizedModel, checkpoint: &Checkpoint) -> Result<Tensors, C
         tensors.insert(name(checkpoint, *part), (vec![bytes.len()], bytes));
     }
     for (name, shape) in checkpoint.tensors() {
-        if !tensors.contains_key(&name) {
-            let values = checkpoint.tensor(&name)?;
+        if let Entry::Vacant(place) = tensors.entry(name) {
+            let values = checkpoint.tensor(place.key())?;
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            tensors.insert(name, (shape, bytes));
+            place.insert((shape, bytes));
         }
     }
     Ok(tensors)
@@ -107,28 +116,30 @@ fn tensors(model: &QuantizedModel, checkpoint: &Checkpoint) -> Result<Tensors, C
 
 /// The tensor of a matrix.
 fn name(checkpoint: &Checkpoint, part: Part) -> String {
+    let names = checkpoint.names();
     match part {
-        Part::Embedding => names::EMBEDDING.into(),
-        Part::Head => names::HEAD.into(),
+        Part::Embedding => names.embedding.into(),
+        Part::Head => names.head.into(),
         Part::Attention(layer, projection) => {
             let pattern = match projection {
-                Projection::Query => names::QUERY,
-                Projection::Key => names::KEY,
-                Projection::Value => names::VALUE,
-                Projection::Out => names::ATTENTION_OUT,
+                Projection::Query => names.query,
+                Projection::Key => names.key,
+                Projection::Value => names.value,
+                Projection::Out => names.attention_out,
             };
-            names::layer_tensor(pattern, layer)
+            layer_tensor(pattern, layer)
         }
         Part::Expert(layer, expert, part) => {
-            let (FeedForward::Dense(parts) | FeedForward::Experts { expert: parts, .. }) =
-                &checkpoint.family().feed_forward;
-            let Projections { gate, up, down } = parts;
-            let pattern = match part {
-                ExpertPart::Gate => gate,
-                ExpertPart::Up => up,
-                ExpertPart::Down => down,
+            let parts = match names.experts {
+                ExpertNames::Each(parts) if checkpoint.is_routed(layer) => parts,
+                _ => names.dense,
             };
-            names::expert_tensor(pattern, layer, expert)
+            let pattern = match part {
+                ExpertPart::Gate => parts.gate,
+                ExpertPart::Up => parts.up,
+                ExpertPart::Down => parts.down,
+            };
+            expert_tensor(pattern, layer, expert)
         }
     }
 }

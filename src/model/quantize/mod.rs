@@ -10,7 +10,8 @@ mod costs;
 mod file;
 mod streams;
 
-pub use file::{QUANTIZED_FILE, QuantizedError, write};
+pub(super) use file::{FORMAT, VERSION};
+pub use file::{QuantizedError, check_empty, write};
 
 use super::checkpoint::{Checkpoint, CheckpointError, ExpertWeights};
 use super::eval::WINDOW_TOKENS;
@@ -18,6 +19,7 @@ use super::experts::LocalExperts;
 use super::trunk::{FeedForwardWeights, Trunk};
 use agents::precision::{Allocation, AllocationError, allocate};
 use agents::quantize::{Format, QuantizedMatrix};
+use agents::routing::Routing;
 use std::collections::BTreeMap;
 
 /// A matrix of a model, by what it does.
@@ -92,6 +94,9 @@ pub enum QuantizeError {
     /// The calibration text is too short.
     #[error("the calibration text has {0} tokens; at least {min} are needed", min = WINDOW_TOKENS + 1)]
     TooShort(usize),
+    /// A model with parts that have no quantizer yet.
+    #[error("this model has {0}, which `quantize` does not handle")]
+    Unsupported(&'static str),
     /// Token ids outside the vocabulary.
     #[error(transparent)]
     Tokens(#[from] super::trunk::TokensError),
@@ -135,7 +140,7 @@ impl Model {
                     };
                     Ok(vec![ExpertWeights { shape, gate, up, down: network.down.rows() }])
                 }
-                (FeedForwardWeights::Router(_), moe) => {
+                (FeedForwardWeights::Routed { .. }, moe) => {
                     let experts = moe.map_or(0, |moe| moe.experts);
                     (0..experts).map(|expert| checkpoint.expert(layer, expert)).collect()
                 }
@@ -260,6 +265,9 @@ pub fn quantize(
     settings: &QuantizeSettings,
     mut progress: impl FnMut(&str),
 ) -> Result<QuantizedModel, QuantizeError> {
+    if let Some(part) = unsupported(checkpoint) {
+        return Err(QuantizeError::Unsupported(part));
+    }
     let exact = Model::load(checkpoint)?;
     let ids = sample(&settings.calibration, settings.windows)?;
     let frequencies = frequencies(&settings.calibration, exact.trunk.config.vocab);
@@ -286,6 +294,28 @@ pub fn quantize(
     let bytes = rest + done.matrices.values().map(QuantizedMatrix::bytes).sum::<u64>();
     let (matrices, rarely_seen) = (done.matrices, done.rarely_seen);
     Ok(QuantizedModel { matrices, allocation, bytes, bytes_f32, rarely_seen })
+}
+
+/// What keeps a model from being quantized here.
+fn unsupported(checkpoint: &Checkpoint) -> Option<&'static str> {
+    let config = &checkpoint.config;
+    let routing = config.moe.map(|moe| moe.routing);
+    let plain = |routing: Routing| {
+        routing == Routing { groups: None, ..Routing::softmax(routing.normalise) }
+    };
+    if config.latent.is_some() {
+        Some("latent attention")
+    } else if config.attention_bias {
+        Some("attention biases")
+    } else if config.moe.is_some_and(|moe| moe.shared_hidden.is_some()) {
+        Some("shared experts")
+    } else if routing.is_some_and(|routing| !plain(routing)) {
+        Some("a router that is no softmax over all experts")
+    } else if !checkpoint.names_each_expert() {
+        Some("the experts of a layer in one tensor, or is a GGUF file")
+    } else {
+        None
+    }
 }
 
 /// Evenly spaced windows of a text.

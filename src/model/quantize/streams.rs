@@ -8,8 +8,8 @@ use super::{ExpertPart, Model, Part, Projection};
 use agents::game::Choices;
 use agents::linear::Weights;
 use agents::quantize::{Format, Gptq, InputMoments, QuantizedMatrix, nearest};
-use agents::round::gates;
-use agents::transformer::{Rotary, add_scaled, rms_norm, softmax, swiglu};
+use agents::routing::gates;
+use agents::transformer::{Rotary, add_scaled, rms_norm, swiglu};
 use std::collections::BTreeMap;
 
 /// What [`quantize_in_order`] gives.
@@ -108,7 +108,7 @@ pub(super) fn visit(
             replace(served, Part::Attention(layer, projection), inputs);
         }
         let attended = |model: &Model, x: &[f32]| {
-            model.trunk.attended(&model.trunk.layers[layer], x, &rotary, WINDOW_TOKENS)
+            model.trunk.attended(&model.trunk.layers[layer], x, (&rotary, WINDOW_TOKENS))
         };
         let (a, a_served) = (attended(exact, &x), attended(served, &x_served));
         let gptq = factor(&a, &a_served, &ones, config.heads * config.head_dim);
@@ -221,16 +221,16 @@ const FEW: usize = 4;
 /// Which tokens each expert gets, by the exact router; all of them in a dense layer.
 fn route(model: &Model, layer: usize, x: &[f32]) -> Routed {
     let width = model.trunk.config.width;
-    let (FeedForwardWeights::Router(router), Some(moe)) =
+    let (FeedForwardWeights::Routed { router, .. }, Some(moe)) =
         (&model.trunk.layers[layer].feed_forward, model.trunk.config.moe)
     else {
         let tokens = x.len() / width;
         return vec![((0..tokens).collect(), vec![1.0; tokens])];
     };
     let mut probabilities = router.product(x);
-    softmax(&mut probabilities, moe.experts);
+    moe.routing.score(&mut probabilities, moe.experts);
     let choices: Choices = top_k(&probabilities, moe.experts, moe.top_k);
-    let gates = gates(&probabilities, &choices, moe.norm_top_k);
+    let gates = gates(&probabilities, &choices, &moe.routing);
     let mut routed: Routed = vec![(Vec::new(), Vec::new()); moe.experts];
     for token in 0..choices.tokens() {
         for pair in choices.pairs(token) {

@@ -175,10 +175,13 @@ fn quality(summary: &Summary) -> Markup {
         ("quantized experts, plain top-k", quality.loss_top_k),
         ("uniform bits, plain top-k", quality.loss_top_k_uniform_bits),
         ("f32 experts, this router", quality.loss_f32_routed),
+        ("f32 experts, pruned, plain top-k", quality.loss_f32_pruned),
+        ("f32 experts, pruned by frequency, plain top-k", quality.loss_f32_pruned_by_frequency),
         ("f32 model, plain top-k", quality.loss_f32),
         ("uniform predictor, ln V", quality.loss_uniform),
     ]
     .into_iter()
+    .filter(|(name, loss)| loss.is_some() || !name.contains("pruned"))
     .map(|(name, loss)| [html! { (name) }, html! { (nats(loss)) }, against(loss)]);
     html! {
         p { "Cross-entropy in nats a token over " (count(quality.tokens)) " tokens; lower is better. The last column is this run minus the control." }

@@ -1,0 +1,146 @@
+//! The kernels against each other and against integers.
+
+use super::activations::{Grouping, Panels, Rows, panels};
+use super::grouped::{self, ExpertBatch, Threads};
+use super::kernel::{Kernels, NO_SUMS};
+use super::matrix::{Factors, LINE_BYTES, Layout, Line, Matrix, TILE_ROWS};
+use super::{BitWidth, Expert, ExpertShape};
+use crate::ids::TokenId;
+use crate::rng::stream;
+use half::f16;
+use rand::RngExt as _;
+
+fn random(name: &str, len: usize) -> Vec<f32> {
+    let mut rng = stream(5, name);
+    // Squares of numbers have a few large values among many small ones.
+    (0..len).map(|_| rng.random::<f32>() * 2.0 - 1.0).map(|x| x * x.abs()).collect()
+}
+
+fn expert(shape: ExpertShape, bits: BitWidth, group: usize) -> Expert {
+    let part = |name| random(name, shape.weights() / 3);
+    Expert::quantize(shape, &part("gate"), &part("up"), &part("down"), bits, group)
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn every_kind_of_instructions_gives_the_same_bits() {
+    let mut rng = stream(6, "tokens");
+    for (width, hidden) in [(1, 1), (33, 7), (64, 256), (70, 100), (256, 640), (130, 49)] {
+        let shape = ExpertShape { width, hidden };
+        let rows = 40;
+        let x = random("x", rows * width);
+        let experts: Vec<Expert> = BitWidth::QUANTIZED
+            .into_iter()
+            .flat_map(|bits| [32, 64].map(|group| expert(shape, bits, group)))
+            .collect();
+        let tokens: Vec<Vec<TokenId>> = [0, 1, 2, 5, 8, 31]
+            .map(|n| (0..n).map(|_| TokenId(rng.random_range(0..40))).collect())
+            .to_vec();
+        let outputs = |kernels| {
+            let batches = experts.iter().zip(&tokens);
+            let batches: Vec<_> =
+                batches.map(|(expert, tokens)| ExpertBatch { expert, tokens }).collect();
+            let mut out = vec![f32::NAN; tokens.iter().flatten().count() * width];
+            grouped::run(kernels, &batches, &x, &mut out, Threads::Caller);
+            assert!(out.iter().all(|y| y.is_finite()));
+            bits(&out)
+        };
+        let all: Vec<_> = Kernels::available().map(|k| (k.name(), outputs(k))).collect();
+        for (name, outputs) in &all[1..] {
+            assert!(outputs == &all[0].1, "{shape:?} {name}");
+        }
+    }
+}
+
+/// A matrix of any codes, whose weights are the codes.
+fn of_codes(layout: Layout, mut code: impl FnMut() -> u8) -> Matrix {
+    let scales = [f16::ONE; TILE_ROWS];
+    let factors = vec![Factors { scales, minima: [f16::ZERO; TILE_ROWS] }; layout.factors()];
+    let lines = (0..layout.lines()).map(|_| Line([(); LINE_BYTES].map(|()| code()))).collect();
+    Matrix { layout, lines, factors }
+}
+
+#[test]
+fn integer_products_are_exact_up_to_the_largest_codes() {
+    let mut rng = stream(7, "codes");
+    for (width, largest) in [(2, 3_i64), (4, 15), (8, 255)] {
+        for (group, columns) in [(32, 64), (64, 64), (64, 128), (32, 37), (64, 5)] {
+            let layout = Layout { rows: 32, columns, bits: width, group };
+            for extreme in [true, false] {
+                let w = of_codes(layout, || if extreme { 0xff } else { rng.random() });
+                // Every group has 127 or −127, so that codes are the values.
+                let mut value = |i: usize| match (extreme, i % group) {
+                    (true, _) => -127.0,
+                    (false, 0) => 127.0,
+                    _ => f32::from(rng.random_range(-127..=127_i8)),
+                };
+                let x: Vec<f32> = (0..15).flat_map(|_| 0..columns).map(&mut value).collect();
+                for kernels in Kernels::available() {
+                    let grouping = Grouping { columns, group };
+                    let mut rows = Rows::new(grouping, 15);
+                    rows.parts(&x, 4).for_each(|part| Rows::fill(kernels, grouping, part));
+                    let mut input = Panels::new(grouping, 15);
+                    let tokens: Vec<TokenId> = (0..15).map(TokenId).collect();
+                    input.gather(&rows, &tokens);
+                    let tiles = [0, 1].map(|tile| w.tile(tile).expect("two tiles"));
+                    for (first, size) in panels(15) {
+                        let mut sums = NO_SUMS;
+                        kernels.product(width, tiles, input.panel((first, size)), &mut sums);
+                        for (row, t) in (0..32).flat_map(|row| (0..size).map(move |t| (row, t))) {
+                            let x = &x[(first + t) * columns..][..columns];
+                            let code = |k| i64::from(w.code(row, k));
+                            assert!((0..columns).all(|k| code(k) <= largest));
+                            #[expect(clippy::cast_possible_truncation, reason = "whole numbers")]
+                            let dot = |k: usize| code(k) * x[k] as i64;
+                            let exact: i64 = (0..columns).map(dot).sum();
+                            let got = f64::from(sums[row / 16][t][row % 16]);
+                            assert_eq!(got, exact as f64, "{} {layout:?}", kernels.name());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn panels_cover_all_tokens_in_powers_of_two() {
+    for tokens in 0..40 {
+        let all: Vec<_> = panels(tokens).collect();
+        assert!(all.iter().all(|(_, size)| [1, 2, 4, 8].contains(size)));
+        let covered: Vec<usize> = all.iter().flat_map(|(f, size)| *f..f + size).collect();
+        assert_eq!(covered, (0..tokens).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_layer_has_the_bits_of_its_experts_alone_at_any_number_of_threads() {
+    let shape = ExpertShape { width: 96, hidden: 80 };
+    let rows = 300;
+    let x = random("rows", rows * shape.width);
+    let experts: Vec<Expert> =
+        (0..12).map(|e| expert(shape, BitWidth::ALL[e % 4], [32, 64][e / 4 % 2])).collect();
+    let mut rng = stream(8, "routing");
+    let tokens: Vec<Vec<TokenId>> = [290, 1, 0, 7, 130, 64, 3, 128, 2, 40, 129, 16]
+        .map(|n| (0..n).map(|_| TokenId(rng.random_range(0..300))).collect())
+        .to_vec();
+    let mut alone = Vec::new();
+    for (expert, tokens) in experts.iter().zip(&tokens) {
+        for token in tokens {
+            let mut out = vec![f32::NAN; shape.width];
+            expert.forward(&x[token.index() * shape.width..][..shape.width], &mut out);
+            alone.extend(bits(&out));
+        }
+    }
+    let batches = experts.iter().zip(&tokens);
+    let batches: Vec<_> = batches.map(|(expert, tokens)| ExpertBatch { expert, tokens }).collect();
+    for threads in 1..4 {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let mut out = vec![f32::NAN; alone.len()];
+        pool.install(|| grouped::forward(&batches, &x, &mut out));
+        assert!(bits(&out) == alone, "{threads} threads");
+    }
+}
