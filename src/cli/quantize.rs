@@ -5,13 +5,13 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::eval::{Evaluation, Scored, evaluate};
 use crate::model::experts::LocalExperts;
 use crate::model::quantize::{
-    QuantizeSettings, QuantizedModel, check_empty, quantize as quantize_model, write,
+    QuantizeSettings, QuantizedModel, Rounding, check_empty, quantize as quantize_model, write,
 };
 use crate::model::tokenizer::{Tokenizer, read_text};
 use agents::expert::{BitWidth, MAX_GROUP};
 use agents::precision::Budget;
 use agents::quantize::Format;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::path::PathBuf;
@@ -36,12 +36,23 @@ pub(super) struct QuantizeArgs {
     /// Widths to choose from: bits, or bits:weights that share a scale
     #[arg(long, value_delimiter = ',', default_values = ["2:256", "3:256", "4:64", "8:64"])]
     formats: Vec<NamedFormat>,
+    /// How weights are rounded once their widths are chosen
+    #[arg(long, value_enum, default_value_t = RoundingName::Gptq)]
+    rounding: RoundingName,
     /// UTF-8 text to score the result on, beside the f32 model
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RoundingName {
+    /// For the inputs that they meet
+    Gptq,
+    /// Each group by itself: the control
+    Nearest,
 }
 
 /// `4` or `4:64`.
@@ -81,6 +92,10 @@ pub(super) fn quantize(args: &QuantizeArgs) -> Outcome {
     let settings = QuantizeSettings {
         budget_bytes: args.budget.bytes(checkpoint.weights_count()),
         formats: args.formats.iter().map(|format| format.0).collect(),
+        rounding: match args.rounding {
+            RoundingName::Gptq => Rounding::Gptq,
+            RoundingName::Nearest => Rounding::Nearest,
+        },
         calibration,
         windows: args.windows as usize,
     };

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use agents::quantize::Format;
 use nashflock::model::checkpoint::Checkpoint;
-use nashflock::model::quantize::{QuantizeSettings, quantize as quantize_model};
+use nashflock::model::quantize::{QuantizeSettings, Rounding, quantize as quantize_model};
 use serde_json::Value;
 
 use crate::binary::Ended;
@@ -61,6 +61,13 @@ fn a_quantized_checkpoint_fits_its_budget_and_every_command_reads_it() {
     assert_eq!(quantize(DENSE, "85%", &again, &[]).code, Some(0));
     let bytes = |folder: &Path| fs::read(folder.join("model.safetensors")).expect("written");
     assert!(bytes(&out) == bytes(&again), "a second run writes the same bytes");
+
+    // The control: as many bits, each group rounded by itself.
+    let more = ["--rounding", "nearest", "--text", "scenarios/text/murmuration.txt"];
+    let nearest = quantize(DENSE, "85%", &folder.path().join("nearest"), &more).json();
+    assert_eq!(nearest["bytes"], json["bytes"]);
+    let kl = |json: &Value| json["evaluation"]["kl_to_f32"].as_f64().expect("a number");
+    assert!(kl(&json) < 0.8 * kl(&nearest), "{json} {nearest}");
 
     // Twice the bytes lose less, by the loss and by the expected divergence.
     let larger = quantize(DENSE, "74%", &folder.path().join("larger"), &[]);
@@ -125,6 +132,7 @@ fn a_family_with_parts_that_have_no_quantizer_is_refused() {
         let settings = QuantizeSettings {
             budget_bytes: 1 << 30,
             formats: vec![Format { bits: 4, group: 64 }],
+            rounding: Rounding::Gptq,
             calibration: vec![0; 1000],
             windows: 1,
         };

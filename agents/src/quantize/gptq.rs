@@ -9,6 +9,10 @@ use rayon::prelude::*;
 /// Share of the mean diagonal of H that is added to its diagonal.
 const DAMPING: f64 = 0.01;
 
+/// The same for as many tokens as inputs; more tokens need less of it. H and C of few tokens tell
+/// more of these tokens than of others.
+const FEW_TOKENS_DAMPING: f64 = 0.3;
+
 /// Quantizes weights, row-major `[rows, columns]`, for inputs with the given moments. Also gives the
 /// error that is left, `tr((W' − Ŵ) H (W' − Ŵ)ᵀ)` for the target W'.
 ///
@@ -92,9 +96,11 @@ impl Plan {
         if !(scale > 0.0 && scale.is_finite()) {
             return None;
         }
+        let few = columns as f64 / moments.tokens().max(1) as f64;
+        let damping = DAMPING + FEW_TOKENS_DAMPING * few.min(1.0);
         let damp = |matrix: &DMatrix<f64>| {
             let mut matrix = matrix.clone();
-            (0..columns).for_each(|at| matrix[(at, at)] += DAMPING * scale);
+            (0..columns).for_each(|at| matrix[(at, at)] += damping * scale);
             matrix
         };
         let own = moments.served();

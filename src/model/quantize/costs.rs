@@ -8,7 +8,7 @@
 
 use super::super::eval::WINDOW_TOKENS;
 use super::super::trunk::TokensError;
-use super::streams::{Inputs, embedding, visit};
+use super::streams::{Inputs, by_itself, visit};
 use super::{ExpertPart, Model, Part, Projection};
 use agents::precision::Unit;
 use agents::quantize::{Format, QuantizedMatrix};
@@ -58,7 +58,7 @@ pub(super) fn measure(
             Inputs::Tokens => formats
                 .iter()
                 .map(|format| {
-                    let matrix = embedding(&weights, frequencies, *format);
+                    let matrix = by_itself(&weights, weights.len() / frequencies.len(), *format);
                     let error = row_errors(&weights, &matrix.weights(), frequencies);
                     (matrix, error)
                 })

@@ -54,6 +54,15 @@ pub enum ExpertPart {
     Down,
 }
 
+/// How weights are rounded once their widths are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// For the inputs that they meet.
+    Gptq,
+    /// Each group by itself: the control.
+    Nearest,
+}
+
 /// What to quantize to, and by which text.
 #[derive(Clone, Debug)]
 pub struct QuantizeSettings {
@@ -61,6 +70,8 @@ pub struct QuantizeSettings {
     pub budget_bytes: u64,
     /// Formats to choose from for each matrix, at least one.
     pub formats: Vec<Format>,
+    /// How weights are rounded; embeddings always are by themselves.
+    pub rounding: Rounding,
     /// Calibration text as token ids.
     pub calibration: Vec<u32>,
     /// Windows of [`WINDOW_TOKENS`] tokens that are taken from it, evenly spaced.
@@ -290,7 +301,7 @@ pub fn quantize(
         .collect();
 
     progress("quantizing");
-    let done = streams::quantize_in_order(&exact, &ids, &frequencies, &formats)?;
+    let done = streams::quantize_in_order(&exact, &ids, &formats, settings.rounding)?;
     let bytes = rest + done.matrices.values().map(QuantizedMatrix::bytes).sum::<u64>();
     let (matrices, rarely_seen) = (done.matrices, done.rarely_seen);
     Ok(QuantizedModel { matrices, allocation, bytes, bytes_f32, rarely_seen })

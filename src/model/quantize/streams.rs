@@ -4,7 +4,7 @@
 use super::super::eval::WINDOW_TOKENS;
 use super::super::experts::top_k;
 use super::super::trunk::{FeedForwardWeights, TokensError};
-use super::{ExpertPart, Model, Part, Projection};
+use super::{ExpertPart, Model, Part, Projection, Rounding};
 use agents::game::Choices;
 use agents::linear::Weights;
 use agents::quantize::{Format, Gptq, InputMoments, QuantizedMatrix, nearest};
@@ -23,22 +23,25 @@ pub(super) struct Done {
 pub(super) fn quantize_in_order(
     exact: &Model,
     ids: &[u32],
-    frequencies: &[f64],
     formats: &BTreeMap<Part, Format>,
+    rounding: Rounding,
 ) -> Result<Done, TokensError> {
-    let mut served = exact.clone();
+    let (mut served, width) = (exact.clone(), exact.trunk.config.width);
     let mut done = Done { matrices: BTreeMap::new(), rarely_seen: Vec::new() };
     visit(exact, &mut served, ids, |part, weights, inputs| {
         let format = formats[&part];
         let matrix = match inputs {
-            Inputs::Tokens => embedding(&weights, frequencies, format),
+            Inputs::Tokens => by_itself(&weights, width, format),
             Inputs::Moments { gptq, tokens } => {
                 if let Part::Expert(layer, expert, ExpertPart::Gate) = part
                     && tokens < gptq.columns()
                 {
                     done.rarely_seen.push((layer, expert, tokens));
                 }
-                gptq.quantize(&weights, format).0
+                match rounding {
+                    Rounding::Gptq => gptq.quantize(&weights, format).0,
+                    Rounding::Nearest => by_itself(&weights, gptq.columns(), format),
+                }
             }
         };
         let weights = matrix.weights();
@@ -48,10 +51,10 @@ pub(super) fn quantize_in_order(
     Ok(done)
 }
 
-/// Rows are looked up, not multiplied: how often they are only matters between rows, and every
-/// component of a row counts the same.
-pub(super) fn embedding(weights: &[f32], frequencies: &[f64], format: Format) -> QuantizedMatrix {
-    nearest(weights, &vec![1.0; weights.len() / frequencies.len()], format)
+/// Every group by itself, all inputs alike: the components of an embedding, which rows are looked up
+/// in, and the control of all other matrices.
+pub(super) fn by_itself(weights: &[f32], columns: usize, format: Format) -> QuantizedMatrix {
+    nearest(weights, &vec![1.0; columns], format)
 }
 
 /// What a matrix is quantized for.
