@@ -17,7 +17,7 @@ const PREFIXES: [&str; 4] = [
 fn every_command_of_the_pages_is_understood() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut commands = Vec::new();
-    for page in ["README.md", "scenarios/README.md"] {
+    for page in ["README.md", "scenarios/README.md", "docs/quantization.md"] {
         let text = fs::read_to_string(root.join(page)).expect("the page is in the repository");
         let before = commands.len();
         commands.extend(self::commands(&text));
