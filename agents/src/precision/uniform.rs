@@ -29,7 +29,7 @@ impl Allocator for Uniform {
     }
 }
 
-/// The best allocation in which every unit has the same option: the control of [`allocate`].
+/// The best allocation in which every unit has the same option: the control of [`allocate`](super::allocate()).
 ///
 /// # Errors
 /// When a unit is malformed, units differ in their number of options, or no option fits the budget.

@@ -1,7 +1,7 @@
 //! Weight quantizers: codes, scales and minima for a matrix, chosen for the inputs that it meets.
 //!
 //! All of them give the same thing, a [`QuantizedMatrix`]; they differ in what they are told.
-//! [`nearest`] is told nothing but how much each input counts; [`gptq`] is told the inputs' second
+//! [`nearest`] is told nothing but how much each input counts; [`gptq()`] is told the inputs' second
 //! moments and lets later weights make up for the rounding of earlier ones.
 
 mod gptq;
