@@ -10,6 +10,7 @@ use crate::dispatch::NodeStats;
 use crate::results::{ManifestNode, Memory, NodeFigures, PrecisionFigures, PruningFigures};
 use crate::scenario::Scenario;
 use crate::scenario::file::{Arrival, Engine, PruneBy};
+use crate::source::trace::{TraceError, read_arrivals};
 use crate::source::{KeptExperts, ScoreSource};
 use agents::arrival::{self, ArrivalProcess, BatchLimits, PlannedBatch};
 use agents::expert::Expert;
@@ -36,15 +37,10 @@ impl<'a> Plan<'a> {
         scenario: &'a Scenario,
         registries: &'a Registries,
         materials: &'a Materials,
+        intended_ns: Vec<u64>,
         (experts, placed): (FittedExperts, Placed),
     ) -> Self {
         let load = &scenario.load;
-        let process = match load.arrival {
-            Arrival::Poisson => ArrivalProcess::Poisson,
-            Arrival::Constant => ArrivalProcess::Constant,
-        };
-        let intended_ns =
-            arrival::intended_ns(process, load.rate_per_s, load.requests, scenario.seed);
         let limits = BatchLimits {
             requests_max: load.batch_requests_max as usize,
             window_ns: u64::from(load.batch_window_ms) * 1_000_000,
@@ -167,6 +163,23 @@ impl<'a> Plan<'a> {
         };
         stats.iter().map(figures).collect()
     }
+}
+
+/// When the requests mean to arrive, in ns from the start of serving.
+///
+/// # Errors
+/// When the trace that the scenario names cannot be used.
+pub(super) fn intended_ns(scenario: &Scenario) -> Result<Vec<u64>, TraceError> {
+    let load = &scenario.load;
+    let process = match (load.arrival, &load.trace) {
+        (Arrival::Poisson, _) => ArrivalProcess::Poisson,
+        (Arrival::Constant, _) => ArrivalProcess::Constant,
+        (Arrival::Gamma, _) => ArrivalProcess::Gamma { variation: load.variation },
+        (Arrival::Burst, _) => ArrivalProcess::Burst { requests: load.burst_requests },
+        (Arrival::Trace, Some(path)) => ArrivalProcess::Trace(read_arrivals(path, load.requests)?),
+        (Arrival::Trace, None) => unreachable!("the scenario's checks demand a trace"),
+    };
+    Ok(arrival::intended_ns(&process, load.rate_per_s, load.requests, scenario.seed))
 }
 
 /// The nodes that a scenario names, and how each is reached.

@@ -7,6 +7,7 @@ mod checkpoint;
 pub mod matrix;
 mod pruned;
 mod synthetic;
+pub mod trace;
 
 pub use checkpoint::{CheckpointSource, SourceError};
 pub use pruned::{KeptExperts, PrunedSource};
