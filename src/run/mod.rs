@@ -159,7 +159,7 @@ pub async fn run(
         if failure.is_none() {
             settings.progress.phase("playing the controls");
             failure = match interrupts.or(plan.controls(summary, clock)).await {
-                Ok(played) => played.err().map(ServeError::from),
+                Ok(played) => played.err(),
                 Err(interrupted) => Some(interrupted.into()),
             };
         }

@@ -73,13 +73,13 @@ impl<'a> Plan<'a> {
         let experts = || self.experts.served.iter().flatten();
         let mut widths = BTreeMap::new();
         experts().for_each(|e| *widths.entry(e.bits().code_bits()).or_insert(0) += 1);
-        let all = || self.experts.full.iter().flatten();
-        let pruned = (all().count() - experts().count()) as u64;
+        let all = self.experts.experts * self.experts.served.len();
+        let pruned = (all - experts().count()) as u64;
         if pruned > 0 {
             widths.insert(0, pruned);
         }
-        let weights = all().map(|e| e.shape().weights() as u64).sum();
-        Memory::new(experts().map(|e| e.bytes()).sum(), weights, widths)
+        let weights = all * experts().next().map_or(0, |expert| expert.shape().weights());
+        Memory::new(experts().map(|e| e.bytes()).sum(), weights as u64, widths)
     }
 
     pub(super) fn precision(&self) -> Option<PrecisionFigures> {
@@ -103,7 +103,7 @@ impl<'a> Plan<'a> {
         let pruned = self.experts.pruned.as_ref()?;
         let precision = &self.scenario.precision;
         let count = |experts: &[Vec<Arc<Expert>>]| experts.iter().map(Vec::len).sum::<usize>();
-        let all = count(&self.experts.full);
+        let all = self.experts.experts * self.experts.served.len();
         let unlike = |other: &KeptExperts| {
             let layers = other.iter().zip(&pruned.kept);
             let differ =
@@ -128,7 +128,7 @@ impl<'a> Plan<'a> {
         let layer = |(layer, experts): (usize, &Vec<Arc<Expert>>)| {
             let served = experts.iter().map(|expert| expert.bits().code_bits());
             let Some(kept) = self.experts.kept() else { return served.collect() };
-            let mut bits = vec![0; self.experts.full[layer].len()];
+            let mut bits = vec![0; self.experts.experts];
             kept[layer].iter().zip(served).for_each(|(expert, at)| bits[expert.index()] = at);
             bits
         };
