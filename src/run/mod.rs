@@ -8,6 +8,7 @@ mod materials;
 mod placement;
 mod plan;
 mod prune;
+mod read_when_used;
 mod record;
 mod rounds;
 mod rules;

@@ -65,8 +65,8 @@ impl<'a> Plan<'a> {
     }
 
     pub(super) fn arena(&self, source: &dyn ScoreSource) -> Arena {
-        let experts = &self.experts.served;
-        rules::arena(source, (self.scenario, self.registries), experts, self.node_count, |l, e| {
+        let bits = rules::bits_of(&self.experts.served);
+        rules::arena(source, (self.scenario, self.registries), bits, self.node_count, |l, e| {
             self.placed.hosts(l, e)
         })
     }
