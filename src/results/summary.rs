@@ -163,6 +163,9 @@ pub struct FlockComparison {
 pub struct Throughput {
     /// Tokens of answered requests.
     pub tokens_per_s: Option<f64>,
+    /// Tokens of requests that were answered in time.
+    #[serde(default)]
+    pub goodput_tokens_per_s: Option<f64>,
     /// Tokens a second that the load's mean rate offers: the control, which an open loop cannot exceed
     /// for long. A random stretch of arrivals may lie above or below it.
     #[serde(default)]
