@@ -3,8 +3,9 @@
 //! A task is a block of rows of one expert's matrices over a chunk of its tokens. The pool takes
 //! tasks one by one, the most bytes first, whatever their widths; it waits once, between the
 //! gate and up rows and the down rows. A chunk's tokens pass over a tile of gate and its tile of up,
-//! which need not have one width, while these are in the first or second cache. Every value is computed by the same operations in the same order
-//! wherever the cuts are, so a row's bits depend on nothing but the row and its expert.
+//! which need not have one width, while these are in the first or second cache. Every value is computed
+//! by the same operations in the same order wherever the cuts are, so a row's bits depend on nothing but
+//! the row and its expert.
 
 use super::activations::{Grouping, Panel, PanelGroups, Panels, Rows, RowsPart, panels};
 use super::kernel::{Kernels, NO_SUMS, PANEL_TOKENS, Sums};

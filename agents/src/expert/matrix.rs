@@ -6,8 +6,8 @@
 //! reads one stream of lines of 64 bytes from end to end.
 //!
 //! A block is two halves of 16 rows. A half is eight quads, each of 16 rows × 4 columns, and takes as
-//! many lines as a code has bits; lines of the halves alternate. Byte `4 · row + column` of a line carries bits of that code of
-//! several quads: at 2 bits, line `l` has quads `4l ..` from the lowest bits on; at 4 bits, quads
+//! many lines as a code has bits; lines of the halves alternate. Byte `4 · row + column` of a line
+//! carries bits of that code of several quads: at 2 bits, line `l` has quads `4l ..` from the lowest bits on; at 4 bits, quads
 //! `2l` and `2l + 1`; at 8 bits, quad `l`. At 3 bits, line `l` has quad `l` in its bits 0 to 2 and
 //! quad `3 + l` in bits 3 to 5; quads 6 and 7 have their upper two bits in bits 6 and 7 of lines 0
 //! and 1, and their lowest bit in bit 6 and bit 7 of line 2. So quads unpack with one mask, without

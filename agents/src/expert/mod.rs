@@ -2,8 +2,8 @@
 //!
 //! An expert is a SwiGLU feed-forward network, `y = W_down (silu(W_gate x) ⊙ W_up x)`. Its weights
 //! are f32, or codes of 2, 3, 4 or 8 bits with an f16 scale and minimum per group of inputs; each of the
-//! three matrices has a width and a length of groups of its own. Quantized
-//! weights meet activations of 8 bits, with a scale per group as well, in integer products.
+//! three matrices has a width and a length of groups of its own. Quantized weights meet activations of
+//! 8 bits, with a scale per group as well, in integer products.
 
 mod activations;
 mod bits;
