@@ -1,9 +1,11 @@
 //! The integration tests of the shell, one module a subject.
 
+mod arrivals;
 mod binary;
 mod checkpoints;
 mod cli_bad_input;
 mod cli_ended_early;
+mod cli_faults;
 mod cli_placement;
 mod cli_precision;
 mod cli_quantize;
