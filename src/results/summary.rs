@@ -363,7 +363,7 @@ pub struct NodeFigures {
     pub address: String,
     /// Expert replicas hosted at the end.
     pub experts: u64,
-    /// Bytes of those as they are sent: 20 bytes of header a shard more than in `memory`.
+    /// Bytes of those as they are sent: 28 bytes of header a shard more than in `memory`.
     pub bytes: u64,
     /// Token–expert pairs computed.
     pub tokens: u64,
