@@ -1,4 +1,4 @@
-//! `nashflock eval`: scores a text with a checkpoint in f32.
+//! `nashflock eval`: scores a text with a checkpoint.
 
 use super::{Failure, Outcome, print, print_json};
 use crate::model::checkpoint::Checkpoint;
@@ -18,6 +18,10 @@ pub(super) struct EvalArgs {
     /// UTF-8 text to score
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
+    /// Run the experts of a quantized checkpoint from their codes, with activations of 8 bits, as
+    /// workers do; else in f32
+    #[arg(long)]
+    stored: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -26,8 +30,12 @@ pub(super) struct EvalArgs {
 pub(super) fn eval(args: &EvalArgs) -> Outcome {
     let checkpoint = Checkpoint::open(&args.checkpoint).map_err(Failure::bad_input)?;
     let trunk = checkpoint.trunk().map_err(Failure::bad_input)?;
-    let experts =
-        LocalExperts::load(&checkpoint, BitWidth::Full, 32).map_err(Failure::bad_input)?;
+    let experts = if args.stored {
+        LocalExperts::load_stored(&checkpoint)
+    } else {
+        LocalExperts::load(&checkpoint, BitWidth::Full, 32)
+    };
+    let experts = experts.map_err(Failure::bad_input)?;
     let tokenizer = Tokenizer::open(&args.checkpoint).map_err(Failure::bad_input)?;
     let text = read_text(&args.text).map_err(Failure::bad_input)?;
     let document = tokenizer.encode_document(&text).map_err(Failure::bad_input)?;

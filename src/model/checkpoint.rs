@@ -11,8 +11,9 @@ use super::gguf_config;
 use super::names::{self, ExpertNames, Projections, TensorNames};
 use super::trunk::Trunk;
 use super::weights::{INDEX_FILE, SINGLE_FILE, Weights, read_json};
-use agents::expert::ExpertShape;
+use agents::expert::{Expert, ExpertShape};
 use agents::linear;
+use agents::quantize::FormatError;
 use std::path::{Path, PathBuf};
 
 /// A checkpoint whose files are mapped and whose tensors have the right names, shapes and types.
@@ -107,6 +108,27 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Row-major position of the first such weight.
         position: usize,
+    },
+    /// An expert that is not stored in codes.
+    #[error(
+        "expert {expert} of layer {layer} is not stored in codes: `nashflock quantize` writes \
+         checkpoints that are"
+    )]
+    NotStored {
+        /// Its layer.
+        layer: usize,
+        /// Its id.
+        expert: usize,
+    },
+    /// Codes of a format that experts are not computed in.
+    #[error("expert {expert} of layer {layer} cannot be run from its codes: {source}")]
+    NotComputed {
+        /// Its layer.
+        layer: usize,
+        /// Its id.
+        expert: usize,
+        /// The format.
+        source: FormatError,
     },
     /// An expert that the model does not have.
     #[error("the model has no expert {expert} in layer {layer}")]
@@ -216,12 +238,10 @@ impl Checkpoint {
     /// # Errors
     /// A weight that is not finite, and ids that the model does not have.
     pub fn expert(&self, layer: usize, expert: usize) -> Result<ExpertWeights, CheckpointError> {
-        let moe = self.config.moe.filter(|moe| self.is_routed(layer) && expert < moe.experts);
-        let Some(moe) = moe else {
+        let Some(shape) = self.expert_shape(layer, expert) else {
             return Err(CheckpointError::NoSuchExpert { layer, expert });
         };
-        let (width, hidden) = (self.config.width, moe.hidden);
-        let shape = ExpertShape { width, hidden };
+        let ExpertShape { width, hidden } = shape;
         let rows = |pattern, from: usize, rows: usize| {
             self.weights.read_rows(&names::layer_tensor(pattern, layer), from..from + rows)
         };
@@ -242,6 +262,32 @@ impl Checkpoint {
             ),
         };
         Ok(ExpertWeights { shape, gate, up, down })
+    }
+
+    /// One expert with the codes that a quantized checkpoint holds.
+    ///
+    /// # Errors
+    /// A matrix that is stored in another type, damaged codes, codes of a format that experts are
+    /// not computed in, and ids that the model does not have.
+    pub fn stored_expert(&self, layer: usize, expert: usize) -> Result<Expert, CheckpointError> {
+        let Some(shape) = self.expert_shape(layer, expert) else {
+            return Err(CheckpointError::NoSuchExpert { layer, expert });
+        };
+        let ExpertNames::Each(Projections { gate, up, down }) = self.names.experts else {
+            return Err(CheckpointError::NotStored { layer, expert });
+        };
+        let matrix = |pattern| self.weights.matrix(&names::expert_tensor(pattern, layer, expert));
+        let (Some(gate), Some(up), Some(down)) = (matrix(gate)?, matrix(up)?, matrix(down)?) else {
+            return Err(CheckpointError::NotStored { layer, expert });
+        };
+        let coded = agents::quantize::expert(shape, [&gate, &up, &down]);
+        coded.map_err(|source| CheckpointError::NotComputed { layer, expert, source })
+    }
+
+    /// Sizes of an expert that the model has.
+    fn expert_shape(&self, layer: usize, expert: usize) -> Option<ExpertShape> {
+        let moe = self.config.moe.filter(|moe| self.is_routed(layer) && expert < moe.experts)?;
+        Some(ExpertShape { width: self.config.width, hidden: moe.hidden })
     }
 
     /// What is added to the scores of a layer's experts for selection, `[experts]`; empty where the

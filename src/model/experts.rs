@@ -45,14 +45,28 @@ impl LocalExperts {
         bits: BitWidth,
         group: usize,
     ) -> Result<Self, CheckpointError> {
-        let moe = checkpoint.config.moe;
-        let Some(MoeConfig { experts, .. }) = moe else {
-            return Ok(Self { layers: Vec::new(), moe });
-        };
-        let load = |layer, expert| {
+        Self::each(checkpoint, |layer, expert| {
             let weights = checkpoint.expert(layer, expert)?;
             let (gate, up, down) = (&weights.gate, &weights.up, &weights.down);
             Ok(Expert::quantize(weights.shape, gate, up, down, bits, group))
+        })
+    }
+
+    /// Loads all experts with the codes that they are stored in.
+    ///
+    /// # Errors
+    /// Experts that are stored in another type, or in codes that are damaged or not computed in.
+    pub fn load_stored(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        Self::each(checkpoint, |layer, expert| checkpoint.stored_expert(layer, expert))
+    }
+
+    fn each(
+        checkpoint: &Checkpoint,
+        load: impl Fn(usize, usize) -> Result<Expert, CheckpointError> + Sync,
+    ) -> Result<Self, CheckpointError> {
+        let moe = checkpoint.config.moe;
+        let Some(MoeConfig { experts, .. }) = moe else {
+            return Ok(Self { layers: Vec::new(), moe });
         };
         let mut layers = vec![LayerExperts::default(); checkpoint.config.layers];
         for &layer in &checkpoint.config.routed_layers {

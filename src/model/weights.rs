@@ -143,24 +143,13 @@ impl Weights {
         rows: Range<usize>,
     ) -> Result<Vec<f32>, CheckpointError> {
         let (file, stored) = self.stored(tensor);
-        let elements = stored.elements.as_ref().expect("other types were refused when opened");
-        let row_bytes = stored.place.len() / stored.rows().max(1);
-        let place = &file.bytes[stored.place.clone()];
-        let damaged = |problem: String| CheckpointError::Damaged {
-            path: file.path.clone(),
-            problem: format!("tensor {tensor}: {problem}"),
-        };
-        if stored.hash.is_some_and(|hash| hash != blake3::hash(place)) {
-            return Err(damaged(
-                "its bytes do not have the hash that they were written with".into(),
-            ));
-        }
-        let values = if stored.coded {
-            let matrix = QuantizedMatrix::from_bytes(place);
-            let columns = stored.shape.last().copied().unwrap_or(1);
-            let all = matrix.map_err(|error| damaged(error.to_string()))?.weights();
-            all[rows.start * columns..rows.end * columns].to_vec()
+        let values = if let Some(matrix) = self.matrix(tensor)? {
+            let (_, columns) = matrix.shape();
+            matrix.weights()[rows.start * columns..rows.end * columns].to_vec()
         } else {
+            let elements = stored.elements.as_ref().expect("other types were refused when opened");
+            let row_bytes = stored.place.len() / stored.rows().max(1);
+            let place = file.place(tensor, stored)?;
             elements.to_f32(&place[rows.start * row_bytes..rows.end * row_bytes])
         };
         match values.iter().position(|value| !value.is_finite()) {
@@ -171,6 +160,19 @@ impl Weights {
                 position: position + rows.start * stored.shape.last().copied().unwrap_or(1),
             }),
         }
+    }
+
+    /// The codes of a quantized matrix that is there; none for a tensor of another type.
+    ///
+    /// # Errors
+    /// Bytes that are not those that were written.
+    pub(super) fn matrix(&self, tensor: &str) -> Result<Option<QuantizedMatrix>, CheckpointError> {
+        let (file, stored) = self.stored(tensor);
+        if !stored.coded {
+            return Ok(None);
+        }
+        let matrix = QuantizedMatrix::from_bytes(file.place(tensor, stored)?);
+        matrix.map(Some).map_err(|error| file.damaged(tensor, &error.to_string()))
     }
 
     fn stored(&self, tensor: &str) -> (&TensorFile, &StoredTensor) {
@@ -216,6 +218,21 @@ impl TensorFile {
             Ok(tensors) => Ok(Self { path, bytes, tensors }),
             Err(problem) => Err(CheckpointError::Damaged { path, problem }),
         }
+    }
+
+    /// The bytes of a tensor, held against their hash where the file states one.
+    fn place(&self, tensor: &str, stored: &StoredTensor) -> Result<&[u8], CheckpointError> {
+        let place = &self.bytes[stored.place.clone()];
+        if stored.hash.is_some_and(|hash| hash != blake3::hash(place)) {
+            let problem = "its bytes do not have the hash that they were written with";
+            return Err(self.damaged(tensor, problem));
+        }
+        Ok(place)
+    }
+
+    fn damaged(&self, tensor: &str, problem: &str) -> CheckpointError {
+        let problem = format!("tensor {tensor}: {problem}");
+        CheckpointError::Damaged { path: self.path.clone(), problem }
     }
 }
 

@@ -89,10 +89,16 @@ pub(super) async fn fit(
     let pruned = prune::prune(materials, scenario, clock).await?;
     let kept = pruned.as_ref().map(|pruned| &pruned.kept);
     let source = materials.source(kept);
-    let Budget::Limited(budget) = scenario.precision.budget else {
-        let served = quantized(source.as_ref(), group, &|_, _| BitWidth::Full)?;
-        drop(source);
-        return Ok(FittedExperts { served, experts, pruned, fit: None });
+    let budget = match scenario.precision.budget {
+        Budget::Limited(budget) => budget,
+        unfitted @ (Budget::Full | Budget::Stored) => {
+            let served = match unfitted {
+                Budget::Stored => stored(source.as_ref())?,
+                _ => quantized(source.as_ref(), group, &|_, _| BitWidth::Full)?,
+            };
+            drop(source);
+            return Ok(FittedExperts { served, experts, pruned, fit: None });
+        }
     };
 
     // Once more where some were pruned: their tokens went to others.
@@ -142,11 +148,26 @@ pub(super) fn quantized(
     group: usize,
     bits: &(dyn Fn(usize, usize) -> BitWidth + Sync),
 ) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
+    each_expert(source, &|layer, expert| {
+        expert_at(source, (layer, expert), bits(layer.index(), expert.index()), group)
+    })
+}
+
+/// Every expert of a source with the codes that it is stored in.
+///
+/// # Errors
+/// An expert that is not stored in codes that can be computed in.
+fn stored(source: &dyn ScoreSource) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
+    each_expert(source, &|layer, expert| source.stored_expert(layer, expert))
+}
+
+/// What `load` gives for every expert of a source, by layer and id.
+fn each_expert(
+    source: &dyn ScoreSource,
+    load: &(dyn Fn(LayerId, ExpertId) -> Result<Expert, CheckpointError> + Sync),
+) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
     let SourceShape { layers, experts, .. } = source.shape();
-    let expert = |layer: usize, expert: usize| {
-        let place = (LayerId::from_index(layer), ExpertId::from_index(expert));
-        expert_at(source, place, bits(layer, expert), group).map(Arc::new)
-    };
+    let expert = |l, e| load(LayerId::from_index(l), ExpertId::from_index(e)).map(Arc::new);
     let layer = |l: usize| (0..experts).into_par_iter().map(|e| expert(l, e)).collect();
     (0..layers).map(layer).collect()
 }

@@ -7,12 +7,14 @@ use agents::precision;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// Size of all experts, scales included. Written as `f32`, `90.6%`, `2.5bpw` or `3MB`.
+/// Size of all experts, scales included. Written as `f32`, `stored`, `90.6%`, `2.5bpw` or `3MB`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Budget {
     /// f32, not quantized.
     Full,
+    /// The codes that a quantized checkpoint holds, as they are.
+    Stored,
     /// Quantized into so much.
     Limited(precision::Budget),
 }
@@ -21,10 +23,10 @@ impl FromStr for Budget {
     type Err = precision::BudgetError;
 
     fn from_str(text: &str) -> Result<Self, precision::BudgetError> {
-        if text == "f32" {
-            Ok(Self::Full)
-        } else {
-            precision::Budget::parse(text).map(Self::Limited)
+        match text {
+            "f32" => Ok(Self::Full),
+            "stored" => Ok(Self::Stored),
+            _ => precision::Budget::parse(text).map(Self::Limited),
         }
     }
 }
@@ -47,6 +49,7 @@ impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full => f.write_str("f32"),
+            Self::Stored => f.write_str("stored"),
             Self::Limited(budget) => budget.fmt(f),
         }
     }
@@ -61,7 +64,7 @@ impl JsonSchema for Budget {
         json_schema!({
             "type": "string",
             "format": "budget",
-            "pattern": r"^(f32|\d+(\.\d*)? *(%|bpw|B|kB|MB|GB|KiB|MiB|GiB))$",
+            "pattern": r"^(f32|stored|\d+(\.\d*)? *(%|bpw|B|kB|MB|GB|KiB|MiB|GiB))$",
         })
     }
 }

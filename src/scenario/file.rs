@@ -215,7 +215,7 @@ impl Default for Flock {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Precision {
-    /// Size of all experts, scales included. Default `f32`: not quantized.
+    /// Size of all experts, scales included, or `stored`: the codes of a quantized checkpoint. Default `f32`: not quantized.
     pub budget: Budget,
     /// Who chooses the widths: `exact`, `hull`, `flock`, `local_search`, `uniform:N`, or one of your own. Default `exact`.
     pub allocator: String,

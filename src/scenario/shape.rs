@@ -294,7 +294,7 @@ fn expected(schema: &Json) -> String {
         }
         ("array", _) => format!("a list, each entry {}", expected(&schema["items"])),
         ("string", Some("budget")) => {
-            "a size such as \"90.6%\" (below 100%), \"2.5bpw\" (at most 32), \"3MB\" or \"f32\""
+            "a size such as \"90.6%\" (below 100%), \"2.5bpw\" (at most 32), \"3MB\", \"f32\" or \"stored\""
                 .into()
         }
         ("string", Some("host-port")) => "\"host:port\"".into(),

@@ -4,6 +4,7 @@ use super::{LayerInput, ScoreSource, SourceShape};
 use crate::model::checkpoint::{Checkpoint, CheckpointError, ExpertWeights};
 use crate::model::tokenizer;
 use crate::model::trunk::{FeedForwardWeights, Pass, Trunk};
+use agents::expert::Expert;
 use agents::ids::{ExpertId, LayerId, RequestId};
 
 /// A [`ScoreSource`] over a checkpoint and a tokenized text. Requests take the text's windows in
@@ -144,6 +145,10 @@ impl ScoreSource for CheckpointSource<'_> {
 
     fn expert(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights, CheckpointError> {
         self.checkpoint.expert(self.routed_layers[layer.index()], expert.index())
+    }
+
+    fn stored_expert(&self, layer: LayerId, expert: ExpertId) -> Result<Expert, CheckpointError> {
+        self.checkpoint.stored_expert(self.routed_layers[layer.index()], expert.index())
     }
 
     fn begin(&mut self, requests: &[RequestId]) {

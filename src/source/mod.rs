@@ -14,6 +14,7 @@ pub use pruned::{KeptExperts, PrunedSource};
 pub use synthetic::{SyntheticSettings, SyntheticSource};
 
 use crate::model::checkpoint::{CheckpointError, ExpertWeights};
+use agents::expert::Expert;
 use agents::ids::{ExpertId, LayerId, RequestId};
 use agents::routing::Routing;
 
@@ -64,6 +65,15 @@ pub trait ScoreSource: Send + Sync {
     /// # Errors
     /// When the checkpoint lacks it.
     fn expert(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights, CheckpointError>;
+
+    /// One expert with the codes that it is stored in.
+    ///
+    /// # Errors
+    /// When it is stored in another type, or its codes are damaged or of a format that experts are
+    /// not computed in.
+    fn stored_expert(&self, layer: LayerId, expert: ExpertId) -> Result<Expert, CheckpointError> {
+        Err(CheckpointError::NotStored { layer: layer.index(), expert: expert.index() })
+    }
 
     /// Takes up a batch.
     fn begin(&mut self, requests: &[RequestId]);

@@ -2,6 +2,7 @@
 
 use super::{LayerInput, ScoreSource, SourceShape};
 use crate::model::checkpoint::{CheckpointError, ExpertWeights};
+use agents::expert::Expert;
 use agents::ids::{ExpertId, LayerId, RequestId};
 
 /// The experts that each layer keeps, ascending, equally many in every layer. An expert's place in
@@ -60,6 +61,10 @@ impl ScoreSource for PrunedSource<'_> {
 
     fn expert(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights, CheckpointError> {
         self.whole.expert(layer, self.kept[layer.index()][expert.index()])
+    }
+
+    fn stored_expert(&self, layer: LayerId, expert: ExpertId) -> Result<Expert, CheckpointError> {
+        self.whole.stored_expert(layer, self.kept[layer.index()][expert.index()])
     }
 
     fn begin(&mut self, requests: &[RequestId]) {

@@ -35,6 +35,7 @@ fn a_bad_scenario_starts_nothing() {
         ("trace times", "run scenario.toml --set load.arrival=trace --set load.trace=scenario.toml", &["load.trace", "has no column of times", "timestamp"]),
         ("variation", "run scenario.toml --set load.arrival=gamma --set load.variation=0", &["load.variation", "from 0.01 to 100, not 0"]),
         ("neighbours", "run scenario.toml --set flock.neighbours=12", &["`flock.neighbours` is 12 but `source.experts` is 12", "fewer neighbours"]),
+        ("stored, synthetic", "run scenario.toml --set precision.budget=stored", &["precision.budget", "a synthetic source stores no experts"]),
         ("budget in bits", "run scenario.toml --set precision.budget=1.9bpw", &["precision.budget", "below the smallest of `precision.widths`, 2", "above 2bpw"]),
         ("budget in percent", "run scenario.toml --set precision.budget=99%", &["precision.budget", "0.32 bits a weight", "above 2bpw"]),
         ("budget in bytes", "run scenario.toml --set precision.budget=3kB", &["precision.budget 3000B", "too small", "smallest feasible size is 27648 bytes"]),

@@ -13,6 +13,7 @@ mod cli_readme;
 mod cli_route;
 mod cli_run;
 mod cli_scenarios;
+mod cli_stored;
 mod families;
 mod gguf;
 mod nodes;

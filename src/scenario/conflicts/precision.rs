@@ -24,9 +24,14 @@ pub(super) fn find(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>
     let bits = match precision.budget {
         Budget::Limited(Limit::BitsPerWeight(bits)) => bits,
         Budget::Limited(Limit::SavedPercent(percent)) => 32.0 * (1.0 - percent / 100.0),
-        // What bytes mean depends on the model; f32 is always met.
-        Budget::Limited(Limit::Bytes(_)) | Budget::Full => f64::INFINITY,
+        // What bytes mean depends on the model; nothing is fitted into the others.
+        Budget::Limited(Limit::Bytes(_)) | Budget::Full | Budget::Stored => f64::INFINITY,
     };
+    let has_stored = matches!(scenario.source, Source::Checkpoint { .. });
+    found.unless(has_stored || precision.budget != Budget::Stored, &["precision.budget"], || {
+        let message = "`precision.budget` is stored but a synthetic source stores no experts";
+        (message.into(), "name a checkpoint that `nashflock quantize` wrote, or a size".into())
+    });
     let width = precision.widths.iter().copied().min().unwrap_or_default();
     // Pruned experts take nothing, and no more of a layer than their share.
     let least = f64::from(width) * (1.0 - precision.prune);
@@ -63,10 +68,11 @@ fn allocator(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
             (message, "name one of the widths, or list that width too".into())
         });
     }
-    let allocates = precision.budget != Budget::Full || name == "exact";
+    let allocates = matches!(precision.budget, Budget::Limited(_)) || name == "exact";
     found.unless(allocates, &[key, "precision.budget"], || {
         let message = format!(
-            "`precision.allocator` is \"{name}\" but `precision.budget` is f32: nothing is allocated"
+            "`precision.allocator` is \"{name}\" but `precision.budget` is {}: nothing is allocated",
+            precision.budget
         );
         (message, "write a budget such as 4bpw, or take the allocator out".into())
     });
