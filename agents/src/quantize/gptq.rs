@@ -1,6 +1,6 @@
 //! GPTQ: rounding whose errors later weights make up for.
 
-use super::{Format, InputMoments, QuantizedMatrix};
+use super::{Format, InputMoments, QuantizedMatrix, whole};
 use crate::expert::{Group, MAX_GROUP};
 use half::f16;
 use nalgebra::{Cholesky, DMatrix};
@@ -202,15 +202,6 @@ fn upper_inverse(lower: &DMatrix<f64>) -> Vec<f64> {
         upper.iter_mut().rev().zip(&x).for_each(|(to, x)| *to = *x);
     });
     upper
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "codes are whole numbers in 0..=255"
-)]
-fn whole(code: f64) -> u8 {
-    code as u8
 }
 
 #[cfg(test)]

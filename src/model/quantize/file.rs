@@ -36,23 +36,46 @@ pub enum QuantizedError {
     },
 }
 
-/// Writes a quantized model to a new folder.
+impl QuantizedError {
+    /// Whether nothing was written, which is the user's to mend (exit code 2).
+    #[must_use]
+    pub fn is_bad_input(&self) -> bool {
+        !matches!(self, Self::Write { .. })
+    }
+}
+
+/// Writes a quantized model to a new folder. The weights come last and have another name until they are
+/// whole: a folder that a stopped program left has none, and is no checkpoint.
 ///
 /// # Errors
-/// When the folder is not empty or cannot be written.
+/// When the folder is not empty or cannot be written; what was written is removed then.
 pub fn write(
     model: &QuantizedModel,
     checkpoint: &Checkpoint,
     source: &Path,
     folder: &Path,
 ) -> Result<(), QuantizedError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| QuantizedError::Write { path, source }
-    };
     check_empty(folder)?;
-    std::fs::create_dir_all(folder).map_err(failed(folder))?;
     let tensors = tensors(model, checkpoint)?;
+    std::fs::create_dir_all(folder).map_err(failed(folder))?;
+    write_files(&tensors, source, folder).inspect_err(|_| {
+        for name in COPIED {
+            // The write's own failure is what is told.
+            let _ = std::fs::remove_file(folder.join(name));
+        }
+    })
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> QuantizedError {
+    let path = path.to_owned();
+    move |source| QuantizedError::Write { path, source }
+}
+
+fn write_files(tensors: &Tensors, source: &Path, folder: &Path) -> Result<(), QuantizedError> {
+    for name in COPIED.iter().filter(|name| source.join(name).exists()) {
+        let to = folder.join(name);
+        std::fs::copy(source.join(name), &to).map_err(failed(&to))?;
+    }
     let hashes: BTreeMap<&str, String> = tensors
         .iter()
         .map(|(name, (_, bytes))| (name.as_str(), blake3::hash(bytes).to_hex().to_string()))
@@ -67,16 +90,12 @@ pub fn write(
         (name.clone(), view.expect("bytes match the shape they were made for"))
     });
     let path = folder.join(SINGLE_FILE);
+    // The library writes to a file beside it that it renames at the end.
     let written = safetensors::serialize_to_file(views, Some(metadata), &path);
     written.map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => failed(&path)(source),
         other => failed(&path)(io::Error::other(other.to_string())),
-    })?;
-    for name in COPIED.iter().filter(|name| source.join(name).exists()) {
-        let to = folder.join(name);
-        std::fs::copy(source.join(name), &to).map_err(failed(&to))?;
-    }
-    Ok(())
+    })
 }
 
 /// Checks that nothing would be overwritten.

@@ -4,7 +4,8 @@
 //! Three passes over calibration text. The first takes the second moments of every matrix's inputs
 //! and measures what each width costs (`costs`). The knapsack then picks widths. The last quantizes
 //! matrix by matrix in the order of the forward pass, each for the inputs that the matrices
-//! quantized before it really give (`streams`).
+//! quantized before it really give (`streams`). [`Measured`] holds what the first pass found, for
+//! several allocations; [`quantize`] does all at once.
 
 mod costs;
 mod file;
@@ -17,7 +18,7 @@ use super::checkpoint::{Checkpoint, CheckpointError, ExpertWeights};
 use super::eval::WINDOW_TOKENS;
 use super::experts::LocalExperts;
 use super::trunk::{FeedForwardWeights, Trunk};
-use agents::precision::{Allocation, AllocationError, allocate};
+use agents::precision::{Allocation, AllocationError, Allocator, Problem, Unit, allocate};
 use agents::quantize::{Format, QuantizedMatrix};
 use agents::routing::Routing;
 use std::collections::BTreeMap;
@@ -59,7 +60,9 @@ pub enum ExpertPart {
 pub enum Rounding {
     /// For the inputs that they meet.
     Gptq,
-    /// Each group by itself: the control.
+    /// Each group by itself, for the least error in the 0.7-norm, without data.
+    Hqq,
+    /// Each group by itself, for the least squared error: the control.
     Nearest,
 }
 
@@ -70,7 +73,7 @@ pub struct QuantizeSettings {
     pub budget_bytes: u64,
     /// Formats to choose from for each matrix, at least one.
     pub formats: Vec<Format>,
-    /// How weights are rounded; embeddings always are by themselves.
+    /// How weights are rounded; an embedding, which has no inputs, always is by itself.
     pub rounding: Rounding,
     /// Calibration text as token ids.
     pub calibration: Vec<u32>,
@@ -85,11 +88,14 @@ pub struct QuantizedModel {
     pub matrices: BTreeMap<Part, QuantizedMatrix>,
     /// What the widths cost in expected loss, and the bound below.
     pub allocation: Allocation,
+    /// The exact optimum of the same knapsack.
+    pub optimum: Allocation,
     /// Bytes of the matrices and of everything that stays in f32.
     pub bytes: u64,
     /// Bytes of the model in f32.
     pub bytes_f32: u64,
-    /// Experts (layer, expert) that saw fewer tokens than they have inputs, and how many.
+    /// Experts (layer, expert) that saw fewer tokens than they have inputs, and how many. Those with
+    /// none have their layer's inputs alone, and their last matrix is rounded by itself.
     pub rarely_seen: Vec<(usize, usize, usize)>,
 }
 
@@ -265,7 +271,7 @@ fn layer_outputs(layer: &super::trunk::LayerWeights, projection: Projection) -> 
     }
 }
 
-/// Quantizes a model.
+/// Quantizes a model: [`Measured::new`], [`Measured::allocate`] and [`Measured::quantize`].
 ///
 /// `progress` is told what is done.
 ///
@@ -274,37 +280,119 @@ fn layer_outputs(layer: &super::trunk::LayerWeights, projection: Projection) -> 
 pub fn quantize(
     checkpoint: &Checkpoint,
     settings: &QuantizeSettings,
+    allocator: &dyn Allocator,
     mut progress: impl FnMut(&str),
 ) -> Result<QuantizedModel, QuantizeError> {
-    if let Some(part) = unsupported(checkpoint) {
-        return Err(QuantizeError::Unsupported(part));
-    }
-    let exact = Model::load(checkpoint)?;
-    let ids = sample(&settings.calibration, settings.windows)?;
-    let frequencies = frequencies(&settings.calibration, exact.trunk.config.vocab);
-    let parts = exact.parts();
-    let sizes = |(part, inputs): &(Part, usize)| (exact.weights(*part).len() / inputs, *inputs);
-    let bytes_f32 = 4 * checkpoint.weights_count();
-    let matrices_f32: u64 = parts.iter().map(sizes).map(|(r, c)| 4 * (r * c) as u64).sum();
-    let rest = bytes_f32 - matrices_f32;
-
     progress("measuring what each width costs");
-    let costs = costs::measure(&exact, &ids, &frequencies, &settings.formats)?;
-    let units = costs::units(&costs, &parts, sizes, &settings.formats);
-    let budget = settings.budget_bytes.saturating_sub(rest);
-    let allocation =
-        allocate(&units, budget).map_err(|error| QuantizeError::Budget(error, rest))?;
-    let formats: BTreeMap<Part, Format> = parts
-        .iter()
-        .zip(&allocation.options)
-        .map(|((part, _), option)| (*part, settings.formats[*option]))
-        .collect();
-
+    let QuantizeSettings { formats, calibration, windows, .. } = settings;
+    let measured = Measured::new(checkpoint, formats, calibration, *windows)?;
+    progress("choosing widths");
+    let allocated = measured.allocate(allocator, settings.budget_bytes)?;
     progress("quantizing");
-    let done = streams::quantize_in_order(&exact, &ids, &formats, settings.rounding)?;
-    let bytes = rest + done.matrices.values().map(QuantizedMatrix::bytes).sum::<u64>();
-    let (matrices, rarely_seen) = (done.matrices, done.rarely_seen);
-    Ok(QuantizedModel { matrices, allocation, bytes, bytes_f32, rarely_seen })
+    measured.quantize(allocated, settings.rounding)
+}
+
+/// A model, and what each format of each of its matrices costs.
+pub struct Measured {
+    exact: Model,
+    /// Sampled calibration tokens.
+    ids: Vec<u32>,
+    formats: Vec<Format>,
+    parts: Vec<Part>,
+    /// One a part.
+    units: Vec<Unit>,
+    /// Bytes of norms and routers.
+    rest: u64,
+    bytes_f32: u64,
+}
+
+/// Widths for all matrices.
+#[derive(Clone, Debug)]
+pub struct Allocated {
+    /// By the allocator that was asked.
+    pub allocation: Allocation,
+    /// By the exact one.
+    pub optimum: Allocation,
+}
+
+impl Measured {
+    /// Reads a model and measures the costs on `windows` windows of the calibration text.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be read, has parts that are not handled, or the text is too short.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        formats: &[Format],
+        calibration: &[u32],
+        windows: usize,
+    ) -> Result<Self, QuantizeError> {
+        if let Some(part) = unsupported(checkpoint) {
+            return Err(QuantizeError::Unsupported(part));
+        }
+        let exact = Model::load(checkpoint)?;
+        let ids = sample(calibration, windows)?;
+        let frequencies = frequencies(calibration, exact.trunk.config.vocab);
+        let parts = exact.parts();
+        let sizes = |(part, inputs): &(Part, usize)| (exact.weights(*part).len() / inputs, *inputs);
+        let bytes_f32 = 4 * checkpoint.weights_count();
+        let matrices_f32: u64 = parts.iter().map(sizes).map(|(r, c)| 4 * (r * c) as u64).sum();
+        let costs = costs::measure(&exact, &ids, &frequencies, formats)?;
+        let units = costs::units(&costs, &parts, sizes, formats);
+        let rest = bytes_f32 - matrices_f32;
+        let parts = parts.into_iter().map(|(part, _)| part).collect();
+        Ok(Self { exact, ids, formats: formats.to_vec(), parts, units, rest, bytes_f32 })
+    }
+
+    /// Chooses a format for every matrix. An allocator that draws does so from seed 0.
+    ///
+    /// # Errors
+    /// When the budget for the whole model cannot be met.
+    pub fn allocate(
+        &self,
+        allocator: &dyn Allocator,
+        budget_bytes: u64,
+    ) -> Result<Allocated, QuantizeError> {
+        let budget = budget_bytes.saturating_sub(self.rest);
+        let failed = |error| QuantizeError::Budget(error, self.rest);
+        let widths: Vec<u32> = self.formats.iter().map(|format| format.bits).collect();
+        let units = &self.units;
+        let problem = Problem { units, budget, widths: &widths, neighbours: &[], seed: 0 };
+        Ok(Allocated {
+            allocation: allocator.allocate(&problem).map_err(failed)?,
+            optimum: allocate(units, budget).map_err(failed)?,
+        })
+    }
+
+    /// Quantizes the matrices in the order of the forward pass.
+    ///
+    /// # Errors
+    /// None for tokens that were measured before.
+    pub fn quantize(
+        &self,
+        allocated: Allocated,
+        rounding: Rounding,
+    ) -> Result<QuantizedModel, QuantizeError> {
+        let Allocated { allocation, optimum } = allocated;
+        let options = self.parts.iter().zip(&allocation.options);
+        let formats = options.map(|(part, option)| (*part, self.formats[*option])).collect();
+        let done = streams::quantize_in_order(&self.exact, &self.ids, &formats, rounding)?;
+        let bytes = self.rest + done.matrices.values().map(QuantizedMatrix::bytes).sum::<u64>();
+        let (matrices, rarely_seen) = (done.matrices, done.rarely_seen);
+        let bytes_f32 = self.bytes_f32;
+        Ok(QuantizedModel { matrices, allocation, optimum, bytes, bytes_f32, rarely_seen })
+    }
+
+    /// Bytes of the whole model in f32.
+    #[must_use]
+    pub fn bytes_f32(&self) -> u64 {
+        self.bytes_f32
+    }
+
+    /// Bytes of the whole model with every matrix at the given format, norms and routers in f32.
+    #[must_use]
+    pub fn bytes_at(&self, option: usize) -> u64 {
+        self.rest + self.units.iter().map(|unit| unit.bytes[option]).sum::<u64>()
+    }
 }
 
 /// What keeps a model from being quantized here.
