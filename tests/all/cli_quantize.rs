@@ -4,12 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use agents::precision::Exact;
 use agents::quantize::Format;
 use nashflock::model::checkpoint::Checkpoint;
-use nashflock::model::quantize::{QuantizeSettings, Rounding, quantize as quantize_model};
+use nashflock::model::quantize::{
+    Measured, QuantizeSettings, QuantizedModel, Rounding, quantize as quantize_model,
+};
 use serde_json::Value;
 
 use crate::binary::Ended;
+use crate::cli_ended_early::SmallDisk;
 
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -68,6 +72,11 @@ fn a_quantized_checkpoint_fits_its_budget_and_every_command_reads_it() {
     assert_eq!(nearest["bytes"], json["bytes"]);
     let kl = |json: &Value| json["evaluation"]["kl_to_f32"].as_f64().expect("a number");
     assert!(kl(&json) < 0.8 * kl(&nearest), "{json} {nearest}");
+    let more = ["--rounding", "hqq", "--text", "scenarios/text/murmuration.txt"];
+    let hqq = quantize(DENSE, "85%", &folder.path().join("hqq"), &more).json();
+    assert_eq!(hqq["bytes"], json["bytes"]);
+    // It knows as little of the inputs as the control.
+    assert!((0.5..2.0).contains(&(kl(&hqq) / kl(&nearest))), "{hqq} {nearest}");
 
     // Twice the bytes lose less, by the loss and by the expected divergence.
     let larger = quantize(DENSE, "74%", &folder.path().join("larger"), &[]);
@@ -75,6 +84,124 @@ fn a_quantized_checkpoint_fits_its_budget_and_every_command_reads_it() {
     let divergence = |json: &Value| json["expected_divergence"].as_f64().expect("a number");
     assert!(divergence(&larger) < 0.5 * divergence(&json), "{larger} {json}");
     assert!(divergence(&json) >= json["dual_bound"].as_f64().expect("a number"), "{json}");
+}
+
+#[test]
+fn losses_have_intervals_and_the_paired_one_is_the_narrower() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("quantized");
+    let text = ["--text", "scenarios/text/murmuration.txt"];
+    let json = quantize(DENSE, "85%", &out, &text).json();
+    let number = |key: &str| json["evaluation"][key].as_f64().expect("a number");
+    let (wide, narrow) = (number("loss_half_width_95"), number("loss_difference_half_width_95"));
+    assert!(0.0 < narrow && narrow < 0.5 * wide && wide < 0.5, "{json}");
+    let difference = number("loss") - number("loss_f32");
+    assert!((number("loss_difference") - difference).abs() < 1e-9, "{json}");
+    let args = [&["eval", out.to_str().expect("a plain path")][..], &text].concat();
+    let own = nashflock(&[&args[..], &["--json"]].concat()).json();
+    let half = own["loss_half_width_95"].as_f64().expect("a number");
+    assert!((half - wide).abs() < 1e-4, "{half}: {json}");
+    let table = nashflock(&args).stdout;
+    assert!(table.contains(&format!(" ± {half:.4} nats a token")), "{table}");
+}
+
+#[test]
+fn every_allocator_keeps_the_budget_and_prints_its_gap() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut costs = Vec::new();
+    for allocator in ["exact", "hull", "flock", "local_search", "uniform:4"] {
+        let out = folder.path().join(allocator);
+        let ended = quantize(DENSE, "85%", &out, &["--allocator", allocator]);
+        assert_eq!(ended.code, Some(0), "{allocator}: {}", ended.stderr);
+        let json = ended.json();
+        assert_eq!(json["allocator"], allocator);
+        let number = |key: &str| json[key].as_f64().expect("a number");
+        assert!(
+            number("bytes") <= 0.15 * number("bytes_f32") && number("gap_to_exact") >= 0.0,
+            "{json}"
+        );
+        costs.push((number("expected_divergence"), number("gap_to_exact")));
+        if allocator == "uniform:4" {
+            for format in json["formats"].as_array().expect("a list") {
+                assert_eq!(format["matrices"] != 0, format["bits"] == 4, "{json}");
+            }
+        }
+    }
+    let exact = costs[0];
+    assert!(exact.1 == 0.0, "{costs:?}");
+    for (cost, gap) in costs {
+        assert!((gap - (cost - exact.0) / exact.0).abs() < 1e-9, "{cost} {gap}");
+    }
+}
+
+/// A tiny checkpoint with room for the windows of calibration.
+fn with_windows(name: &str) -> tempfile::TempDir {
+    let (from, folder) = (repository("tests/oracles/tiny").join(name), tempfile::tempdir());
+    let folder = folder.expect("a folder");
+    fs::copy(from.join("model.safetensors"), folder.path().join("model.safetensors"))
+        .expect("a copy");
+    let config = fs::read(from.join("config.json")).expect("a configuration");
+    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+    config["max_position_embeddings"] = 256.into();
+    fs::write(folder.path().join("config.json"), config.to_string()).expect("it is written");
+    folder
+}
+
+/// A checkpoint of 4 experts, quantized on the given tokens by a pool of `threads`.
+fn tiny(ids: &[u32], rounding: Rounding, threads: usize) -> QuantizedModel {
+    let folder = with_windows("mixtral");
+    let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
+    let formats = [2, 4].map(|bits| Format { bits, group: 16 });
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    pool.install(|| {
+        let measured = Measured::new(&checkpoint, &formats, ids, 8).expect("it is measured");
+        let budget = (measured.bytes_at(0) + measured.bytes_at(1)) / 2;
+        let allocated = measured.allocate(&Exact, budget).expect("it fits");
+        measured.quantize(allocated, rounding).expect("it is quantized")
+    })
+}
+
+#[test]
+fn a_model_has_the_same_bits_at_any_number_of_threads() {
+    let ids: Vec<u32> = (0_u32..2100).map(|at| at * at % 61).collect();
+    for rounding in [Rounding::Gptq, Rounding::Hqq, Rounding::Nearest] {
+        let (one, five) = (tiny(&ids, rounding, 1), tiny(&ids, rounding, 5));
+        assert!(one.matrices == five.matrices, "{rounding:?}");
+        assert_eq!(one.allocation, five.allocation, "{rounding:?}");
+        let formats = one.matrices.values().map(|matrix| matrix.format().bits);
+        assert!(formats.clone().min() < formats.max(), "widths are mixed");
+    }
+}
+
+#[test]
+fn experts_that_saw_no_token_are_quantized_and_counted() {
+    // One token over and over reaches two of the four experts of the first layer at most.
+    let model = tiny(&[7; 600], Rounding::Gptq, 2);
+    let unseen: Vec<_> = model.rarely_seen.iter().filter(|(.., tokens)| *tokens == 0).collect();
+    assert!(
+        unseen.iter().filter(|(layer, ..)| *layer == 0).count() >= 1,
+        "{:?}",
+        model.rarely_seen
+    );
+    assert_eq!(model.matrices.len(), tiny(&[3; 600], Rounding::Gptq, 2).matrices.len());
+    for (part, matrix) in &model.matrices {
+        assert!(matrix.weights().iter().all(|weight| weight.is_finite()), "{part:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_ends_it_with_4_and_leaves_no_checkpoint() {
+    // Room for the configuration, not for the weights.
+    let Some(disk) = SmallDisk::mount(600 << 10) else {
+        return eprintln!("skipped: this process may not mount a tmpfs");
+    };
+    let out = disk.0.path().join("out");
+    let ended = quantize(DENSE, "85%", &out, &[]);
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+    assert!(ended.stderr.contains("model.safetensors: "), "{}", ended.stderr);
+    assert!(ended.stderr.contains("No space left on device"), "{}", ended.stderr);
+    let left: Vec<_> = fs::read_dir(&out).expect("it was made").collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
@@ -107,6 +234,9 @@ fn what_cannot_be_quantized_is_refused_before_anything_is_written() {
         ("formats", DENSE, "85%", &["--formats", "9:64"], "write bits from 1 to 8"),
         ("a group", DENSE, "85%", &["--formats", "4:512"], "1 to 256 weights a scale"),
         ("no model", "nosuch", "85%", &[], "nosuch"),
+        ("an allocator", DENSE, "85%", &["--allocator", "best"], "local_search, uniform:N"),
+        ("no such width", DENSE, "85%", &["--allocator", "uniform:5"], "no option has 5 bits"),
+        ("a width too large", DENSE, "85%", &["--allocator", "uniform:8"], "choose fewer bits"),
     ] {
         let ended = quantize(model, budget, &out, more);
         assert_eq!(ended.code, Some(2), "{what}: {} {}", ended.stdout, ended.stderr);
@@ -136,7 +266,8 @@ fn a_family_with_parts_that_have_no_quantizer_is_refused() {
             calibration: vec![0; 1000],
             windows: 1,
         };
-        let refused = quantize_model(&checkpoint, &settings, |_| ()).expect_err(model).to_string();
+        let refused = quantize_model(&checkpoint, &settings, &Exact, |_| ());
+        let refused = refused.expect_err(model).to_string();
         assert!(refused.contains(words) && refused.contains("does not handle"), "{refused}");
     }
 }
