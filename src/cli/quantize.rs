@@ -6,12 +6,13 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::eval::{Evaluation, Scored, evaluate};
 use crate::model::experts::LocalExperts;
 use crate::model::quantize::{
-    QuantizeSettings, QuantizedModel, Rounding, check_empty, quantize as quantize_model, write,
+    Pruning, QuantizeSettings, QuantizedModel, Rounding, check_empty, quantize as quantize_model,
+    write,
 };
 use crate::model::tokenizer::{Document, Tokenizer, read_text};
 use agents::expert::{BitWidth, MAX_GROUP};
 use agents::game::Registries;
-use agents::precision::Budget;
+use agents::precision::{Budget, PruneCriterion};
 use agents::quantize::Format;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
@@ -44,6 +45,12 @@ pub(super) struct QuantizeArgs {
     /// How weights are rounded once their widths are chosen
     #[arg(long, value_enum, default_value_t = RoundingName::Gptq)]
     rounding: RoundingName,
+    /// Share of each layer's experts to leave out first, from 0 to below 1, rounded down
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    prune: f64,
+    /// Who goes: experts of the lowest value
+    #[arg(long, value_enum, default_value_t = CriterionName::Reap)]
+    prune_by: CriterionName,
     /// UTF-8 text to score the result on, beside the f32 model
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -60,6 +67,19 @@ enum RoundingName {
     Hqq,
     /// Each group by itself, for the least squared error: the control
     Nearest,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CriterionName {
+    /// Mean of gate times output norm over the tokens that an expert got
+    Reap,
+    /// Share of tokens that an expert got: the control
+    Frequency,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..1.0).contains(share));
+    share.ok_or_else(|| "write a share from 0 to below 1, such as 0.25".to_owned())
 }
 
 /// `4` or `4:64`.
@@ -107,6 +127,13 @@ pub(super) fn quantize(args: &QuantizeArgs, registries: &Registries) -> Outcome 
         },
         calibration,
         windows: args.windows as usize,
+        pruning: (args.prune > 0.0).then_some(Pruning {
+            share: args.prune,
+            criterion: match args.prune_by {
+                CriterionName::Reap => PruneCriterion::Reap,
+                CriterionName::Frequency => PruneCriterion::Frequency,
+            },
+        }),
     };
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(100));
@@ -194,6 +221,7 @@ impl Shown<'_> {
             "formats": formats.collect::<Vec<_>>(),
             "rarely_seen_experts": rare,
             "unseen_experts": unseen,
+            "kept_experts": self.model.kept,
             "evaluation": evaluation,
         })
     }
@@ -206,6 +234,11 @@ impl Shown<'_> {
             100.0 * self.saved(),
             self.bits_per_weight(),
         );
+        for (layer, kept) in self.model.kept.iter().flatten() {
+            let names: Vec<String> = kept.iter().map(ToString::to_string).collect();
+            let count = kept.len();
+            text += &format!("layer {layer:<8} {count} experts kept: {}\n", names.join(" "));
+        }
         for (Format { bits, group }, count) in self.formats() {
             text += &format!("{bits} bits         {count} matrices, {group} weights a scale\n");
         }

@@ -301,13 +301,13 @@ fn borrow(moments: &mut InputMoments, layer: &InputMoments) {
 }
 
 /// The tokens of each expert and their gates.
-type Routed = Vec<(Vec<usize>, Vec<f32>)>;
+pub(super) type Routed = Vec<(Vec<usize>, Vec<f32>)>;
 
 /// Tokens an input that an expert needs for moments of its own.
 const FEW: usize = 4;
 
 /// Which tokens each expert gets, by the exact router; all of them in a dense layer.
-fn route(model: &Model, layer: usize, x: &[f32]) -> Routed {
+pub(super) fn route(model: &Model, layer: usize, x: &[f32]) -> Routed {
     let width = model.trunk.config.width;
     let (FeedForwardWeights::Routed { router, .. }, Some(moe)) =
         (&model.trunk.layers[layer].feed_forward, model.trunk.config.moe)
@@ -330,7 +330,7 @@ fn route(model: &Model, layer: usize, x: &[f32]) -> Routed {
     routed
 }
 
-fn picked(rows: &[f32], tokens: &[usize], width: usize) -> Vec<f32> {
+pub(super) fn picked(rows: &[f32], tokens: &[usize], width: usize) -> Vec<f32> {
     tokens.iter().flat_map(|token| &rows[token * width..][..width]).copied().collect()
 }
 
