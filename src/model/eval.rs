@@ -236,7 +236,7 @@ impl Sums {
                 (losses, (divergence(reference, model), argmax(model) == argmax(reference)))
             })
             .collect();
-        let (losses, distances): (Vec<(f64, f64)>, Vec<(f64, bool)>) = rows.into_iter().unzip();
+        let (losses, distances): (Vec<_>, Vec<(f64, bool)>) = rows.into_iter().unzip();
         for (divergence, same) in distances {
             self.divergence += divergence;
             self.same += usize::from(same);

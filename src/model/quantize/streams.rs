@@ -84,6 +84,9 @@ pub(super) struct Visited<T> {
     pub(super) replacement: Option<Vec<f32>>,
 }
 
+/// An expert's matrices, and its outputs for its tokens.
+type VisitedExpert<T> = (Vec<(Part, Visited<T>)>, Vec<f32>);
+
 /// Makes something of a matrix and of what is known of its inputs. Experts of a layer are quantized
 /// at the same time.
 type Quantize<'a, T> = dyn Fn(Part, &[f32], Inputs<'_>) -> Visited<T> + Sync + 'a;
@@ -223,7 +226,7 @@ impl<T: Send + Sync> Walk<'_, T> {
         let mut out = Both { exact: vec![0.0; x.exact.len()], served: vec![0.0; x.exact.len()] };
         let experts: Vec<usize> = (0..routed.len()).collect();
         for experts in experts.chunks(EXPERTS_AT_ONCE) {
-            let quantized: Vec<(Vec<(Part, Visited<T>)>, Vec<f32>)> = experts
+            let quantized: Vec<VisitedExpert<T>> = experts
                 .par_iter()
                 .map(|expert| {
                     let of_layer = layer_moments.as_ref();
@@ -254,7 +257,7 @@ impl<T: Send + Sync> Walk<'_, T> {
         x: &Both,
         (rows, gates): &(Vec<usize>, Vec<f32>),
         layer_moments: Option<&InputMoments>,
-    ) -> (Vec<(Part, Visited<T>)>, Vec<f32>) {
+    ) -> VisitedExpert<T> {
         let width = self.exact.trunk.config.width;
         let own = &self.exact.experts[layer][expert];
         let x =
