@@ -7,14 +7,18 @@ use super::rules;
 use crate::measure::Clock;
 use crate::scenario::Scenario;
 use crate::source::{KeptExperts, SourceShape};
+use agents::ids::TokenId;
 use agents::precision;
 use agents::round::Arena;
 
 /// What the calibration requests sent to each expert of a layer.
 #[derive(Default)]
 pub(super) struct LayerSample {
-    /// By expert: activations `[m, width]`.
-    pub(super) x: Vec<Vec<f32>>,
+    /// What the layer computed on, `[tokens, width]`: once, however many experts a token has.
+    hidden: Vec<f32>,
+    width: usize,
+    /// By expert: rows of `hidden`.
+    chosen_by: Vec<Vec<TokenId>>,
     /// By expert: gates `[m]`.
     pub(super) gates: Vec<Vec<f32>>,
     /// Of the layer's output.
@@ -24,6 +28,14 @@ pub(super) struct LayerSample {
     pub(super) tokens: usize,
     /// Tokens that chose both of two experts, `[E, E]`.
     pub(super) together: Vec<u64>,
+}
+
+impl LayerSample {
+    /// An expert's activations `[m, width]`.
+    pub(super) fn x(&self, expert: usize) -> Vec<f32> {
+        let tokens = self.chosen_by[expert].iter();
+        tokens.flat_map(|t| &self.hidden[t.index() * self.width..][..self.width]).copied().collect()
+    }
 }
 
 /// Plays the calibration requests with plain top-k on these f32 experts, those that are kept.
@@ -39,7 +51,8 @@ pub(super) async fn calibrate(
     let SourceShape { layers, experts, width, .. } = materials.source(kept).shape();
     let mut samples: Vec<LayerSample> = (0..layers)
         .map(|_| LayerSample {
-            x: vec![Vec::new(); experts],
+            width,
+            chosen_by: vec![Vec::new(); experts],
             gates: vec![Vec::new(); experts],
             together: vec![0; experts * experts],
             ..LayerSample::default()
@@ -52,9 +65,11 @@ pub(super) async fn calibrate(
     let collect = |round: &Round<'_>, arena: &mut Arena| {
         let sample = &mut samples[round.layer.index()];
         let (choices, gates) = (arena.choices(), arena.gates());
-        for (token, row) in round.input.hidden.chunks(width).enumerate() {
+        sample.hidden.extend_from_slice(&round.input.hidden);
+        for token in 0..choices.tokens() {
+            let row = TokenId::from_index(sample.tokens + token);
             for (expert, gate) in choices.row(token).iter().zip(&gates[choices.pairs(token)]) {
-                sample.x[expert.index()].extend_from_slice(row);
+                sample.chosen_by[expert.index()].push(row);
                 sample.gates[expert.index()].push(*gate);
                 for other in choices.row(token) {
                     sample.together[expert.index() * experts + other.index()] += 1;

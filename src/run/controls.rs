@@ -1,14 +1,17 @@
 //! Controls: the same windows under other routers and experts, in process.
 
-use super::fit::FittedExperts;
+use super::fit::{self, FittedExperts};
 use super::plan::Plan;
+use super::prune;
 use super::rounds::{Round, RoundError, play_batch};
 use super::rules;
+use super::serve::ServeError;
 use crate::dispatch::{Dispatch, InProcess, ShardAssignment};
 use crate::measure::Clock;
+use crate::model::checkpoint::CheckpointError;
 use crate::results::Summary;
 use crate::source::{KeptExperts, ScoreSource};
-use agents::expert::Expert;
+use agents::expert::{BitWidth, Expert};
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use agents::round::Arena;
 use std::sync::Arc;
@@ -80,28 +83,41 @@ impl Plan<'_> {
         &self,
         summary: &mut Summary,
         clock: &Clock,
-    ) -> Result<(), RoundError> {
+    ) -> Result<(), ServeError> {
         let Some(quality) = &mut summary.quality else { return Ok(()) };
-        let FittedExperts { full, served, uniform, pruned, .. } = &self.experts;
+        let FittedExperts { served, pruned, fit, .. } = &self.experts;
         let kept = self.experts.kept();
-        let full_kept = self.experts.full_of(kept);
-        quality.loss_f32 = self.top_k_loss((full, None), clock).await?;
         quality.loss_top_k = self.top_k_loss((served, kept), clock).await?;
-        if let Some(uniform) = uniform {
-            quality.loss_top_k_uniform_bits = self.top_k_loss((uniform, kept), clock).await?;
+        if let Some(bits) = fit.as_ref().and_then(|fit| fit.uniform_bits) {
+            let uniform = self.all_of(kept, bits)?;
+            quality.loss_top_k_uniform_bits = self.top_k_loss((&uniform, kept), clock).await?;
         }
-        if let Some(pruned) = pruned {
-            quality.loss_f32_pruned = self.top_k_loss((&full_kept, kept), clock).await?;
-            if let Some(kept) = &pruned.kept_by_frequency {
-                let experts = self.experts.full_of(Some(kept));
-                let loss = self.top_k_loss((&experts, Some(kept)), clock).await?;
-                quality.loss_f32_pruned_by_frequency = loss;
-            }
+        // Read again for the controls alone: the most that a run holds is these f32 experts once.
+        let full = self.all_of(None, BitWidth::Full)?;
+        quality.loss_f32 = self.top_k_loss((&full, None), clock).await?;
+        if let Some(kept) = pruned.as_ref().and_then(|pruned| pruned.kept_by_frequency.as_ref()) {
+            let experts = prune::kept_of(full.clone(), Some(kept));
+            let loss = self.top_k_loss((&experts, Some(kept)), clock).await?;
+            quality.loss_f32_pruned_by_frequency = loss;
+        }
+        let full = prune::kept_of(full, kept);
+        if pruned.is_some() {
+            quality.loss_f32_pruned = self.top_k_loss((&full, kept), clock).await?;
         }
         if self.scenario.game.router != "top_k" {
-            quality.loss_f32_routed = Some(self.routed_loss(&full_kept, clock).await?);
+            quality.loss_f32_routed = Some(self.routed_loss(&full, clock).await?);
         }
         Ok(())
+    }
+
+    /// The experts that are kept, all at these bits.
+    fn all_of(
+        &self,
+        kept: Option<&KeptExperts>,
+        bits: BitWidth,
+    ) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
+        let group = self.scenario.precision.group as usize;
+        fit::quantized(self.materials.source(kept).as_ref(), group, &|_, _| bits)
     }
 
     /// Mean loss under plain top-k. A token's experts do not depend on its batch then, so each

@@ -5,7 +5,7 @@ use super::materials::Materials;
 use super::prune::{self, Pruned};
 use super::rounds::RoundError;
 use crate::measure::Clock;
-use crate::model::checkpoint::{CheckpointError, ExpertWeights};
+use crate::model::checkpoint::CheckpointError;
 use crate::scenario::{Budget, Scenario};
 use crate::source::{KeptExperts, ScoreSource, SourceShape};
 use agents::expert::{BitWidth, Expert};
@@ -20,13 +20,10 @@ use std::sync::Arc;
 pub(super) struct FittedExperts {
     /// As they are served, by layer and id.
     pub served: Vec<Vec<Arc<Expert>>>,
-    /// All, in f32: the control.
-    pub full: Vec<Vec<Arc<Expert>>>,
+    /// Of a layer, before pruning.
+    pub experts: usize,
     /// Which are kept; none where nothing is pruned.
     pub pruned: Option<Pruned>,
-    /// All at the best uniform width within the same budget: the control; none without a budget or
-    /// when no width fits.
-    pub(super) uniform: Option<Vec<Vec<Arc<Expert>>>>,
     /// What the budget came to; none when the experts stay in f32.
     pub fit: Option<Fit>,
 }
@@ -35,11 +32,6 @@ impl FittedExperts {
     /// The experts that are kept, if any are not.
     pub(super) fn kept(&self) -> Option<&KeptExperts> {
         self.pruned.as_ref().map(|pruned| &pruned.kept)
-    }
-
-    /// The f32 experts that are kept.
-    pub(super) fn full_of(&self, kept: Option<&KeptExperts>) -> Vec<Vec<Arc<Expert>>> {
-        prune::kept_of(&self.full, kept)
     }
 }
 
@@ -56,6 +48,8 @@ pub(super) struct Fit {
     pub exact: Allocation,
     /// The best uniform width within the same budget, the control; none when none fits.
     pub uniform: Option<Allocation>,
+    /// Its bits.
+    pub uniform_bits: Option<BitWidth>,
 }
 
 /// Why there are no experts to serve.
@@ -89,25 +83,29 @@ pub(super) async fn fit(
     registries: &Registries,
     clock: &Clock,
 ) -> Result<FittedExperts, FitError> {
-    let weights = load(materials.source(None).as_ref())?;
     let group = scenario.precision.group as usize;
-    let full = quantized(&weights, group, &|_, _| BitWidth::Full);
+    let whole = materials.source(None);
+    let experts = whole.shape().experts;
+    let full = quantized(whole.as_ref(), group, &|_, _| BitWidth::Full)?;
     let pruned = prune::prune(materials, scenario, &full, clock).await?;
     let kept = pruned.as_ref().map(|pruned| &pruned.kept);
-    let full_kept = prune::kept_of(&full, kept);
+    // What is not played is let go: the f32 experts are the most that a run holds.
+    let full = prune::kept_of(full, kept);
     let Budget::Limited(budget) = scenario.precision.budget else {
-        return Ok(FittedExperts { served: full_kept, full, pruned, uniform: None, fit: None });
+        return Ok(FittedExperts { served: full, experts, pruned, fit: None });
     };
 
     // Once more where some were pruned: their tokens went to others.
-    let samples = calibrate(materials, scenario, (&full_kept, kept), clock).await?;
-    let total_weights = weights.iter().flatten().map(|w| w.shape.weights() as u64).sum();
-    let weights = prune::kept_of(&weights, kept);
+    let samples = calibrate(materials, scenario, (&full, kept), clock).await?;
+    let weights_each = full[0][0].shape().weights() as u64;
+    drop(full);
+    let source = materials.source(kept);
+    let shape = source.shape();
+    let total_weights = weights_each * (shape.layers * experts) as u64;
     let precision = &scenario.precision;
     let codes = precision.widths.iter();
     let widths: Vec<BitWidth> = codes.filter_map(|bits| BitWidth::from_code_bits(*bits)).collect();
-    let shape = materials.source(kept).shape();
-    let units = units(&weights, &samples, &widths, group, shape);
+    let units = units(source.as_ref(), &samples, &widths, group)?;
     let bytes = budget.bytes(total_weights);
     let problem = Problem {
         units: &units,
@@ -126,30 +124,34 @@ pub(super) async fn fit(
     let allocation = allocator.allocate(&problem).map_err(refused)?;
     let exact = precision::allocate(&units, bytes).map_err(refused)?;
     let uniform = precision::uniform(&units, bytes).ok();
-    let served =
-        quantized(&weights, group, &|l, e| widths[allocation.options[l * shape.experts + e]]);
-    let uniform_bits = |uniform: &Allocation| widths[uniform.options[0]];
-    let uniform_table =
-        uniform.as_ref().map(|uniform| quantized(&weights, group, &|_, _| uniform_bits(uniform)));
+    let served = quantized(source.as_ref(), group, &|l, e| {
+        widths[allocation.options[l * shape.experts + e]]
+    })?;
+    let uniform_bits = uniform.as_ref().map(|uniform| widths[uniform.options[0]]);
     let allocator = name.clone();
-    let fit = Fit { allocator, budget_bytes: bytes, allocation, exact, uniform };
-    Ok(FittedExperts { served, full, pruned, uniform: uniform_table, fit: Some(fit) })
+    let fit = Fit { allocator, budget_bytes: bytes, allocation, exact, uniform, uniform_bits };
+    drop(source);
+    Ok(FittedExperts { served, experts, pruned, fit: Some(fit) })
 }
 
-/// Every expert at the bits that its layer and place have.
-fn quantized(
-    weights: &[Vec<Arc<ExpertWeights>>],
+/// Every expert of a source at the bits that its layer and place have. Weights are read for one expert
+/// at a time and thread, and let go.
+///
+/// # Errors
+/// An expert that cannot be read.
+pub(super) fn quantized(
+    source: &dyn ScoreSource,
     group: usize,
     bits: &(dyn Fn(usize, usize) -> BitWidth + Sync),
-) -> Vec<Vec<Arc<Expert>>> {
-    let expert = |layer: usize| {
-        move |(place, w): (usize, &Arc<ExpertWeights>)| {
-            let bits = bits(layer, place);
-            Arc::new(Expert::quantize(w.shape, &w.gate, &w.up, &w.down, bits, group))
-        }
+) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
+    let SourceShape { layers, experts, .. } = source.shape();
+    let expert = |layer: usize, expert: usize| {
+        let w = source.expert(LayerId::from_index(layer), ExpertId::from_index(expert))?;
+        let bits = bits(layer, expert);
+        Ok(Arc::new(Expert::quantize(w.shape, &w.gate, &w.up, &w.down, bits, group)))
     };
-    let layers = weights.iter().enumerate();
-    layers.map(|(l, experts)| experts.par_iter().enumerate().map(expert(l)).collect()).collect()
+    let layer = |l: usize| (0..experts).into_par_iter().map(|e| expert(l, e)).collect();
+    (0..layers).map(layer).collect()
 }
 
 /// The experts of the same layer that share most tokens with each, as units; empty where no text was
@@ -168,48 +170,34 @@ fn neighbours(samples: &[LayerSample], experts: usize) -> Vec<Vec<usize>> {
     samples.iter().enumerate().flat_map(of_layer).collect()
 }
 
-fn load(source: &dyn ScoreSource) -> Result<Vec<Vec<Arc<ExpertWeights>>>, CheckpointError> {
-    let SourceShape { layers, experts, .. } = source.shape();
-    (0..layers)
-        .map(LayerId::from_index)
-        .map(|layer| {
-            let experts = (0..experts).map(ExpertId::from_index);
-            experts.map(|expert| source.expert(layer, expert).map(Arc::new)).collect()
-        })
-        .collect()
-}
-
 /// Cost and size of each width for every expert, by layer and id.
 fn units(
-    weights: &[Vec<Arc<ExpertWeights>>],
+    source: &dyn ScoreSource,
     samples: &[LayerSample],
     widths: &[BitWidth],
     group: usize,
-    shape: SourceShape,
-) -> Vec<Unit> {
-    let pairs = weights.iter().zip(samples).flat_map(|(experts, sample)| {
-        experts.iter().enumerate().map(move |(expert, weights)| (weights, sample, expert))
-    });
-    pairs
-        .collect::<Vec<_>>()
-        .into_par_iter()
-        .map(|(weights, layer, expert)| {
-            let sample = ExpertSample {
-                x: &layer.x[expert],
-                gates: &layer.gates[expert],
-                layer_energy: layer.energy,
-                unseen_share: precision::unseen_share(layer.pairs, shape.experts),
-            };
-            let borrowed = precision::ExpertWeights {
-                shape: weights.shape,
-                gate: &weights.gate,
-                up: &weights.up,
-                down: &weights.down,
-            };
-            Unit {
-                costs: precision::sensitivity(&borrowed, &sample, widths, group),
-                bytes: widths.iter().map(|bits| weights.shape.bytes(*bits, group)).collect(),
-            }
+) -> Result<Vec<Unit>, CheckpointError> {
+    let SourceShape { layers, experts, .. } = source.shape();
+    let unit = |unit: usize| {
+        let (layer, expert) = (unit / experts, unit % experts);
+        let sample = &samples[layer];
+        let weights = source.expert(LayerId::from_index(layer), ExpertId::from_index(expert))?;
+        let sample = ExpertSample {
+            x: &sample.x(expert),
+            gates: &sample.gates[expert],
+            layer_energy: sample.energy,
+            unseen_share: precision::unseen_share(sample.pairs, experts),
+        };
+        let borrowed = precision::ExpertWeights {
+            shape: weights.shape,
+            gate: &weights.gate,
+            up: &weights.up,
+            down: &weights.down,
+        };
+        Ok(Unit {
+            costs: precision::sensitivity(&borrowed, &sample, widths, group),
+            bytes: widths.iter().map(|bits| weights.shape.bytes(*bits, group)).collect(),
         })
-        .collect()
+    };
+    (0..layers * experts).into_par_iter().map(unit).collect()
 }

@@ -24,6 +24,7 @@ use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
 use crate::results::{Manifest, Memory, Quality, ResultsError, RunDir, RunStart, Status, Summary};
 use crate::scenario::{self, Scenario};
+use crate::source::trace::TraceError;
 use agents::game::Registries;
 use interrupt::Interrupts;
 use materials::Materials;
@@ -71,6 +72,9 @@ pub enum PlanError {
     /// Checkpoint or text.
     #[error(transparent)]
     Materials(#[from] MaterialsError),
+    /// The arrivals' trace.
+    #[error("load.trace: {0}")]
+    Trace(#[from] TraceError),
     /// Budget or calibration.
     #[error(transparent)]
     Fit(#[from] FitError),
@@ -92,7 +96,7 @@ impl PlanError {
         match self {
             Self::Results(error) => error.is_bad_input(),
             Self::Signals(_) => false,
-            Self::Materials(_) | Self::Fit(_) | Self::Placement(_) => true,
+            Self::Materials(_) | Self::Trace(_) | Self::Fit(_) | Self::Placement(_) => true,
         }
     }
 }
@@ -110,6 +114,7 @@ pub async fn run(
     let mut interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
     settings.progress.phase("loading");
     let materials = Materials::load(scenario, &settings.registries.costs)?;
+    let intended_ns = plan::intended_ns(scenario)?;
     let path = settings
         .out
         .clone()
@@ -133,7 +138,7 @@ pub async fn run(
         }
         Err(interrupted) => return Ok(record.end(None, Some(interrupted.into()), clock)),
     };
-    let plan = Plan::new(scenario, settings.registries, &materials, prepared);
+    let plan = Plan::new(scenario, settings.registries, &materials, intended_ns, prepared);
     let shape = plan.source().shape();
     let node_loads = NodeLoadSums::over(plan.placed.slots(), plan.placed.round_robin);
     let steps = plan.batches.len();
@@ -154,7 +159,7 @@ pub async fn run(
         if failure.is_none() {
             settings.progress.phase("playing the controls");
             failure = match interrupts.or(plan.controls(summary, clock)).await {
-                Ok(played) => played.err().map(ServeError::from),
+                Ok(played) => played.err(),
                 Err(interrupted) => Some(interrupted.into()),
             };
         }

@@ -10,6 +10,7 @@ use crate::dispatch::NodeStats;
 use crate::results::{ManifestNode, Memory, NodeFigures, PrecisionFigures, PruningFigures};
 use crate::scenario::Scenario;
 use crate::scenario::file::{Arrival, Engine, PruneBy};
+use crate::source::trace::{TraceError, read_arrivals};
 use crate::source::{KeptExperts, ScoreSource};
 use agents::arrival::{self, ArrivalProcess, BatchLimits, PlannedBatch};
 use agents::expert::Expert;
@@ -36,15 +37,10 @@ impl<'a> Plan<'a> {
         scenario: &'a Scenario,
         registries: &'a Registries,
         materials: &'a Materials,
+        intended_ns: Vec<u64>,
         (experts, placed): (FittedExperts, Placed),
     ) -> Self {
         let load = &scenario.load;
-        let process = match load.arrival {
-            Arrival::Poisson => ArrivalProcess::Poisson,
-            Arrival::Constant => ArrivalProcess::Constant,
-        };
-        let intended_ns =
-            arrival::intended_ns(process, load.rate_per_s, load.requests, scenario.seed);
         let limits = BatchLimits {
             requests_max: load.batch_requests_max as usize,
             window_ns: u64::from(load.batch_window_ms) * 1_000_000,
@@ -77,13 +73,13 @@ impl<'a> Plan<'a> {
         let experts = || self.experts.served.iter().flatten();
         let mut widths = BTreeMap::new();
         experts().for_each(|e| *widths.entry(e.bits().code_bits()).or_insert(0) += 1);
-        let all = || self.experts.full.iter().flatten();
-        let pruned = (all().count() - experts().count()) as u64;
+        let all = self.experts.experts * self.experts.served.len();
+        let pruned = (all - experts().count()) as u64;
         if pruned > 0 {
             widths.insert(0, pruned);
         }
-        let weights = all().map(|e| e.shape().weights() as u64).sum();
-        Memory::new(experts().map(|e| e.bytes()).sum(), weights, widths)
+        let weights = all * experts().next().map_or(0, |expert| expert.shape().weights());
+        Memory::new(experts().map(|e| e.bytes()).sum(), weights as u64, widths)
     }
 
     pub(super) fn precision(&self) -> Option<PrecisionFigures> {
@@ -107,7 +103,7 @@ impl<'a> Plan<'a> {
         let pruned = self.experts.pruned.as_ref()?;
         let precision = &self.scenario.precision;
         let count = |experts: &[Vec<Arc<Expert>>]| experts.iter().map(Vec::len).sum::<usize>();
-        let all = count(&self.experts.full);
+        let all = self.experts.experts * self.experts.served.len();
         let unlike = |other: &KeptExperts| {
             let layers = other.iter().zip(&pruned.kept);
             let differ =
@@ -132,7 +128,7 @@ impl<'a> Plan<'a> {
         let layer = |(layer, experts): (usize, &Vec<Arc<Expert>>)| {
             let served = experts.iter().map(|expert| expert.bits().code_bits());
             let Some(kept) = self.experts.kept() else { return served.collect() };
-            let mut bits = vec![0; self.experts.full[layer].len()];
+            let mut bits = vec![0; self.experts.experts];
             kept[layer].iter().zip(served).for_each(|(expert, at)| bits[expert.index()] = at);
             bits
         };
@@ -167,6 +163,23 @@ impl<'a> Plan<'a> {
         };
         stats.iter().map(figures).collect()
     }
+}
+
+/// When the requests mean to arrive, in ns from the start of serving.
+///
+/// # Errors
+/// When the trace that the scenario names cannot be used.
+pub(super) fn intended_ns(scenario: &Scenario) -> Result<Vec<u64>, TraceError> {
+    let load = &scenario.load;
+    let process = match (load.arrival, &load.trace) {
+        (Arrival::Poisson, _) => ArrivalProcess::Poisson,
+        (Arrival::Constant, _) => ArrivalProcess::Constant,
+        (Arrival::Gamma, _) => ArrivalProcess::Gamma { variation: load.variation },
+        (Arrival::Burst, _) => ArrivalProcess::Burst { requests: load.burst_requests },
+        (Arrival::Trace, Some(path)) => ArrivalProcess::Trace(read_arrivals(path, load.requests)?),
+        (Arrival::Trace, None) => unreachable!("the scenario's checks demand a trace"),
+    };
+    Ok(arrival::intended_ns(&process, load.rate_per_s, load.requests, scenario.seed))
 }
 
 /// The nodes that a scenario names, and how each is reached.

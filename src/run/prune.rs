@@ -40,11 +40,10 @@ pub(super) async fn prune(
     let kept_by = |criterion| -> KeptExperts {
         let layers = full.iter().zip(&samples);
         let kept = |(experts, sample): (&Vec<_>, &LayerSample)| {
-            let score = |(expert, (x, gates)): (&std::sync::Arc<_>, (&Vec<f32>, &Vec<f32>))| {
-                prune_score(criterion, expert, x, gates, sample.tokens)
+            let score = |(id, expert): (usize, &std::sync::Arc<_>)| {
+                prune_score(criterion, expert, &sample.x(id), &sample.gates[id], sample.tokens)
             };
-            let sample_of = sample.x.par_iter().zip(&sample.gates);
-            let scores: Vec<f64> = experts.par_iter().zip(sample_of).map(score).collect();
+            let scores: Vec<f64> = experts.par_iter().enumerate().map(score).collect();
             let kept = prune_lowest(&scores, precision.prune);
             kept.into_iter().map(ExpertId::from_index).collect()
         };
@@ -60,8 +59,8 @@ pub(super) async fn prune(
 }
 
 /// The entries of a table by layer and expert that are kept; all where nothing is pruned.
-pub(super) fn kept_of<T: Clone>(table: &[Vec<T>], kept: Option<&KeptExperts>) -> Vec<Vec<T>> {
-    let Some(kept) = kept else { return table.to_vec() };
+pub(super) fn kept_of<T: Clone>(table: Vec<Vec<T>>, kept: Option<&KeptExperts>) -> Vec<Vec<T>> {
+    let Some(kept) = kept else { return table };
     let layer = |(all, kept): (&Vec<T>, &Vec<ExpertId>)| {
         kept.iter().map(|expert| all[expert.index()].clone()).collect()
     };

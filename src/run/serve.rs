@@ -10,6 +10,7 @@ use crate::dispatch::{
     Deadlines, Dispatch, DispatchError, InProcess, Local, LocalSettings, NodeStats, Remote,
 };
 use crate::measure::Clock;
+use crate::model::checkpoint::CheckpointError;
 use crate::results::ResultsError;
 use crate::scenario::file::Engine;
 use agents::ids::RequestId;
@@ -30,6 +31,9 @@ pub enum ServeError {
     /// Results cannot be written.
     #[error(transparent)]
     Results(#[from] ResultsError),
+    /// The experts of a control cannot be read again.
+    #[error("the controls' experts: {0}")]
+    Checkpoint(#[from] CheckpointError),
     /// The user or the system asked to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),

@@ -5,7 +5,7 @@ mod precision;
 
 use std::path::Path;
 
-use super::file::{Engine, Information, Nodes, PlacementRule, Scenario, Source};
+use super::file::{Arrival, Engine, Information, Nodes, PlacementRule, Scenario, Source};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};
@@ -290,6 +290,15 @@ fn load(scenario: &Scenario, found: &mut Found<'_>) {
         );
         (message, "write fewer requests a batch or fewer tokens a request".into())
     });
+    let is_replay = load.arrival == Arrival::Trace;
+    found.unless(!is_replay || load.trace.is_some(), &["load.trace", "load.arrival"], || {
+        let message = "`load.arrival` is \"trace\" but `load.trace` is missing".to_owned();
+        (message, "add `trace = …` under [load]: a CSV file with a column of times".into())
+    });
+    found.unless(is_replay || load.trace.is_none(), &["load.trace", "load.arrival"], || {
+        let message = "`load.trace` is given but `load.arrival` is another".to_owned();
+        (message, "write arrival = \"trace\", or take the trace out".into())
+    });
 }
 
 /// Weights of all seeded experts, at most: 4 GiB in f32.
@@ -320,6 +329,9 @@ fn files(scenario: &Scenario, found: &mut Found<'_>) {
     };
     if let Some(path) = &scenario.precision.calibration_text {
         text("precision.calibration_text", path);
+    }
+    if let Some(path) = &scenario.load.trace {
+        text("load.trace", path);
     }
     if let Source::Checkpoint { checkpoint, text: texts } = &scenario.source {
         texts.iter().enumerate().for_each(|(i, path)| text(&format!("source.text[{i}]"), path));

@@ -361,6 +361,17 @@ pub struct Load {
     /// How arrivals are spaced. Default `poisson`.
     #[serde(default)]
     pub arrival: Arrival,
+    /// Standard deviation of the gaps over their mean, 0.01 to 100, used by arrival `gamma`. Default 2.
+    #[serde(default = "default::gap_variation")]
+    #[schemars(range(min = 0.01, max = 100))]
+    pub variation: f64,
+    /// Requests that arrive together, 1 to 65536, used by arrival `burst`. Default 8.
+    #[serde(default = "default::burst_requests")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub burst_requests: u32,
+    /// CSV file with a column of arrival times, relative to the scenario file; arrival `trace` needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<PathBuf>,
     /// Requests that arrive in a second, 0.001 to 1000000.
     #[schemars(range(min = 0.001, max = 1_000_000))]
     pub rate_per_s: f64,
@@ -394,6 +405,12 @@ pub enum Arrival {
     Poisson,
     /// Equal gaps.
     Constant,
+    /// Gamma gaps of coefficient of variation `variation`.
+    Gamma,
+    /// `burst_requests` at a time, at exponential gaps.
+    Burst,
+    /// As recorded in `trace`, stretched to `rate_per_s`.
+    Trace,
 }
 
 /// The coordinator's own resources.
@@ -459,6 +476,12 @@ mod default {
     }
     pub(super) fn price_per_fair_share() -> f64 {
         0.1
+    }
+    pub(super) fn gap_variation() -> f64 {
+        2.0
+    }
+    pub(super) fn burst_requests() -> u32 {
+        8
     }
     pub(super) fn tokens_per_request() -> u32 {
         64

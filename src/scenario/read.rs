@@ -176,5 +176,6 @@ fn paths_of(scenario: &mut Scenario) -> impl Iterator<Item = &mut PathBuf> {
         }
         Source::Synthetic { .. } => Vec::new(),
     };
-    source.into_iter().chain(&mut scenario.precision.calibration_text)
+    let given = [&mut scenario.precision.calibration_text, &mut scenario.load.trace];
+    source.into_iter().chain(given.into_iter().flatten())
 }

@@ -7,6 +7,7 @@ mod checkpoint;
 pub mod matrix;
 mod pruned;
 mod synthetic;
+pub mod trace;
 
 pub use checkpoint::{CheckpointSource, SourceError};
 pub use pruned::{KeptExperts, PrunedSource};
@@ -46,7 +47,7 @@ pub struct LayerInput {
 ///
 /// For each batch the calls are `begin`, then for each layer in order `perceive` and `absorb`, then
 /// `finish`. A token's values depend on its own request alone, never on the batch it shares.
-pub trait ScoreSource {
+pub trait ScoreSource: Sync {
     /// Its sizes.
     fn shape(&self) -> SourceShape;
 

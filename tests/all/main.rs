@@ -1,5 +1,6 @@
 //! The integration tests of the shell, one module a subject.
 
+mod arrivals;
 mod binary;
 mod checkpoints;
 mod cli_bad_input;

@@ -482,6 +482,7 @@ fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_sam
     let expected = [
         "game.information.batches",
         "game.information.dispatchers",
+        "load.trace",
         "source.checkpoint",
         "source.text",
     ];

@@ -19,6 +19,9 @@ pub(super) struct Swaps<'g> {
     entries: Vec<Entry>,
     /// Where each token's entries start; one more at the end.
     starts: Vec<u32>,
+    /// For each token, no less than its best priced score on an expert that it is not on: the
+    /// one when its entries were last looked at, since prices only rise. +inf after it moved.
+    best_off: Vec<f64>,
     /// For each expert, the entries of tokens on it.
     members: Vec<Vec<u32>>,
     distance: Vec<f64>,
@@ -30,6 +33,8 @@ pub(super) struct Swaps<'g> {
     /// Distances, as bits, which order as they do, with their nodes; those since undercut too.
     queue: BinaryHeap<Reverse<(u64, usize)>>,
     pub(super) relaxed: u64,
+    /// Distance of the nearest deficit so far: what lies no nearer is not looked at.
+    nearest: f64,
 }
 
 /// A token may be on this expert.
@@ -68,6 +73,7 @@ impl<'g> Swaps<'g> {
             excess,
             entries: Vec::new(),
             starts: vec![0],
+            best_off: Vec::new(),
             members: vec![Vec::new(); experts],
             distance: vec![f64::INFINITY; experts + 1],
             from: vec![(0, 0, 0); experts + 1],
@@ -75,6 +81,7 @@ impl<'g> Swaps<'g> {
             reached: Vec::new(),
             queue: BinaryHeap::new(),
             relaxed: 0,
+            nearest: f64::INFINITY,
         }
     }
 
@@ -86,6 +93,7 @@ impl<'g> Swaps<'g> {
     /// Makes room for so many tokens with so many experts in all.
     pub(super) fn reserve(&mut self, tokens: usize, entries: usize) {
         self.starts.reserve(tokens);
+        self.best_off.reserve(tokens);
         self.entries.reserve(entries);
         let each = entries / self.members.len();
         self.members.iter_mut().for_each(|members| members.reserve(each));
@@ -101,6 +109,7 @@ impl<'g> Swaps<'g> {
             self.entries.push(Entry { score, expert, token, on });
         }
         self.starts.push(index(self.entries.len()));
+        self.best_off.push(f64::INFINITY);
     }
 
     /// The experts that the token added as number `token` is on, of those it was added with.
@@ -141,6 +150,7 @@ impl<'g> Swaps<'g> {
         self.distance[source] = 0.0;
         self.reached.push(source);
         self.queue.push(Reverse((0, source)));
+        self.nearest = f64::INFINITY;
         let target = loop {
             let Reverse((_, node)) = self.queue.pop()?;
             if std::mem::replace(&mut self.done[node], true) {
@@ -162,11 +172,17 @@ impl<'g> Swaps<'g> {
 
     fn relax_from(&mut self, node: usize) {
         let Self { prices, distance, from, reached, queue, relaxed, entries, starts, .. } = self;
+        let best_off = &mut self.best_off;
         let (start, price, sink) = (distance[node], prices[node], self.delivered.len());
-        let mut relax = |to: usize, cost: f64, left: u32, joined: u32| {
+        let nearest = &mut self.nearest;
+        let excess = &self.excess;
+        let mut relax = |to: usize, cost: f64, (left, joined), nearest: &mut f64| {
             // Rounding can leave an arc below 0 by a few units in the last place.
             let reach = start + cost.max(0.0);
-            if reach < distance[to] {
+            if reach < distance[to] && reach < *nearest {
+                if excess[to] < 0 {
+                    *nearest = reach;
+                }
                 if distance[to] == f64::INFINITY {
                     reached.push(to);
                 }
@@ -176,26 +192,32 @@ impl<'g> Swaps<'g> {
         };
         if node == sink {
             for (expert, (own, load)) in prices.iter().zip(&self.delivered).enumerate() {
-                relax(expert, own - price - self.supply.marginal(expert, *load), 0, 0);
+                relax(expert, own - price - self.supply.marginal(expert, *load), (0, 0), nearest);
             }
             *relaxed += sink as u64;
             return;
         }
         for left in &self.members[node] {
             let own = entries[*left as usize];
-            let (first, last) = (starts[own.token as usize], starts[own.token as usize + 1]);
-            for joined in first..last {
-                let other = entries[joined as usize];
-                if !other.on {
-                    let to = other.expert as usize;
-                    let worse = f64::from(own.score) - f64::from(other.score);
-                    relax(to, worse - price + prices[to], *left, joined);
-                }
+            let token = own.token as usize;
+            let own_value = f64::from(own.score) - price;
+            if start + (own_value - best_off[token]).max(0.0) >= *nearest {
+                continue;
             }
+            let (first, last) = (starts[token], starts[token + 1]);
+            let mut best = f64::NEG_INFINITY;
+            for (joined, other) in (first..).zip(&entries[first as usize..last as usize]) {
+                let to = other.expert as usize;
+                let value =
+                    if other.on { f64::NEG_INFINITY } else { f64::from(other.score) - prices[to] };
+                best = best.max(value);
+                relax(to, own_value - value, (*left, joined), nearest);
+            }
+            best_off[token] = best;
             *relaxed += u64::from(last - first);
         }
         let added = self.supply.marginal(node, self.delivered[node] + 1);
-        relax(sink, added - price + prices[sink], 0, 0);
+        relax(sink, added - price + prices[sink], (0, 0), nearest);
     }
 
     fn push(&mut self, source: usize, target: usize) {
@@ -209,6 +231,7 @@ impl<'g> Swaps<'g> {
                 self.delivered[node] -= 1;
             } else {
                 self.entries[left as usize].on = false;
+                self.best_off[self.entries[left as usize].token as usize] = f64::INFINITY;
                 self.entries[joined as usize].on = true;
                 let members = &mut self.members[before];
                 let place = members.iter().position(|entry| *entry == left);
