@@ -313,7 +313,8 @@ fn a_pruned_checkpoint_is_the_old_model_with_the_pruned_masked() {
     assert_eq!(pruned.config.moe.expect("experts").experts, 6);
     let kept = |layer: usize| -> Vec<usize> {
         let kept = json["kept_experts"][layer.to_string()].as_array().expect("a list");
-        kept.iter().map(|id| id.as_u64().expect("an id") as usize).collect()
+        let id = |id: &Value| usize::try_from(id.as_u64().expect("an id")).expect("a small one");
+        kept.iter().map(id).collect()
     };
     // The old routers, the old numbers, and nothing where experts were.
     let mut trunk = pruned.trunk().expect("weights");
