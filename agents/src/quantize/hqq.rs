@@ -119,7 +119,6 @@ mod tests {
     use crate::rng::stream;
     use half::f16;
     use proptest::prelude::*;
-    use rand::RngExt as _;
 
     /// `Σ|w − ŵ|^0.7`.
     fn norm(weights: &[f32], rounded: &[f32]) -> f64 {
