@@ -72,6 +72,9 @@ pub struct Hosts(pub Vec<NodeId>);
 pub struct Node {
     /// Its id.
     pub node: NodeId,
+    /// Whether it should get work: a node that is not available gets that of the experts alone that
+    /// no available node holds.
+    pub available: bool,
 }
 
 /// What a node was asked to do since the run began.

@@ -81,7 +81,20 @@ impl Weights {
 
 /// Transposes a row-major matrix of `columns` columns.
 fn transpose(matrix: &[f32], columns: usize) -> Vec<f32> {
-    (0..columns).flat_map(|column| matrix.iter().skip(column).step_by(columns)).copied().collect()
+    /// Values of a line, so that both sides are read and written in whole lines.
+    const SIDE: usize = 16;
+    let rows = matrix.len() / columns;
+    let mut out = vec![0.0; matrix.len()];
+    for first_row in (0..rows).step_by(SIDE) {
+        for first_column in (0..columns).step_by(SIDE) {
+            for row in first_row..rows.min(first_row + SIDE) {
+                for column in first_column..columns.min(first_column + SIDE) {
+                    out[column * rows + row] = matrix[row * columns + column];
+                }
+            }
+        }
+    }
+    out
 }
 
 /// `out = x · wᵀ` for row-major `x` of shape `[m, k]`, `w` of `[n, k]` and `out` of `[m, n]`, on the

@@ -177,7 +177,8 @@ pub fn spawn(settings: WorldSettings) -> World {
         .collect();
     let nodes = (0..nodes)
         .map(|node| {
-            world.spawn((Node { node: NodeId::from_index(node) }, NodeWork::default())).id()
+            let node = Node { node: NodeId::from_index(node), available: true };
+            world.spawn((node, NodeWork::default())).id()
         })
         .collect();
     let dynamics = || Dynamics::sharing(Arc::clone(&rules.router), rules.information);

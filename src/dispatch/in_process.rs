@@ -1,6 +1,6 @@
 //! The experts in this process: the baseline of every distributed run, and its oracle.
 
-use super::{Dispatch, DispatchError, Ledger, NodeStats, ShardAssignment};
+use super::{Dispatch, DispatchError, Faults, Ledger, Served, ShardAssignment};
 use crate::measure::Clock;
 use crate::{wire, worker::compute};
 use agents::{
@@ -15,6 +15,7 @@ use std::{collections::BTreeMap, sync::Arc};
 #[derive(Debug, Default)]
 pub struct InProcess {
     nodes: BTreeMap<NodeId, Node>,
+    pairs: u64,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +60,7 @@ impl InProcess {
         wire::check_finite("output", bytemuck::cast_slice(&outputs), width).map_err(text)?;
         let reply = NodeReply { node: order.node, outputs, compute_ns };
         node.ledger.answered(pairs, &reply);
+        self.pairs += pairs as u64;
         Ok(reply)
     }
 }
@@ -88,7 +90,12 @@ impl Dispatch for InProcess {
         Ok(Replies { nodes })
     }
 
-    async fn close(self) -> Vec<NodeStats> {
-        self.nodes.iter().map(|(id, node)| node.ledger.stats(*id)).collect()
+    fn is_available(&self, _: NodeId) -> bool {
+        true
+    }
+
+    async fn close(self) -> Served {
+        let nodes = self.nodes.iter().map(|(id, node)| node.ledger.stats(*id, false)).collect();
+        Served { nodes, faults: Faults { pairs: self.pairs, ..Faults::default() } }
     }
 }

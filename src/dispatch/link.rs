@@ -9,12 +9,17 @@ use proto::{
     ComputeReply, ComputeRequest, ShardChunk, StatusReply, StatusRequest,
     expert_service_client::ExpertServiceClient,
 };
-use std::{error::Error as _, time::Duration};
+use std::{
+    error::Error as _,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::{
-    sync::mpsc,
+    sync::mpsc::{self, error::TrySendError},
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream as _, wrappers::ReceiverStream};
 use tonic::{
     Code, Status, Streaming,
     transport::{Channel, Endpoint},
@@ -25,6 +30,9 @@ use tonic_health::pb::{
 
 /// Pause between two looks at a node that is starting.
 const HEALTH_PAUSE: Duration = Duration::from_millis(20);
+
+/// Requests that wait for a node to take them: those of hedges and of rounds that went on without it.
+const REQUESTS_MAX: usize = 4;
 
 /// How long a node may take. Every call has one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +75,11 @@ pub fn endpoint(address: &str) -> Result<Endpoint, String> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum LinkError {
     Lost(String),
-    Timeout { deadline_ms: u64 },
+    Timeout {
+        deadline_ms: u64,
+    },
+    /// It has not taken earlier requests yet.
+    Busy,
     Refused(String),
     Bad(String),
 }
@@ -100,7 +112,7 @@ impl Link {
             timeout_at(at, control.status(StatusRequest {})).await.map_err(late)??.into_inner();
         let message_bytes_max = usize::try_from(status.message_bytes_max)
             .map_err(|_| LinkError::Bad("its message limit exceeds the address space".into()))?;
-        let (requests, outbox) = mpsc::channel(1);
+        let (requests, outbox) = mpsc::channel(REQUESTS_MAX);
         let mut data = ExpertServiceClient::new(data)
             .max_decoding_message_size(message_bytes_max.saturating_add(REPLY_HEADER_BYTES_MAX));
         let replies = timeout_at(at, data.compute(ReceiverStream::new(outbox)))
@@ -115,38 +127,27 @@ impl Link {
         self.control.clone()
     }
 
-    /// Puts a request on the stream.
-    pub(super) async fn post(
-        &self,
-        request: ComputeRequest,
-        until: Until,
-    ) -> Result<(), LinkError> {
-        // A closed stream is no error here: its cause is what the stream of replies says next.
-        timeout_at(until.at, self.requests.send(request)).await.map(drop).map_err(|_| until.late())
+    /// Puts a request on the stream, without waiting.
+    ///
+    /// # Errors
+    /// [`LinkError::Busy`] where the node has taken none of the last [`REQUESTS_MAX`].
+    pub(super) fn post(&self, request: ComputeRequest) -> Result<(), LinkError> {
+        match self.requests.try_send(request) {
+            Err(TrySendError::Full(_)) => Err(LinkError::Busy),
+            // A closed stream is no error here: its cause is what the stream of replies says next.
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+        }
     }
 
-    /// The reply to the request of this sequence number. Replies to earlier ones, which were given
-    /// up, are dropped.
-    pub(super) async fn reply(
+    /// The next reply, whichever request it answers.
+    pub(super) fn poll_reply(
         &mut self,
-        sequence: u64,
-        until: Until,
-    ) -> Result<ComputeReply, LinkError> {
-        loop {
-            let reply = timeout_at(until.at, self.replies.message())
-                .await
-                .map_err(|_| until.late())??
-                .ok_or_else(|| LinkError::Lost("it ended the stream".into()))?;
-            if reply.sequence == sequence {
-                return Ok(reply);
-            }
-            if reply.sequence > sequence {
-                let found = reply.sequence;
-                return Err(LinkError::Bad(format!(
-                    "it answers request {found}, but the last sent was {sequence}"
-                )));
-            }
-        }
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ComputeReply, LinkError>> {
+        Pin::new(&mut self.replies).poll_next(cx).map(|reply| match reply {
+            Some(reply) => Ok(reply?),
+            None => Err(LinkError::Lost("it ended the stream".into())),
+        })
     }
 }
 
@@ -167,28 +168,6 @@ pub(super) async fn upload(
     }
 }
 
-/// A point in time and, for the message, how long that was.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Until {
-    at: Instant,
-    deadline: Duration,
-}
-
-impl Until {
-    pub(super) fn after(deadline: Duration) -> Self {
-        Self { at: Instant::now() + deadline, deadline }
-    }
-
-    /// Time left.
-    pub(super) fn left(self) -> Duration {
-        self.at.saturating_duration_since(Instant::now())
-    }
-
-    pub(super) fn late(self) -> LinkError {
-        LinkError::Timeout { deadline_ms: millis(self.deadline) }
-    }
-}
-
 impl From<Status> for LinkError {
     fn from(status: Status) -> Self {
         match status.code() {
@@ -201,7 +180,7 @@ impl From<Status> for LinkError {
     }
 }
 
-fn millis(deadline: Duration) -> u64 {
+pub(super) fn millis(deadline: Duration) -> u64 {
     u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -1,6 +1,6 @@
 //! Worker processes of this machine, which end with the process that started them.
 
-use super::{Deadlines, Dispatch, DispatchError, NodeStats, Remote, ShardAssignment, remote::Peer};
+use super::{Deadlines, Dispatch, DispatchError, Remote, Served, ShardAssignment, remote::Peer};
 use crate::worker::DRAIN_MS_MAX;
 use agents::{
     ids::NodeId,
@@ -32,7 +32,7 @@ const EXIT_WAIT: Duration = Duration::from_millis(500);
 const STOP_WAIT: Duration = Duration::from_millis(DRAIN_MS_MAX + 3_000);
 
 /// How the workers are started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LocalSettings {
     /// Compute threads of each worker.
     pub threads: usize,
@@ -42,6 +42,8 @@ pub struct LocalSettings {
     pub message_bytes_max: usize,
     /// How long a worker may take for each thing.
     pub deadlines: Deadlines,
+    /// Pairs that hedges may cost for each pair ordered; 0 hedges nothing.
+    pub hedge_budget: f64,
 }
 
 impl Default for LocalSettings {
@@ -52,6 +54,7 @@ impl Default for LocalSettings {
             shard_bytes_max: 4 << 30,
             message_bytes_max: 64 << 20,
             deadlines: Deadlines::default(),
+            hedge_budget: 0.05,
         }
     }
 }
@@ -98,7 +101,7 @@ impl Local {
                 Err(error) => return Err(worker.explain(error).await),
             }
         }
-        Ok(Self { remote: Remote::new(peers, settings.deadlines), workers })
+        Ok(Self { remote: Remote::new(peers, settings.deadlines, settings.hedge_budget), workers })
     }
 
     /// Process ids of the workers that have not been seen to end, by node.
@@ -135,9 +138,13 @@ impl Dispatch for Local {
         }
     }
 
-    async fn close(self) -> Vec<NodeStats> {
+    fn is_available(&self, node: NodeId) -> bool {
+        self.remote.is_available(node)
+    }
+
+    async fn close(self) -> Served {
         let Self { remote, mut workers } = self;
-        let stats = remote.close().await;
+        let served = remote.close().await;
         for worker in &mut workers {
             worker.lifeline = None;
         }
@@ -148,7 +155,7 @@ impl Dispatch for Local {
                 let _ = worker.child.kill().await;
             }
         }
-        stats
+        served
     }
 }
 

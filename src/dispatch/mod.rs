@@ -1,11 +1,14 @@
 //! Sends orders to experts, in process or over gRPC.
 
+mod deliver;
+mod health;
 mod in_process;
 mod link;
 mod local;
 mod node_spec;
 pub mod placement;
 mod remote;
+mod round_trip;
 
 pub use in_process::InProcess;
 pub use link::{Deadlines, endpoint};
@@ -35,10 +38,13 @@ pub trait Dispatch {
     /// Has the experts compute the orders on `hidden`, f32 `[T, width]`. The replies come in the
     /// order of the orders' nodes.
     ///
-    /// After an error the other nodes go on: orders that avoid the failed node can be sent.
+    /// What a node does not do because it is lost, too slow or answers wrongly is asked of other nodes
+    /// that hold the same experts. After an error the other nodes go on: orders that avoid the failed
+    /// node can be sent.
     ///
     /// # Errors
-    /// The first node, in that order, that is lost, too slow, refuses or answers wrongly.
+    /// A node that refuses; or one that is lost, too slow or answers wrongly while nobody else can
+    /// compute its order.
     fn send(
         &mut self,
         orders: &Orders,
@@ -46,8 +52,42 @@ pub trait Dispatch {
         width: usize,
     ) -> impl Future<Output = Result<Replies, DispatchError>> + Send;
 
+    /// Whether a node should get work: not when it was lost, and not while it is set aside for being
+    /// slow. Orders to such a node are sent all the same, if only for want of another.
+    fn is_available(&self, node: NodeId) -> bool;
+
     /// Ends what this dispatcher started, and says what each node did for it, lost ones too.
-    fn close(self) -> impl Future<Output = Vec<NodeStats>> + Send;
+    fn close(self) -> impl Future<Output = Served> + Send;
+}
+
+/// What nodes did for one dispatcher, and what went wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// By node.
+    pub nodes: Vec<NodeStats>,
+    /// Over all rounds.
+    pub faults: Faults,
+}
+
+/// Faults that were survived, and what that cost. Pairs are token–expert pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Nodes that were lost.
+    pub lost: u64,
+    /// Times that a node was set aside because it was slow.
+    pub set_aside: u64,
+    /// Pairs that were ordered.
+    pub pairs: u64,
+    /// Pairs that were asked of another node because the first failed.
+    pub rerouted_pairs: u64,
+    /// Pairs that were asked of another node because the first was slow.
+    pub hedged_pairs: u64,
+    /// Orders that were hedged.
+    pub hedges: u64,
+    /// Hedges that answered for the node they were to spare.
+    pub hedges_won: u64,
+    /// The longest round in which something was rerouted, from its orders to its last reply.
+    pub recovery_ns_max: u64,
 }
 
 /// A shard and the node that shall hold it. For replicas there is one of these each.
@@ -78,6 +118,8 @@ pub struct NodeStats {
     pub token_experts: u64,
     /// Time it spent computing them, without queue and transport.
     pub compute_ns: u64,
+    /// Whether it was lost.
+    pub lost: bool,
 }
 
 /// Why orders were not carried out.
@@ -171,7 +213,7 @@ impl Ledger {
         self.compute_ns = self.compute_ns.saturating_add(reply.compute_ns);
     }
 
-    fn stats(&self, node: NodeId) -> NodeStats {
+    fn stats(&self, node: NodeId, lost: bool) -> NodeStats {
         NodeStats {
             node,
             shards: self.shard_bytes.len(),
@@ -179,6 +221,7 @@ impl Ledger {
             requests: self.requests,
             token_experts: self.token_experts,
             compute_ns: self.compute_ns,
+            lost,
         }
     }
 }

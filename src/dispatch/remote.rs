@@ -1,46 +1,60 @@
 //! Nodes over gRPC: core types only, the wire types are behind `link` and `wire`.
 
 use super::{
-    Deadlines, Dispatch, DispatchError, Ledger, NodeStats, ShardAssignment, endpoint,
-    link::{self, Link, LinkError, Until},
+    Deadlines, Dispatch, DispatchError, Faults, Ledger, Served, ShardAssignment,
+    deliver::Delivery,
+    endpoint,
+    health::Health,
+    link::{self, Link, LinkError},
+    round_trip::Holders,
 };
-use crate::wire::{self, ReplyError, Ticket};
+use crate::measure::Clock;
+use crate::wire;
 use agents::{
     ids::{ExpertId, LayerId, NodeId},
-    orders::{NodeOrder, NodeReply, Orders, Replies},
+    orders::{Orders, Replies},
 };
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-/// Running nodes. One message a node, layer and step goes out and one comes back.
+/// Running nodes. One message a node, layer and step goes out and one comes back, but for what is
+/// asked of other nodes because the first failed or was slow.
 #[derive(Debug)]
 pub struct Remote {
     peers: Vec<Peer>,
     deadlines: Deadlines,
-    /// Sends so far; orders the messages of every stream.
+    holders: Holders,
+    health: Health,
+    faults: Faults,
+    clock: Clock,
+    /// Messages sent so far; orders those of every stream.
     sequence: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct Peer {
-    link: Link,
-    ledger: Ledger,
+    pub(super) link: Link,
+    pub(super) ledger: Ledger,
+    /// Why it is not asked any more.
+    pub(super) lost: Option<String>,
 }
 
 impl Remote {
     /// Connects to nodes at `HOST:PORT`, whose ids follow this order, and waits until they serve.
+    /// Hedges may cost `hedge_budget` pairs for each pair ordered.
     ///
     /// # Errors
     /// [`DispatchError::Start`] for the first that is not there in time.
     pub async fn connect(
         addresses: &[String],
         deadlines: Deadlines,
+        hedge_budget: f64,
     ) -> Result<Self, DispatchError> {
         let mut peers = Vec::with_capacity(addresses.len());
         for (node, address) in addresses.iter().enumerate() {
             peers.push(Peer::connect(NodeId::from_index(node), address, deadlines).await?);
         }
-        Ok(Self::new(peers, deadlines))
+        Ok(Self::new(peers, deadlines, hedge_budget))
     }
 
     /// The same over given channels, one pair for control and data a node: the seam for other
@@ -51,6 +65,7 @@ impl Remote {
     pub async fn over(
         channels: Vec<(Channel, Channel)>,
         deadlines: Deadlines,
+        hedge_budget: f64,
     ) -> Result<Self, DispatchError> {
         let mut peers = Vec::with_capacity(channels.len());
         for (node, (control, data)) in channels.into_iter().enumerate() {
@@ -59,11 +74,19 @@ impl Remote {
                 link.map_err(|error| not_started(NodeId::from_index(node), error))?,
             ));
         }
-        Ok(Self::new(peers, deadlines))
+        Ok(Self::new(peers, deadlines, hedge_budget))
     }
 
-    pub(super) fn new(peers: Vec<Peer>, deadlines: Deadlines) -> Self {
-        Self { peers, deadlines, sequence: 0 }
+    pub(super) fn new(peers: Vec<Peer>, deadlines: Deadlines, hedge_budget: f64) -> Self {
+        Self {
+            health: Health::new(peers.len(), hedge_budget),
+            peers,
+            deadlines,
+            holders: Holders::new(),
+            faults: Faults::default(),
+            clock: Clock::start(),
+            sequence: 0,
+        }
     }
 
     fn peer(&mut self, node: NodeId) -> Result<&mut Peer, DispatchError> {
@@ -99,41 +122,7 @@ impl Peer {
     }
 
     fn new(link: Link) -> Self {
-        Self { link, ledger: Ledger::default() }
-    }
-
-    async fn post(
-        &self,
-        ticket: Ticket,
-        order: &NodeOrder,
-        (hidden, width): (&[f32], usize),
-        until: Until,
-    ) -> Result<(), LinkError> {
-        let bytes_max = self.link.message_bytes_max;
-        let request = wire::encode_order(ticket, order, hidden, width, until.left(), bytes_max)
-            .map_err(|error| LinkError::Refused(error.detail))?;
-        self.link.post(request, until).await
-    }
-
-    async fn reply(
-        &mut self,
-        ticket: Ticket,
-        order: &NodeOrder,
-        width: usize,
-        until: Until,
-    ) -> Result<NodeReply, LinkError> {
-        let reply = self.link.reply(ticket.sequence, until).await?;
-        let pairs = order.pairs();
-        let reply =
-            wire::decode_reply(&reply, ticket, order.node, pairs, width).map_err(|error| {
-                match error {
-                    ReplyError::Bad(detail) => LinkError::Bad(detail),
-                    ReplyError::Expired => until.late(),
-                    ReplyError::Refused(detail) => LinkError::Refused(detail),
-                }
-            })?;
-        self.ledger.answered(pairs, &reply);
-        Ok(reply)
+        Self { link, ledger: Ledger::default(), lost: None }
     }
 }
 
@@ -151,6 +140,10 @@ impl Dispatch for Remote {
         while let Some(done) = uploads.join_next().await {
             for (node, layer, expert, bytes) in done.expect("uploads do not panic")? {
                 self.peers[node.index()].ledger.loaded(layer, expert, bytes);
+                let hosts = self.holders.entry((layer, expert)).or_default();
+                if let Err(place) = hosts.binary_search(&node) {
+                    hosts.insert(place, node);
+                }
             }
         }
         Ok(())
@@ -162,30 +155,33 @@ impl Dispatch for Remote {
         hidden: &[f32],
         width: usize,
     ) -> Result<Replies, DispatchError> {
-        self.sequence += 1;
-        let ticket = Ticket { step: orders.step, layer: orders.layer, sequence: self.sequence };
-        let until = Until::after(self.deadlines.compute);
         if let Some(pair) = orders.nodes.windows(2).find(|pair| pair[0].node >= pair[1].node) {
             let detail = format!("its order follows that of node {}", pair[0].node);
             return Err(DispatchError::Refused { node: pair[1].node, detail });
         }
-        // All are sent before the first reply is awaited, so the nodes compute at the same time.
-        for order in &orders.nodes {
-            let peer = self.peer(order.node)?;
-            let posted = peer.post(ticket, order, (hidden, width), until).await;
-            posted.map_err(|error| failed(order.node, error))?;
-        }
-        let mut nodes = Vec::with_capacity(orders.nodes.len());
-        for order in &orders.nodes {
-            let reply = self.peer(order.node)?.reply(ticket, order, width, until).await;
-            nodes.push(reply.map_err(|error| failed(order.node, error))?);
-        }
-        Ok(Replies { nodes })
+        let delivery = Delivery {
+            peers: &mut self.peers,
+            health: &mut self.health,
+            faults: &mut self.faults,
+            sequence: &mut self.sequence,
+            clock: self.clock,
+            deadline: self.deadlines.compute,
+            hidden,
+            width,
+        };
+        delivery.run(orders, &self.holders).await
     }
 
-    async fn close(self) -> Vec<NodeStats> {
-        let stats = |(node, peer): (usize, &Peer)| peer.ledger.stats(NodeId::from_index(node));
-        self.peers.iter().enumerate().map(stats).collect()
+    fn is_available(&self, node: NodeId) -> bool {
+        self.health.is_available(node, self.clock.now_ns())
+    }
+
+    async fn close(self) -> Served {
+        let stats = |(node, peer): (usize, &Peer)| {
+            let node = NodeId::from_index(node);
+            peer.ledger.stats(node, self.health.is_lost(node))
+        };
+        Served { nodes: self.peers.iter().enumerate().map(stats).collect(), faults: self.faults }
     }
 }
 
@@ -210,10 +206,15 @@ async fn upload_all(
     Ok(uploaded)
 }
 
-fn failed(node: NodeId, error: LinkError) -> DispatchError {
+pub(super) fn failed(node: NodeId, error: LinkError) -> DispatchError {
     match error {
         LinkError::Lost(detail) => DispatchError::NodeLost { node, detail, log: Vec::new() },
         LinkError::Timeout { deadline_ms } => DispatchError::Timeout { node, deadline_ms },
+        LinkError::Busy => DispatchError::NodeLost {
+            node,
+            detail: "it takes no more requests".into(),
+            log: Vec::new(),
+        },
         LinkError::Refused(detail) => DispatchError::Refused { node, detail },
         LinkError::Bad(detail) => DispatchError::BadReply { node, detail },
     }
@@ -223,6 +224,7 @@ fn not_started(node: NodeId, error: LinkError) -> DispatchError {
     let detail = match error {
         LinkError::Lost(detail) | LinkError::Refused(detail) | LinkError::Bad(detail) => detail,
         LinkError::Timeout { deadline_ms } => format!("no answer within {deadline_ms} ms"),
+        LinkError::Busy => "it takes no requests".to_owned(),
     };
     DispatchError::Start { node, detail, log: Vec::new() }
 }

@@ -60,6 +60,9 @@ pub struct Summary {
     pub placement: Option<PlacementFigures>,
     /// One entry a node.
     pub nodes: Vec<NodeFigures>,
+    /// Faults of nodes that the run survived; absent where all experts are in this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faults: Option<FaultFigures>,
     /// Goals that the scenario states.
     #[serde(default)]
     pub goals: Vec<Goal>,
@@ -367,6 +370,26 @@ pub struct NodeFigures {
     pub alive: bool,
 }
 
+/// Faults of nodes that the run survived, and what that cost. Outputs are the same bits whatever
+/// happens here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FaultFigures {
+    /// Nodes that were lost for good.
+    pub lost_nodes: u64,
+    /// Times that a node was set aside for a while because it was slow.
+    pub set_aside: u64,
+    /// Token–expert pairs that a replica was asked for because the first node failed.
+    pub rerouted_pairs: u64,
+    /// The longest round in which pairs were rerouted, from its orders to its last reply, ns.
+    pub recovery_ns_max: Option<u64>,
+    /// Orders that were asked of replicas too because the first node was slow.
+    pub hedges: u64,
+    /// Of these, those that were answered before the first node.
+    pub hedges_won: u64,
+    /// Their pairs over all pairs ordered: within `nodes.hedge_budget`.
+    pub hedged_share: Option<f64>,
+}
+
 /// A goal that the scenario states.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Goal {
@@ -421,6 +444,7 @@ impl Summary {
             quality: None,
             placement: None,
             nodes: Vec::new(),
+            faults: None,
             goals: Vec::new(),
             null_reasons: BTreeMap::new(),
         }

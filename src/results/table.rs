@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
-use super::summary::{Quality, Status, Summary};
+use super::summary::{FaultFigures, Quality, Status, Summary};
 
 /// At most 25 lines of plain text: what was measured, the figure, and what to hold it against.
 #[must_use]
@@ -141,7 +141,25 @@ pub fn summary_table(summary: &Summary) -> String {
     }
     let alive = summary.nodes.iter().filter(|node| node.alive).count();
     row("nodes alive", alive.to_string(), format!("of {}", summary.nodes.len()));
+    if let Some(faults) = summary.faults.as_ref().filter(|faults| **faults != calm(faults)) {
+        row(
+            "rerouted pairs",
+            faults.rerouted_pairs.to_string(),
+            format!(
+                "{} hedges, {} of them won, {} of all pairs; slow nodes set aside {} times",
+                faults.hedges,
+                faults.hedges_won,
+                percent(faults.hedged_share),
+                faults.set_aside
+            ),
+        );
+    }
     aligned(summary, &rows)
+}
+
+/// The figures of a run of as many pairs without faults.
+fn calm(faults: &FaultFigures) -> FaultFigures {
+    FaultFigures { hedged_share: faults.hedged_share, ..FaultFigures::default() }
 }
 
 fn loss_controls(quality: &Quality) -> String {

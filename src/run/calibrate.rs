@@ -1,6 +1,6 @@
 //! Calibration: what plain top-k sends to each expert on the calibration requests.
 
-use super::controls::{ExpertTable, in_turn, play_batches};
+use super::controls::{Played, in_turn, play_batches};
 use super::materials::Materials;
 use super::rounds::{Round, RoundError};
 use super::rules;
@@ -38,14 +38,14 @@ impl LayerSample {
     }
 }
 
-/// Plays the calibration requests with plain top-k on these f32 experts, those that are kept.
+/// Plays the calibration requests with plain top-k on the f32 experts that are kept.
 ///
 /// # Errors
 /// The first round that fails.
 pub(super) async fn calibrate(
     materials: &Materials,
     scenario: &Scenario,
-    (full, kept): (&ExpertTable, Option<&KeptExperts>),
+    kept: Option<&KeptExperts>,
     clock: &Clock,
 ) -> Result<Vec<LayerSample>, RoundError> {
     let SourceShape { layers, experts, width, .. } = materials.source(kept).shape();
@@ -61,7 +61,8 @@ pub(super) async fn calibrate(
     let Some((mut source, requests)) = materials.calibration_source(kept) else {
         return Ok(samples);
     };
-    let arena = rules::top_k_arena(source.as_ref(), scenario, full);
+    let full = Played::Read(materials.source(kept));
+    let arena = rules::top_k_arena(source.as_ref(), scenario, full.bits());
     let collect = |round: &Round<'_>, arena: &mut Arena| {
         let sample = &mut samples[round.layer.index()];
         let (choices, gates) = (arena.choices(), arena.gates());

@@ -2,15 +2,14 @@
 
 use super::fit::{self, FittedExperts};
 use super::plan::Plan;
-use super::prune;
+use super::read_when_used::ReadWhenUsed;
 use super::rounds::{Round, RoundError, play_batch};
 use super::rules;
 use super::serve::ServeError;
 use crate::dispatch::{Dispatch, InProcess, ShardAssignment};
 use crate::measure::Clock;
-use crate::model::checkpoint::CheckpointError;
 use crate::results::Summary;
-use crate::source::{KeptExperts, ScoreSource};
+use crate::source::{KeptExperts, ScoreSource, SourceShape};
 use agents::expert::{BitWidth, Expert};
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use agents::round::Arena;
@@ -19,6 +18,28 @@ use std::sync::Arc;
 /// All experts by layer and id.
 pub(super) type ExpertTable = [Vec<Arc<Expert>>];
 
+/// The experts of a control.
+pub(super) enum Played<'a> {
+    /// Held in memory.
+    Held(&'a ExpertTable),
+    /// A source's own in f32, read whenever a batch needs them: they would be most of what a run
+    /// holds, and reading takes less time than computing.
+    Read(Box<dyn ScoreSource + 'a>),
+}
+
+impl Played<'_> {
+    /// By layer and id.
+    pub(super) fn bits(&self) -> Vec<Vec<BitWidth>> {
+        match self {
+            Self::Held(experts) => rules::bits_of(experts),
+            Self::Read(source) => {
+                let SourceShape { layers, experts, .. } = source.shape();
+                vec![vec![BitWidth::Full; experts]; layers]
+            }
+        }
+    }
+}
+
 /// Plays batches on experts in this process, one after the other, and gives the summed loss of each
 /// request in nats; empty where no text is scored. `watch` sees every round.
 ///
@@ -26,15 +47,33 @@ pub(super) type ExpertTable = [Vec<Arc<Expert>>];
 /// The first round that fails.
 pub(super) async fn play_batches(
     source: &mut dyn ScoreSource,
+    arena: Arena,
+    experts: Played<'_>,
+    batches: impl Iterator<Item = Vec<RequestId>>,
+    clock: &Clock,
+    watch: impl FnMut(&Round<'_>, &mut Arena),
+) -> Result<Vec<f64>, RoundError> {
+    match experts {
+        Played::Held(experts) => {
+            let mut dispatch = InProcess::new();
+            let shards = shards_on(experts, |_, _| vec![NodeId(0)]);
+            dispatch.load(shards).await.expect("experts in this process load");
+            play_on(dispatch, source, arena, batches, clock, watch).await
+        }
+        Played::Read(experts) => {
+            play_on(ReadWhenUsed { experts }, source, arena, batches, clock, watch).await
+        }
+    }
+}
+
+async fn play_on(
+    mut dispatch: impl Dispatch,
+    source: &mut dyn ScoreSource,
     mut arena: Arena,
-    experts: &ExpertTable,
     batches: impl Iterator<Item = Vec<RequestId>>,
     clock: &Clock,
     mut watch: impl FnMut(&Round<'_>, &mut Arena),
 ) -> Result<Vec<f64>, RoundError> {
-    let mut dispatch = InProcess::new();
-    let shards = shards_on(experts, |_, _| vec![NodeId(0)]);
-    dispatch.load(shards).await.expect("experts in this process load");
     let mut losses = Vec::new();
     for (step, requests) in batches.enumerate() {
         let batch = (StepId::from_index(step), requests.as_slice());
@@ -87,44 +126,34 @@ impl Plan<'_> {
         let Some(quality) = &mut summary.quality else { return Ok(()) };
         let FittedExperts { served, pruned, fit, .. } = &self.experts;
         let kept = self.experts.kept();
-        quality.loss_top_k = self.top_k_loss((served, kept), clock).await?;
+        quality.loss_top_k = self.top_k_loss((Played::Held(served), kept), clock).await?;
         if let Some(bits) = fit.as_ref().and_then(|fit| fit.uniform_bits) {
-            let uniform = self.all_of(kept, bits)?;
-            quality.loss_top_k_uniform_bits = self.top_k_loss((&uniform, kept), clock).await?;
+            let group = self.scenario.precision.group as usize;
+            let source = self.materials.source(kept);
+            let uniform = fit::quantized(source.as_ref(), group, &|_, _| bits)?;
+            let uniform = (Played::Held(&uniform), kept);
+            quality.loss_top_k_uniform_bits = self.top_k_loss(uniform, clock).await?;
         }
-        // Read again for the controls alone: the most that a run holds is these f32 experts once.
-        let full = self.all_of(None, BitWidth::Full)?;
-        quality.loss_f32 = self.top_k_loss((&full, None), clock).await?;
-        if let Some(kept) = pruned.as_ref().and_then(|pruned| pruned.kept_by_frequency.as_ref()) {
-            let experts = prune::kept_of(full.clone(), Some(kept));
-            let loss = self.top_k_loss((&experts, Some(kept)), clock).await?;
-            quality.loss_f32_pruned_by_frequency = loss;
-        }
-        let full = prune::kept_of(full, kept);
-        if pruned.is_some() {
-            quality.loss_f32_pruned = self.top_k_loss((&full, kept), clock).await?;
+        let full = |kept| Played::Read(self.materials.source(kept));
+        quality.loss_f32 = self.top_k_loss((full(None), None), clock).await?;
+        if let Some(pruned) = pruned {
+            quality.loss_f32_pruned = self.top_k_loss((full(kept), kept), clock).await?;
+            if let Some(kept) = &pruned.kept_by_frequency {
+                let loss = self.top_k_loss((full(Some(kept)), Some(kept)), clock).await?;
+                quality.loss_f32_pruned_by_frequency = loss;
+            }
         }
         if self.scenario.game.router != "top_k" {
-            quality.loss_f32_routed = Some(self.routed_loss(&full, clock).await?);
+            quality.loss_f32_routed = Some(self.routed_loss(full(kept), clock).await?);
         }
         Ok(())
-    }
-
-    /// The experts that are kept, all at these bits.
-    fn all_of(
-        &self,
-        kept: Option<&KeptExperts>,
-        bits: BitWidth,
-    ) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
-        let group = self.scenario.precision.group as usize;
-        fit::quantized(self.materials.source(kept).as_ref(), group, &|_, _| bits)
     }
 
     /// Mean loss under plain top-k. A token's experts do not depend on its batch then, so each
     /// window of the text is played once and counted as often as it was served.
     async fn top_k_loss(
         &self,
-        (experts, kept): (&ExpertTable, Option<&KeptExperts>),
+        (experts, kept): (Played<'_>, Option<&KeptExperts>),
         clock: &Clock,
     ) -> Result<Option<f64>, RoundError> {
         let requests = self.intended_ns.len();
@@ -132,7 +161,7 @@ impl Plan<'_> {
             return Ok(None);
         };
         let mut source = self.materials.source(kept);
-        let arena = rules::top_k_arena(source.as_ref(), self.scenario, experts);
+        let arena = rules::top_k_arena(source.as_ref(), self.scenario, experts.bits());
         let batches = in_turn(windows, self.scenario.load.batch_requests_max as usize);
         let losses =
             play_batches(source.as_mut(), arena, experts, batches, clock, |_, _| {}).await?;
@@ -142,10 +171,10 @@ impl Plan<'_> {
     }
 
     /// Mean loss under the run's router, on the run's own batches.
-    async fn routed_loss(&self, experts: &ExpertTable, clock: &Clock) -> Result<f64, RoundError> {
+    async fn routed_loss(&self, experts: Played<'_>, clock: &Clock) -> Result<f64, RoundError> {
         let mut source = self.source();
         let rules = (self.scenario, self.registries);
-        let arena = rules::arena(source.as_ref(), rules, experts, 1, |_, _| vec![NodeId(0)]);
+        let arena = rules::arena(source.as_ref(), rules, experts.bits(), 1, |_, _| vec![NodeId(0)]);
         let batches = self.batches.iter().map(|batch| batch.request_ids().collect());
         let losses =
             play_batches(source.as_mut(), arena, experts, batches, clock, |_, _| {}).await?;

@@ -3,6 +3,7 @@
 use super::calibrate::{LayerSample, calibrate};
 use super::materials::Materials;
 use super::prune::{self, Pruned};
+use super::read_when_used::expert_at;
 use super::rounds::RoundError;
 use crate::measure::Clock;
 use crate::model::checkpoint::CheckpointError;
@@ -84,22 +85,19 @@ pub(super) async fn fit(
     clock: &Clock,
 ) -> Result<FittedExperts, FitError> {
     let group = scenario.precision.group as usize;
-    let whole = materials.source(None);
-    let experts = whole.shape().experts;
-    let full = quantized(whole.as_ref(), group, &|_, _| BitWidth::Full)?;
-    let pruned = prune::prune(materials, scenario, &full, clock).await?;
+    let experts = materials.source(None).shape().experts;
+    let pruned = prune::prune(materials, scenario, clock).await?;
     let kept = pruned.as_ref().map(|pruned| &pruned.kept);
-    // What is not played is let go: the f32 experts are the most that a run holds.
-    let full = prune::kept_of(full, kept);
+    let source = materials.source(kept);
     let Budget::Limited(budget) = scenario.precision.budget else {
-        return Ok(FittedExperts { served: full, experts, pruned, fit: None });
+        let served = quantized(source.as_ref(), group, &|_, _| BitWidth::Full)?;
+        drop(source);
+        return Ok(FittedExperts { served, experts, pruned, fit: None });
     };
 
     // Once more where some were pruned: their tokens went to others.
-    let samples = calibrate(materials, scenario, (&full, kept), clock).await?;
-    let weights_each = full[0][0].shape().weights() as u64;
-    drop(full);
-    let source = materials.source(kept);
+    let samples = calibrate(materials, scenario, kept, clock).await?;
+    let weights_each = source.expert(LayerId(0), ExpertId(0))?.shape.weights() as u64;
     let shape = source.shape();
     let total_weights = weights_each * (shape.layers * experts) as u64;
     let precision = &scenario.precision;
@@ -146,9 +144,8 @@ pub(super) fn quantized(
 ) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
     let SourceShape { layers, experts, .. } = source.shape();
     let expert = |layer: usize, expert: usize| {
-        let w = source.expert(LayerId::from_index(layer), ExpertId::from_index(expert))?;
-        let bits = bits(layer, expert);
-        Ok(Arc::new(Expert::quantize(w.shape, &w.gate, &w.up, &w.down, bits, group)))
+        let place = (LayerId::from_index(layer), ExpertId::from_index(expert));
+        expert_at(source, place, bits(layer, expert), group).map(Arc::new)
     };
     let layer = |l: usize| (0..experts).into_par_iter().map(|e| expert(l, e)).collect();
     (0..layers).map(layer).collect()

@@ -8,6 +8,7 @@ mod materials;
 mod placement;
 mod plan;
 mod prune;
+mod read_when_used;
 mod record;
 mod rounds;
 mod rules;
@@ -23,6 +24,7 @@ pub use serve::ServeError;
 use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
 use crate::results::{Manifest, Memory, Quality, ResultsError, RunDir, RunStart, Status, Summary};
+use crate::scenario::file::Engine;
 use crate::scenario::{self, Scenario};
 use crate::source::trace::TraceError;
 use agents::game::Registries;
@@ -149,9 +151,12 @@ pub async fn run(
     summary.pruning = plan.pruning();
     summary.placement = Some(plan.placed.figures());
 
-    let (served, nodes) = plan.serve(&settings, clock, &mut interrupts, &mut recorder).await;
-    let mut failure = served.err();
-    summary.nodes = plan.node_figures(&nodes, recorder.span_ns(), failure.as_ref());
+    let (result, served) = plan.serve(&settings, clock, &mut interrupts, &mut recorder).await;
+    let mut failure = result.err();
+    summary.nodes = plan.node_figures(&served.nodes, recorder.span_ns(), failure.as_ref());
+    if scenario.nodes.engine != Engine::InProcess {
+        summary.faults = Some(plan::fault_figures(&served.faults));
+    }
     if let Some((loss, tokens)) = recorder.loss() {
         let loss_uniform = materials.vocabulary().map(|symbols| (symbols as f64).ln());
         summary.quality =

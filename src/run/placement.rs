@@ -1,7 +1,7 @@
 //! Places the experts: deals them, or plans for the loads that calibration requests bring.
 
 use super::PlanError;
-use super::controls::{in_turn, play_batches};
+use super::controls::{Played, in_turn, play_batches};
 use super::fit::{FitError, FittedExperts};
 use super::materials::Materials;
 use super::rounds::Round;
@@ -129,13 +129,14 @@ async fn expected_loads(
     };
     let mut loads: Vec<Vec<f64>> = served.iter().map(|experts| vec![0.0; experts.len()]).collect();
     let rules = (scenario, registries);
-    let arena = rules::arena(source.as_ref(), rules, served, 1, |_, _| vec![NodeId(0)]);
+    let experts = Played::Held(served);
+    let arena = rules::arena(source.as_ref(), rules, experts.bits(), 1, |_, _| vec![NodeId(0)]);
     let count = |round: &Round<'_>, _: &mut Arena| {
         let sums = loads[round.layer.index()].iter_mut();
         sums.zip(&round.decision.play.loads).for_each(|(sum, load)| *sum += f64::from(*load));
     };
     let batches = in_turn(requests, scenario.load.batch_requests_max as usize);
-    play_batches(source.as_mut(), arena, served, batches, clock, count).await?;
+    play_batches(source.as_mut(), arena, experts, batches, clock, count).await?;
     Ok((loads, LoadsFrom::Calibration))
 }
 

@@ -6,8 +6,10 @@ use super::placement::Placed;
 use super::rounds::RoundError;
 use super::rules;
 use super::serve::ServeError;
-use crate::dispatch::NodeStats;
-use crate::results::{ManifestNode, Memory, NodeFigures, PrecisionFigures, PruningFigures};
+use crate::dispatch::{Faults, NodeStats};
+use crate::results::{
+    FaultFigures, ManifestNode, Memory, NodeFigures, PrecisionFigures, PruningFigures,
+};
 use crate::scenario::Scenario;
 use crate::scenario::file::{Arrival, Engine, PruneBy};
 use crate::source::trace::{TraceError, read_arrivals};
@@ -63,8 +65,8 @@ impl<'a> Plan<'a> {
     }
 
     pub(super) fn arena(&self, source: &dyn ScoreSource) -> Arena {
-        let experts = &self.experts.served;
-        rules::arena(source, (self.scenario, self.registries), experts, self.node_count, |l, e| {
+        let bits = rules::bits_of(&self.experts.served);
+        rules::arena(source, (self.scenario, self.registries), bits, self.node_count, |l, e| {
             self.placed.hosts(l, e)
         })
     }
@@ -141,7 +143,8 @@ impl<'a> Plan<'a> {
         span_ns: u64,
         failure: Option<&ServeError>,
     ) -> Vec<NodeFigures> {
-        let lost = match failure {
+        // Not every node that ended a run was lost: it may have been too slow, or have refused.
+        let ended_by = match failure {
             Some(
                 ServeError::Dispatch(error)
                 | ServeError::Round(RoundError::Dispatch { source: error, .. }),
@@ -159,9 +162,22 @@ impl<'a> Plan<'a> {
             bytes: stats.shard_bytes as u64,
             tokens: stats.token_experts,
             busy_share: (span_ns > 0.0).then(|| stats.compute_ns as f64 / span_ns),
-            alive: lost != Some(stats.node),
+            alive: !stats.lost && ended_by != Some(stats.node),
         };
         stats.iter().map(figures).collect()
+    }
+}
+
+/// What a run says of the faults that it survived.
+pub(super) fn fault_figures(faults: &Faults) -> FaultFigures {
+    FaultFigures {
+        lost_nodes: faults.lost,
+        set_aside: faults.set_aside,
+        rerouted_pairs: faults.rerouted_pairs,
+        recovery_ns_max: (faults.rerouted_pairs > 0).then_some(faults.recovery_ns_max),
+        hedges: faults.hedges,
+        hedges_won: faults.hedges_won,
+        hedged_share: (faults.pairs > 0).then(|| faults.hedged_pairs as f64 / faults.pairs as f64),
     }
 }
 

@@ -1,14 +1,15 @@
 //! Pruning: which experts a layer can do without.
 
 use super::calibrate::{LayerSample, calibrate};
-use super::controls::ExpertTable;
+use super::fit::FitError;
 use super::materials::Materials;
-use super::rounds::RoundError;
+use super::read_when_used::full_expert;
 use crate::measure::Clock;
+use crate::model::checkpoint::CheckpointError;
 use crate::scenario::Scenario;
 use crate::scenario::file::PruneBy;
 use crate::source::KeptExperts;
-use agents::ids::ExpertId;
+use agents::ids::{ExpertId, LayerId};
 use agents::precision::{PruneCriterion, prune_lowest, prune_score};
 use rayon::prelude::*;
 
@@ -24,45 +25,39 @@ pub(super) struct Pruned {
 /// none where the scenario's share comes to no expert.
 ///
 /// # Errors
-/// When calibration fails.
+/// When an expert cannot be read or calibration fails.
 pub(super) async fn prune(
     materials: &Materials,
     scenario: &Scenario,
-    full: &ExpertTable,
     clock: &Clock,
-) -> Result<Option<Pruned>, RoundError> {
+) -> Result<Option<Pruned>, FitError> {
     let precision = &scenario.precision;
     let experts = materials.source(None).shape().experts;
     if precision.kept_experts(experts) == experts {
         return Ok(None);
     }
-    let samples = calibrate(materials, scenario, (full, None), clock).await?;
-    let kept_by = |criterion| -> KeptExperts {
-        let layers = full.iter().zip(&samples);
-        let kept = |(experts, sample): (&Vec<_>, &LayerSample)| {
-            let score = |(id, expert): (usize, &std::sync::Arc<_>)| {
-                prune_score(criterion, expert, &sample.x(id), &sample.gates[id], sample.tokens)
+    let samples = calibrate(materials, scenario, None, clock).await?;
+    let source = materials.source(None);
+    let kept_by = |criterion| -> Result<KeptExperts, CheckpointError> {
+        let kept = |(layer, sample): (usize, &LayerSample)| {
+            let layer = LayerId::from_index(layer);
+            let score = |id: usize| {
+                let expert = full_expert(source.as_ref(), (layer, ExpertId::from_index(id)))?;
+                let (x, gates) = (sample.x(id), &sample.gates[id]);
+                Ok(prune_score(criterion, &expert, &x, gates, sample.tokens))
             };
-            let scores: Vec<f64> = experts.par_iter().enumerate().map(score).collect();
+            let scores =
+                (0..experts).into_par_iter().map(score).collect::<Result<Vec<f64>, _>>()?;
             let kept = prune_lowest(&scores, precision.prune);
-            kept.into_iter().map(ExpertId::from_index).collect()
+            Ok(kept.into_iter().map(ExpertId::from_index).collect())
         };
-        layers.map(kept).collect()
+        samples.iter().enumerate().map(kept).collect()
     };
-    let by_frequency = kept_by(PruneCriterion::Frequency);
+    let by_frequency = kept_by(PruneCriterion::Frequency)?;
     Ok(Some(match precision.prune_by {
         PruneBy::Frequency => Pruned { kept: by_frequency, kept_by_frequency: None },
         PruneBy::Reap => {
-            Pruned { kept: kept_by(PruneCriterion::Reap), kept_by_frequency: Some(by_frequency) }
+            Pruned { kept: kept_by(PruneCriterion::Reap)?, kept_by_frequency: Some(by_frequency) }
         }
     }))
-}
-
-/// The entries of a table by layer and expert that are kept; all where nothing is pruned.
-pub(super) fn kept_of<T: Clone>(table: Vec<Vec<T>>, kept: Option<&KeptExperts>) -> Vec<Vec<T>> {
-    let Some(kept) = kept else { return table };
-    let layer = |(all, kept): (&Vec<T>, &Vec<ExpertId>)| {
-        kept.iter().map(|expert| all[expert.index()].clone()).collect()
-    };
-    table.iter().zip(kept).map(layer).collect()
 }

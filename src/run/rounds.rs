@@ -81,6 +81,7 @@ pub(super) async fn play_batch(
     source.begin(requests);
     for layer in (0..shape.layers).map(LayerId::from_index) {
         let input = source.perceive(layer);
+        arena.set_available(|node| dispatch.is_available(node));
         let perception = Perception { step, layer, requests: &seats, logits: &input.logits };
         let decision =
             arena.decide(&perception).map_err(|source| RoundError::Game { step, layer, source })?;

@@ -3,7 +3,7 @@
 use crate::scenario::Scenario;
 use crate::scenario::file;
 use crate::source::{ScoreSource, SourceShape};
-use agents::expert::Expert;
+use agents::expert::{BitWidth, Expert};
 use agents::flock::price::FlockSettings;
 use agents::game::{CostOfGame, CostSettings, Information, Registries, Router, TopK};
 use agents::ids::{ExpertId, LayerId, NodeId};
@@ -11,12 +11,18 @@ use agents::round::Arena;
 use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
 use std::sync::Arc;
 
+/// Bits by layer and expert.
+pub(super) fn bits_of(experts: &[Vec<Arc<Expert>>]) -> Vec<Vec<BitWidth>> {
+    let layer = |experts: &Vec<Arc<Expert>>| experts.iter().map(|expert| expert.bits()).collect();
+    experts.iter().map(layer).collect()
+}
+
 /// An arena with the scenario's own router.
 #[must_use]
 pub(super) fn arena(
     source: &dyn ScoreSource,
     (scenario, registries): (&Scenario, &Registries),
-    experts: &[Vec<Arc<Expert>>],
+    bits: Vec<Vec<BitWidth>>,
     nodes: usize,
     hosts: impl Fn(LayerId, ExpertId) -> Vec<NodeId>,
 ) -> Arena {
@@ -37,7 +43,7 @@ pub(super) fn arena(
         alignment: scenario.flock.alignment,
     });
     let play = Playing { router, cost, information, social_optimum: game.social_optimum, flock };
-    build(source, scenario, experts, play, nodes, hosts)
+    build(source, scenario, bits, play, nodes, hosts)
 }
 
 /// The control: the same tokens under plain top-k, everything on one node, without a flock. Top-k
@@ -46,7 +52,7 @@ pub(super) fn arena(
 pub(super) fn top_k_arena(
     source: &dyn ScoreSource,
     scenario: &Scenario,
-    experts: &[Vec<Arc<Expert>>],
+    bits: Vec<Vec<BitWidth>>,
 ) -> Arena {
     let free = CostSettings::Linear { price_per_fair_share: 0.0 };
     let play = Playing {
@@ -56,7 +62,7 @@ pub(super) fn top_k_arena(
         social_optimum: false,
         flock: None,
     };
-    build(source, scenario, experts, play, 1, |_, _| vec![NodeId(0)])
+    build(source, scenario, bits, play, 1, |_, _| vec![NodeId(0)])
 }
 
 /// How an arena plays, beside what its source and scenario say of sizes.
@@ -71,21 +77,21 @@ struct Playing {
 fn build(
     source: &dyn ScoreSource,
     scenario: &Scenario,
-    experts: &[Vec<Arc<Expert>>],
+    bits: Vec<Vec<BitWidth>>,
     play: Playing,
     nodes: usize,
     hosts: impl Fn(LayerId, ExpertId) -> Vec<NodeId>,
 ) -> Arena {
     let SourceShape { tokens_per_request, top_k, routing, .. } = source.shape();
-    let layers = experts
-        .iter()
+    let layers = bits
+        .into_iter()
         .enumerate()
-        .map(|(layer, experts)| {
+        .map(|(layer, bits)| {
             let layer = LayerId::from_index(layer);
             LayerSettings {
                 router: source.router_rows(layer),
-                bits: experts.iter().map(|expert| expert.bits()).collect(),
-                hosts: (0..experts.len()).map(|e| hosts(layer, ExpertId::from_index(e))).collect(),
+                hosts: (0..bits.len()).map(|e| hosts(layer, ExpertId::from_index(e))).collect(),
+                bits,
                 selection_bias: source.selection_bias(layer),
             }
         })

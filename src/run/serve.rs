@@ -7,7 +7,7 @@ use super::record::Recorder;
 use super::rounds::{Round, RoundError, play_batch};
 use super::{Progress, RunSettings};
 use crate::dispatch::{
-    Deadlines, Dispatch, DispatchError, InProcess, Local, LocalSettings, NodeStats, Remote,
+    Deadlines, Dispatch, DispatchError, InProcess, Local, LocalSettings, Remote, Served,
 };
 use crate::measure::Clock;
 use crate::model::checkpoint::CheckpointError;
@@ -47,7 +47,7 @@ impl Plan<'_> {
         clock: &Clock,
         interrupts: &mut Interrupts,
         recorder: &mut Recorder,
-    ) -> (Result<(), ServeError>, Vec<NodeStats>) {
+    ) -> (Result<(), ServeError>, Served) {
         let nodes = &self.scenario.nodes;
         let deadlines = Deadlines {
             compute: Duration::from_millis(u64::from(nodes.deadline_ms)),
@@ -60,21 +60,29 @@ impl Plan<'_> {
             }
             Engine::Local => {
                 let threads = nodes.threads as usize;
-                let local = LocalSettings { threads, deadlines, ..LocalSettings::default() };
+                let local = LocalSettings {
+                    threads,
+                    deadlines,
+                    hedge_budget: nodes.hedge_budget,
+                    ..LocalSettings::default()
+                };
                 match interrupts.or(Local::spawn(settings.program, nodes.count, local)).await {
                     Ok(Ok(local)) => {
                         self.serve_on(local, settings, clock, interrupts, recorder).await
                     }
-                    Ok(Err(error)) => (Err(error.into()), Vec::new()),
-                    Err(interrupted) => (Err(interrupted.into()), Vec::new()),
+                    Ok(Err(error)) => (Err(error.into()), Served::default()),
+                    Err(interrupted) => (Err(interrupted.into()), Served::default()),
                 }
             }
-            Engine::Peers => match interrupts.or(Remote::connect(&nodes.peers, deadlines)).await {
+            Engine::Peers => match interrupts
+                .or(Remote::connect(&nodes.peers, deadlines, nodes.hedge_budget))
+                .await
+            {
                 Ok(Ok(remote)) => {
                     self.serve_on(remote, settings, clock, interrupts, recorder).await
                 }
-                Ok(Err(error)) => (Err(error.into()), Vec::new()),
-                Err(interrupted) => (Err(interrupted.into()), Vec::new()),
+                Ok(Err(error)) => (Err(error.into()), Served::default()),
+                Err(interrupted) => (Err(interrupted.into()), Served::default()),
             },
         }
     }
@@ -86,7 +94,7 @@ impl Plan<'_> {
         clock: &Clock,
         interrupts: &mut Interrupts,
         recorder: &mut Recorder,
-    ) -> (Result<(), ServeError>, Vec<NodeStats>) {
+    ) -> (Result<(), ServeError>, Served) {
         // Outside of what an interrupt drops: it knows what was ordered when the run was stopped.
         let mut arena = self.arena(self.source().as_ref());
         let served = interrupts.or(async {

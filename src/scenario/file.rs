@@ -298,6 +298,10 @@ pub struct Nodes {
     /// Time a node has to answer one call, in ms, 1 to 3600000. Default 10000.
     #[schemars(range(min = 1, max = 3_600_000))]
     pub deadline_ms: u32,
+    /// Token–expert pairs that may be asked of a second node because the first is slow, for each pair
+    /// ordered, 0 to 1; needs replicas. Default 0.05.
+    #[schemars(range(min = 0, max = 1))]
+    pub hedge_budget: f64,
 }
 
 impl Default for Nodes {
@@ -311,6 +315,7 @@ impl Default for Nodes {
             peers: Vec::new(),
             threads: 1,
             deadline_ms: 10_000,
+            hedge_budget: 0.05,
         }
     }
 }

@@ -47,7 +47,7 @@ pub struct LayerInput {
 ///
 /// For each batch the calls are `begin`, then for each layer in order `perceive` and `absorb`, then
 /// `finish`. A token's values depend on its own request alone, never on the batch it shares.
-pub trait ScoreSource: Sync {
+pub trait ScoreSource: Send + Sync {
     /// Its sizes.
     fn shape(&self) -> SourceShape;
 

@@ -5,6 +5,7 @@ mod binary;
 mod checkpoints;
 mod cli_bad_input;
 mod cli_ended_early;
+mod cli_faults;
 mod cli_placement;
 mod cli_precision;
 mod cli_quantize;

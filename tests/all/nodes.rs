@@ -148,7 +148,7 @@ async fn replies_have_the_same_bits_in_process_on_one_worker_and_on_three() {
             requests += orders.nodes.len() as u64;
             pairs += 2 * tokens as u64;
         }
-        let (near, far) = (in_process.close().await, local.close().await);
+        let (near, far) = (in_process.close().await.nodes, local.close().await.nodes);
         assert_eq!(far.len(), nodes);
         for (near, far) in near.iter().zip(&far) {
             assert_eq!(
@@ -253,7 +253,7 @@ async fn a_killed_worker_is_reported_with_its_log_and_the_others_go_on_until_the
     let after = local.send(&rest, &hidden, WIDTH).await.expect("nodes 0 and 2 live");
     assert_eq!(after.nodes[0].outputs, before.nodes[0].outputs);
     assert_eq!(after.nodes[1].outputs, before.nodes[2].outputs);
-    let stats = local.close().await;
+    let stats = local.close().await.nodes;
     assert_eq!(stats.len(), 3, "the lost node is accounted for");
     assert!(!pids.iter().any(|pid| is_running(*pid)), "close waits for the workers");
 }
@@ -299,7 +299,7 @@ async fn a_program_that_is_no_worker_or_no_peer_is_a_start_error() {
     let deadlines = Deadlines { start: Duration::from_secs(3), ..Deadlines::default() };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
     let address = closed.expect("a free port").to_string();
-    let error = Remote::connect(std::slice::from_ref(&address), deadlines)
+    let error = Remote::connect(std::slice::from_ref(&address), deadlines, 0.0)
         .await
         .expect_err("nobody listens");
     let sentence = error.to_string();

@@ -243,9 +243,10 @@ async fn a_message_over_the_limit_is_refused_on_both_sides() {
     let reply = replies.message().await.expect("no error").expect("a reply");
     assert_eq!(reply.fault(), ComputeFault::OverLimit, "9000 rows of output: {}", reply.detail);
 
-    let mut remote = Remote::connect(std::slice::from_ref(&worker.address), Deadlines::default())
-        .await
-        .expect("it serves");
+    let mut remote =
+        Remote::connect(std::slice::from_ref(&worker.address), Deadlines::default(), 0.0)
+            .await
+            .expect("it serves");
     let order = |tokens: u32| Orders {
         step: StepId(0),
         layer: LAYER,

@@ -13,7 +13,7 @@ mod precision;
 mod respond;
 
 use crate::game::{Choices, GameError, Scores};
-use crate::ids::{LayerId, RequestId, StepId};
+use crate::ids::{LayerId, NodeId, RequestId, StepId};
 use crate::orders::{Orders, Replies};
 use crate::report::{FlockReport, NodeLoadReport, PlayReport};
 use crate::routing::gates;
@@ -152,6 +152,20 @@ impl Arena {
     /// The world, for own components and queries.
     pub fn world_mut(&mut self) -> &mut World {
         &mut self.world
+    }
+
+    /// Says which nodes should get work from the next round on; all should at first. Experts of the
+    /// others are computed by their replicas, and by the others still where there is none: what is
+    /// combined is the same.
+    pub fn set_available(&mut self, mut available: impl FnMut(NodeId) -> bool) {
+        let nodes = self.world.resource::<crate::world::Roster>().nodes.clone();
+        for entity in nodes {
+            let mut node = self
+                .world
+                .get_mut::<crate::components::Node>(entity)
+                .expect("the roster is complete");
+            node.available = available(node.node);
+        }
     }
 
     /// Plays one round.

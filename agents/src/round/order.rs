@@ -1,6 +1,6 @@
 //! Order: choices become one message a node.
 
-use crate::components::{Hosts, NodeWork};
+use crate::components::{Hosts, Node, NodeWork};
 use crate::game::Choices;
 use crate::ids::{ExpertId, NodeId, TokenId};
 use crate::orders::{ExpertGroup, NodeOrder, Orders};
@@ -10,14 +10,15 @@ use crate::world::{Batch, NodeLoads, Outbox, Response, Roster};
 use bevy_ecs::prelude::{Commands, Query, Res};
 
 /// Groups the tokens by expert and splits a replicated expert's tokens over its hosts so that the
-/// largest node load is least: each host gets the next of the tokens, in ascending order.
+/// largest node load is least: each host gets the next of the tokens, in ascending order. Hosts that
+/// are not available count only where an expert has no other.
 pub(super) fn write_orders(
     mut commands: Commands<'_, '_>,
     batch: Res<'_, Batch>,
     response: Res<'_, Response>,
     roster: Res<'_, Roster>,
     experts: Query<'_, '_, &Hosts>,
-    mut nodes: Query<'_, '_, &mut NodeWork>,
+    mut nodes: Query<'_, '_, (&Node, &mut NodeWork)>,
 ) {
     let tokens_of = tokens_by_expert(&response.0.choices, batch.experts);
     let loads: Vec<u32> = tokens_of
@@ -26,7 +27,14 @@ pub(super) fn write_orders(
         .collect();
     let hosts: Vec<Vec<NodeId>> = roster.experts[batch.layer.index()]
         .iter()
-        .map(|entity| experts.get(*entity).expect("the roster is complete").0.clone())
+        .map(|entity| &experts.get(*entity).expect("the roster is complete").0)
+        .map(|hosts| {
+            let available = |host: &NodeId| {
+                nodes.get(roster.nodes[host.index()]).expect("the roster is complete").0.available
+            };
+            let serving: Vec<NodeId> = hosts.iter().copied().filter(available).collect();
+            if serving.is_empty() { hosts.clone() } else { serving }
+        })
         .collect();
     let placement = Placement::new(roster.nodes.len(), &hosts)
         .expect("every expert has hosts, distinct nodes of the roster");
@@ -38,7 +46,7 @@ pub(super) fn write_orders(
     for (node, groups) in groups_of.into_iter().enumerate().filter(|(_, groups)| !groups.is_empty())
     {
         let order = NodeOrder { node: NodeId::from_index(node), groups };
-        let mut work = nodes.get_mut(roster.nodes[node]).expect("the roster is complete");
+        let (_, mut work) = nodes.get_mut(roster.nodes[node]).expect("the roster is complete");
         node_loads[node] = order.pairs() as u64;
         work.pairs += node_loads[node];
         orders.nodes.push(order);

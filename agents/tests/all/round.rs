@@ -132,6 +132,27 @@ fn placement_and_replication_do_not_change_a_bit_of_the_output() {
 }
 
 #[test]
+fn a_node_that_is_not_available_gets_only_what_no_other_holds_and_no_bit_changes() {
+    for replicas in [1, 2] {
+        let (mut all, mut some) =
+            (arena("equilibrium", 3, replicas), arena("equilibrium", 3, replicas));
+        for step in 0..4 {
+            // Node 1 is away in the second and third round.
+            let away = (1..3).contains(&step);
+            some.set_available(|node| !(away && node == NodeId(1)));
+            let (orders, combined) = play(&mut some, step);
+            assert_eq!(combined, play(&mut all, step).1);
+            let work = orders.nodes.iter().find(|order| order.node == NodeId(1));
+            match (away, replicas) {
+                (true, 2) => assert_eq!(work, None),
+                // Experts 1 and 4 are on node 1 alone.
+                _ => assert!(work.is_some_and(|order| order.groups.len() >= 2), "{work:?}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn each_layer_plays_and_is_certified_under_its_own_memory_of_earlier_batches() {
     let requests = [RequestId(0); TOKENS];
     let router = || RouterRegistry::standard().get("equilibrium").expect("a standard router");

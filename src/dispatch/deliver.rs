@@ -1,0 +1,359 @@
+//! Carries one round's orders to the nodes and back, past those that fail or are slow.
+
+use super::health::Health;
+use super::link::{LinkError, millis};
+use super::remote::{Peer, failed};
+use super::round_trip::{AttemptId, Holders, RoundTrip};
+use super::{DispatchError, Faults};
+use crate::measure::Clock;
+use crate::wire::{self, ReplyError, Ticket};
+use agents::ids::NodeId;
+use agents::orders::{Orders, Replies};
+use proto::ComputeReply;
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// What a delivery needs beside its orders.
+pub(super) struct Delivery<'a> {
+    pub(super) peers: &'a mut [Peer],
+    pub(super) health: &'a mut Health,
+    pub(super) faults: &'a mut Faults,
+    /// Messages sent so far, on all streams.
+    pub(super) sequence: &'a mut u64,
+    pub(super) clock: Clock,
+    /// For each message.
+    pub(super) deadline: Duration,
+    /// f32 `[T, width]`.
+    pub(super) hidden: &'a [f32],
+    pub(super) width: usize,
+}
+
+/// A delivery under way.
+struct Course<'a, 'o> {
+    with: Delivery<'a>,
+    trip: RoundTrip<'o>,
+    orders: &'o Orders,
+    /// Messages without a reply: the attempt, and when it is late.
+    awaited: BTreeMap<u64, (AttemptId, u64)>,
+    /// When each order's own node answered, from the start, ascending.
+    answered_ns: Vec<u64>,
+    started_ns: u64,
+    /// Orders that hedging was considered for, by place.
+    considered: Vec<bool>,
+    hedged: Vec<AttemptId>,
+}
+
+impl Delivery<'_> {
+    /// Sends all orders, which are in ascending order of node, and waits until every token is
+    /// answered.
+    ///
+    /// # Errors
+    /// A node that refuses, or that fails while nobody else can compute its order.
+    pub(super) async fn run(
+        self,
+        orders: &Orders,
+        holders: &Holders,
+    ) -> Result<Replies, DispatchError> {
+        let width = self.width;
+        let started_ns = self.clock.now_ns();
+        let mut course = Course {
+            with: self,
+            trip: RoundTrip::new(orders, holders),
+            orders,
+            awaited: BTreeMap::new(),
+            answered_ns: Vec::with_capacity(orders.nodes.len()),
+            started_ns,
+            considered: vec![false; orders.nodes.len()],
+            hedged: Vec::new(),
+        };
+        course.run().await?;
+        course.learn();
+        Ok(course.trip.into_replies(width))
+    }
+}
+
+impl Course<'_, '_> {
+    async fn run(&mut self) -> Result<(), DispatchError> {
+        let pairs = self.orders.nodes.iter().map(|order| order.pairs()).sum();
+        self.with.health.sent(pairs);
+        self.with.faults.pairs += pairs as u64;
+        // All are sent before the first reply is awaited, so the nodes compute at the same time.
+        self.send_all(self.trip.attempts().collect())?;
+        while !self.trip.is_done() {
+            let now_ns = self.with.clock.now_ns();
+            let wake_ns = self.hedge_at_ns().into_iter().chain(self.late_at_ns()).min();
+            let wake_ns = wake_ns.expect("what is not answered is awaited").saturating_sub(now_ns);
+            match timeout(Duration::from_nanos(wake_ns), next_event(self.with.peers)).await {
+                Ok((node, Ok(reply))) => self.take(node, &reply)?,
+                Ok((node, Err(error))) => self.lose(failed(node, error))?,
+                Err(_) => {
+                    self.give_up_late()?;
+                    self.hedge()?;
+                }
+            }
+        }
+        if !self.awaited.is_empty() {
+            tracing::debug!("{} answers will come too late", self.awaited.len());
+        }
+        Ok(())
+    }
+
+    /// Sends attempts and those that replace what cannot be sent.
+    fn send_all(&mut self, attempts: Vec<AttemptId>) -> Result<(), DispatchError> {
+        let mut waiting = attempts;
+        waiting.reverse();
+        while let Some(id) = waiting.pop() {
+            let node = self.trip.attempt(id).node;
+            match self.post(id) {
+                Ok(()) => {}
+                Err(LinkError::Refused(detail)) => {
+                    return Err(DispatchError::Refused { node, detail });
+                }
+                Err(error) => {
+                    self.set_aside(node);
+                    waiting.extend(self.instead(id, failed(node, error))?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn post(&mut self, id: AttemptId) -> Result<(), LinkError> {
+        let attempt = self.trip.attempt(id);
+        let count = self.with.peers.len();
+        let peer = self.with.peers.get(attempt.node.index());
+        let peer =
+            peer.ok_or_else(|| LinkError::Refused(format!("there are only {count} nodes")))?;
+        if let Some(detail) = &peer.lost {
+            return Err(LinkError::Lost(detail.clone()));
+        }
+        *self.with.sequence += 1;
+        let ticket = self.ticket(*self.with.sequence);
+        let request = wire::encode_order(
+            ticket,
+            &attempt.order,
+            self.with.hidden,
+            self.with.width,
+            self.with.deadline,
+            peer.link.message_bytes_max,
+        )
+        .map_err(|error| LinkError::Refused(error.detail))?;
+        peer.link.post(request)?;
+        let late_ns = self.with.clock.now_ns().saturating_add(nanos(self.with.deadline));
+        self.awaited.insert(ticket.sequence, (id, late_ns));
+        Ok(())
+    }
+
+    fn ticket(&self, sequence: u64) -> Ticket {
+        Ticket { step: self.orders.step, layer: self.orders.layer, sequence }
+    }
+
+    fn take(&mut self, node: NodeId, reply: &ComputeReply) -> Result<(), DispatchError> {
+        let bad = |detail| DispatchError::BadReply { node, detail };
+        let sequence = reply.sequence;
+        let Some((id, _)) = self.awaited.get(&sequence).copied() else {
+            if sequence <= *self.with.sequence {
+                // It was given up, or beaten by a hedge in an earlier round.
+                return Ok(());
+            }
+            let sent = *self.with.sequence;
+            return self
+                .lose(bad(format!("it answers request {sequence}, but the last sent was {sent}")));
+        };
+        let attempt = self.trip.attempt(id);
+        if attempt.node != node {
+            return self.lose(bad(format!("it answers request {sequence} of another node")));
+        }
+        let (pairs, is_first) = (attempt.order.pairs(), attempt.is_first);
+        let ticket = self.ticket(sequence);
+        match wire::decode_reply(reply, ticket, node, pairs, self.with.width) {
+            Ok(reply) => {
+                self.awaited.remove(&sequence);
+                self.with.peers[node.index()].ledger.answered(pairs, &reply);
+                self.trip.answered(id, reply);
+                if is_first {
+                    self.answered_ns.push(self.with.clock.now_ns() - self.started_ns);
+                }
+                Ok(())
+            }
+            Err(ReplyError::Expired) => {
+                self.awaited.remove(&sequence);
+                let instead = self.instead(id, self.late(node))?;
+                self.send_all(instead)
+            }
+            Err(ReplyError::Refused(detail)) => Err(DispatchError::Refused { node, detail }),
+            Err(ReplyError::Bad(detail)) => self.lose(bad(detail)),
+        }
+    }
+
+    /// A node that is not asked again: all that it was to answer is asked of others.
+    fn lose(&mut self, error: DispatchError) -> Result<(), DispatchError> {
+        let node = error.node();
+        let peer = &mut self.with.peers[node.index()];
+        let is_news = peer.lost.is_none();
+        self.with.faults.lost += u64::from(is_news);
+        peer.lost.get_or_insert_with(|| match &error {
+            DispatchError::NodeLost { detail, .. } => detail.clone(),
+            other => other.to_string(),
+        });
+        self.with.health.lose(node);
+        let lost: Vec<(u64, AttemptId)> = self
+            .awaited
+            .iter()
+            .filter(|(_, (id, _))| self.trip.attempt(*id).node == node)
+            .map(|(sequence, (id, _))| (*sequence, *id))
+            .collect();
+        for (sequence, id) in lost {
+            self.awaited.remove(&sequence);
+            let instead = self.instead(id, error.clone())?;
+            self.send_all(instead)?;
+        }
+        if is_news {
+            tracing::warn!("{error}; other nodes compute its experts where they hold them");
+        }
+        Ok(())
+    }
+
+    /// What replaces an attempt that failed; the error where nobody else can.
+    fn instead(
+        &mut self,
+        id: AttemptId,
+        error: DispatchError,
+    ) -> Result<Vec<AttemptId>, DispatchError> {
+        let now_ns = self.with.clock.now_ns();
+        let health = &self.with.health;
+        let instead = self.trip.failed(id, |node| health.is_available(node, now_ns));
+        let instead = instead.ok_or(error)?;
+        let pairs = |id: &AttemptId| self.trip.attempt(*id).order.pairs() as u64;
+        self.with.faults.rerouted_pairs += instead.iter().map(pairs).sum::<u64>();
+        Ok(instead)
+    }
+
+    fn late(&self, node: NodeId) -> DispatchError {
+        DispatchError::Timeout { node, deadline_ms: millis(self.with.deadline) }
+    }
+
+    fn late_at_ns(&self) -> Option<u64> {
+        self.awaited.values().map(|(_, late_ns)| *late_ns).min()
+    }
+
+    /// Asks others for what missed its deadline.
+    fn give_up_late(&mut self) -> Result<(), DispatchError> {
+        let now_ns = self.with.clock.now_ns();
+        let late: Vec<(u64, AttemptId)> = self
+            .awaited
+            .iter()
+            .filter(|(_, (_, late_ns))| *late_ns <= now_ns)
+            .map(|(sequence, (id, _))| (*sequence, *id))
+            .collect();
+        for (sequence, id) in late {
+            self.awaited.remove(&sequence);
+            let node = self.trip.attempt(id).node;
+            self.set_aside(node);
+            let instead = self.instead(id, self.late(node))?;
+            self.send_all(instead)?;
+        }
+        Ok(())
+    }
+
+    /// When orders without an answer are due to be hedged; none where there is none to consider.
+    fn hedge_at_ns(&self) -> Option<u64> {
+        if !self.slow().any(|_| true) {
+            return None;
+        }
+        let after_ns = self.with.health.hedge_after_ns(self.orders.nodes.len(), &self.answered_ns);
+        Some(self.started_ns.saturating_add(after_ns?))
+    }
+
+    /// First attempts without an answer that were not considered yet.
+    fn slow(&self) -> impl Iterator<Item = AttemptId> {
+        let first = self.trip.attempts().zip(&self.considered);
+        first
+            .filter(|(id, considered)| !**considered && self.trip.attempt(*id).is_open)
+            .map(|p| p.0)
+    }
+
+    fn hedge(&mut self) -> Result<(), DispatchError> {
+        let now_ns = self.with.clock.now_ns();
+        if self.hedge_at_ns().is_none_or(|at_ns| at_ns > now_ns) {
+            return Ok(());
+        }
+        for id in self.slow().collect::<Vec<_>>() {
+            let place = self.trip.attempts().position(|other| other == id);
+            self.considered[place.expect("it is one of them")] = true;
+            let attempt = self.trip.attempt(id);
+            let (node, pairs) = (attempt.node, attempt.order.pairs());
+            if !self.trip.is_needed(id) || !self.with.health.pay(pairs) {
+                continue;
+            }
+            let health = &self.with.health;
+            let free = |other| other != node && health.is_available(other, now_ns);
+            match self.trip.hedge(id, free) {
+                Some(hedges) => {
+                    self.with.faults.hedges += 1;
+                    self.with.faults.hedged_pairs += pairs as u64;
+                    self.hedged.push(id);
+                    self.send_all(hedges)?;
+                }
+                None => self.with.health.repay(pairs),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the round says of its nodes.
+    fn learn(&mut self) {
+        let now_ns = self.with.clock.now_ns();
+        for id in self.trip.attempts().take(self.orders.nodes.len()) {
+            let node = self.trip.attempt(id).node;
+            if !self.hedged.contains(&id) {
+                self.with.health.in_time(node);
+            } else if self.trip.attempt(id).is_open || !self.trip.is_used(id) {
+                self.with.faults.hedges_won += 1;
+                self.set_aside(node);
+            }
+        }
+        self.with.health.ended(self.orders.nodes.len(), &self.answered_ns);
+        if self.rerouted() {
+            let spent_ns = now_ns - self.started_ns;
+            self.with.faults.recovery_ns_max = self.with.faults.recovery_ns_max.max(spent_ns);
+        }
+    }
+
+    fn rerouted(&self) -> bool {
+        let failed = |id: AttemptId| {
+            let attempt = self.trip.attempt(id);
+            !attempt.is_open && !attempt.has_reply()
+        };
+        self.trip.attempts().any(failed)
+    }
+
+    fn set_aside(&mut self, node: NodeId) {
+        let now_ns = self.with.clock.now_ns();
+        if self.with.health.beaten(node, now_ns) {
+            tracing::debug!("node {node} is slow and set aside");
+            self.with.faults.set_aside += 1;
+        }
+    }
+}
+
+/// The next reply of any node that is not lost, or its loss.
+async fn next_event(peers: &mut [Peer]) -> (NodeId, Result<ComputeReply, LinkError>) {
+    poll_fn(|cx| {
+        let live = peers.iter_mut().enumerate().filter(|(_, peer)| peer.lost.is_none());
+        for (node, peer) in live {
+            if let Poll::Ready(event) = peer.link.poll_reply(cx) {
+                return Poll::Ready((NodeId::from_index(node), event));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
