@@ -32,6 +32,17 @@ impl Weights {
         Self { transposed: transpose(rows, inputs), inputs, outputs: rows.len() / inputs }
     }
 
+    /// From row-major `[inputs, outputs]`, which is kept as it is.
+    ///
+    /// # Panics
+    /// When there is not at least one whole row.
+    #[must_use]
+    pub fn from_transposed(transposed: Vec<f32>, inputs: usize) -> Self {
+        let outputs = transposed.len().checked_div(inputs).unwrap_or(0);
+        assert!(outputs > 0 && transposed.len() == inputs * outputs, "whole rows");
+        Self { transposed, inputs, outputs }
+    }
+
     /// Row-major `[outputs, inputs]`, as given.
     #[must_use]
     pub fn rows(&self) -> Vec<f32> {

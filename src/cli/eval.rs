@@ -60,6 +60,7 @@ fn as_json(evaluation: &Evaluation) -> serde_json::Value {
     });
     json!({
         "loss": evaluation.loss,
+        "loss_half_width_95": evaluation.loss_half_width_95,
         "perplexity": evaluation.perplexity,
         "bits_per_char": evaluation.bits_per_char,
         "tokens": evaluation.tokens,
@@ -68,13 +69,19 @@ fn as_json(evaluation: &Evaluation) -> serde_json::Value {
     })
 }
 
+/// ` ± 0.0123`, half of an interval, where there is one.
+pub(super) fn within(half_width: Option<f64>, digits: usize) -> String {
+    half_width.map_or(String::new(), |half| format!(" ± {half:.digits$}"))
+}
+
 fn as_table(evaluation: &Evaluation) -> String {
     let mut text = format!(
-        "loss           {:.4} nats a token; ln V = {:.4} for a model that predicts nothing\n\
+        "loss           {:.4}{} nats a token; ln V = {:.4} for a model that predicts nothing\n\
          perplexity     {:.3}\n\
          bits per char  {:.4}\n\
          tokens         {}\n",
         evaluation.loss,
+        within(evaluation.loss_half_width_95, 4),
         evaluation.loss_uniform,
         evaluation.perplexity,
         evaluation.bits_per_char,

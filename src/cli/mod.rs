@@ -88,7 +88,7 @@ pub fn main_with(registries: &Registries) -> ExitCode {
         Command::Schema => check::schema(),
         Command::Route(args) => route::route(&args, registries),
         Command::Eval(args) => eval::eval(&args),
-        Command::Quantize(args) => quantize::quantize(&args),
+        Command::Quantize(args) => quantize::quantize(&args, registries),
         Command::Report(args) => report::report(&args),
     };
     let (code, text) = match outcome {

@@ -1,15 +1,18 @@
 //! `nashflock quantize`: writes a checkpoint with quantized weights.
 
+use super::eval::within;
 use super::{Failure, Outcome, print, print_json};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::eval::{Evaluation, Scored, evaluate};
 use crate::model::experts::LocalExperts;
 use crate::model::quantize::{
-    QuantizeSettings, QuantizedModel, Rounding, check_empty, quantize as quantize_model, write,
+    Pruning, QuantizeSettings, QuantizedModel, Rounding, check_empty, quantize as quantize_model,
+    write,
 };
-use crate::model::tokenizer::{Tokenizer, read_text};
+use crate::model::tokenizer::{Document, Tokenizer, read_text};
 use agents::expert::{BitWidth, MAX_GROUP};
-use agents::precision::Budget;
+use agents::game::Registries;
+use agents::precision::{Budget, PruneCriterion};
 use agents::quantize::Format;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
@@ -36,9 +39,18 @@ pub(super) struct QuantizeArgs {
     /// Widths to choose from: bits, or bits:weights that share a scale
     #[arg(long, value_delimiter = ',', default_values = ["2:256", "3:256", "4:64", "8:64"])]
     formats: Vec<NamedFormat>,
+    /// Who chooses widths: `exact`, `hull`, `flock`, `local_search`, or `uniform:N` for N bits everywhere
+    #[arg(long, value_name = "NAME", default_value = "exact")]
+    allocator: String,
     /// How weights are rounded once their widths are chosen
     #[arg(long, value_enum, default_value_t = RoundingName::Gptq)]
     rounding: RoundingName,
+    /// Share of each layer's experts to leave out first, from 0 to below 1, rounded down
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    prune: f64,
+    /// Who goes: experts of the lowest value
+    #[arg(long, value_enum, default_value_t = CriterionName::Reap)]
+    prune_by: CriterionName,
     /// UTF-8 text to score the result on, beside the f32 model
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -51,8 +63,23 @@ pub(super) struct QuantizeArgs {
 enum RoundingName {
     /// For the inputs that they meet
     Gptq,
-    /// Each group by itself: the control
+    /// Each group by itself, for the least error in the 0.7-norm; without data
+    Hqq,
+    /// Each group by itself, for the least squared error: the control
     Nearest,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CriterionName {
+    /// Mean of gate times output norm over the tokens that an expert got
+    Reap,
+    /// Share of tokens that an expert got: the control
+    Frequency,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..1.0).contains(share));
+    share.ok_or_else(|| "write a share from 0 to below 1, such as 0.25".to_owned())
 }
 
 /// `4` or `4:64`.
@@ -79,7 +106,8 @@ impl std::str::FromStr for NamedFormat {
     }
 }
 
-pub(super) fn quantize(args: &QuantizeArgs) -> Outcome {
+pub(super) fn quantize(args: &QuantizeArgs, registries: &Registries) -> Outcome {
+    let allocator = registries.allocators.build(&args.allocator).map_err(Failure::bad_input)?;
     check_empty(&args.out).map_err(Failure::bad_input)?;
     let checkpoint = Checkpoint::open(&args.checkpoint).map_err(Failure::bad_input)?;
     let tokenizer = Tokenizer::open(&args.checkpoint).map_err(Failure::bad_input)?;
@@ -94,111 +122,173 @@ pub(super) fn quantize(args: &QuantizeArgs) -> Outcome {
         formats: args.formats.iter().map(|format| format.0).collect(),
         rounding: match args.rounding {
             RoundingName::Gptq => Rounding::Gptq,
+            RoundingName::Hqq => Rounding::Hqq,
             RoundingName::Nearest => Rounding::Nearest,
         },
         calibration,
         windows: args.windows as usize,
+        pruning: (args.prune > 0.0).then_some(Pruning {
+            share: args.prune,
+            criterion: match args.prune_by {
+                CriterionName::Reap => PruneCriterion::Reap,
+                CriterionName::Frequency => PruneCriterion::Frequency,
+            },
+        }),
     };
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(100));
     let told = bar.clone();
-    let model = quantize_model(&checkpoint, &settings, |done| told.set_message(done.to_owned()))
-        .map_err(Failure::bad_input)?;
-    write(&model, &checkpoint, &args.checkpoint, &args.out).map_err(Failure::bad_input)?;
-    bar.set_message("scoring");
-    let evaluation = match &scored {
-        None => None,
-        Some(document) => {
-            let (trunk, experts) = model.decode(&checkpoint).map_err(Failure::bad_input)?;
-            let full_trunk = checkpoint.trunk().map_err(Failure::bad_input)?;
-            let full =
-                LocalExperts::load(&checkpoint, BitWidth::Full, 32).map_err(Failure::bad_input)?;
-            let mut own = |layer: usize, x: &[f32], l: &[f32]| experts.forward(layer, x, l);
-            let mut other = |layer: usize, x: &[f32], l: &[f32]| full.forward(layer, x, l);
-            let own = Scored { trunk: &trunk, moe: &mut own };
-            let other = Scored { trunk: &full_trunk, moe: &mut other };
-            let result = evaluate(own, Some(other), document, |_, _| ());
-            Some(result.map_err(Failure::bad_input)?)
-        }
-    };
-    bar.finish_and_clear();
-    if args.json {
-        print_json(&as_json(&model, &settings, evaluation.as_ref()))
-    } else {
-        print(&as_table(&model, &settings, evaluation.as_ref()))
-    }
-}
-
-fn saved(model: &QuantizedModel) -> f64 {
-    1.0 - model.bytes as f64 / model.bytes_f32 as f64
-}
-
-fn as_json(
-    model: &QuantizedModel,
-    settings: &QuantizeSettings,
-    evaluation: Option<&Evaluation>,
-) -> serde_json::Value {
-    let formats = settings.formats.iter().map(|format| {
-        let matrices = model.matrices.values().filter(|matrix| matrix.format() == *format);
-        json!({"bits": format.bits, "group": format.group, "matrices": matrices.count()})
-    });
-    json!({
-        "bytes": model.bytes,
-        "bytes_f32": model.bytes_f32,
-        "saving": saved(model),
-        "bits_per_weight": 32.0 * model.bytes as f64 / model.bytes_f32 as f64,
-        "expected_divergence": model.allocation.cost,
-        "dual_bound": model.allocation.dual_bound,
-        "formats": formats.collect::<Vec<_>>(),
-        "rarely_seen_experts": model.rarely_seen.len(),
-        "evaluation": evaluation,
+    let model = quantize_model(&checkpoint, &settings, allocator.as_ref(), |done| {
+        told.set_message(done.to_owned());
     })
+    .map_err(Failure::bad_input)?;
+    write(&model, &checkpoint, &args.checkpoint, &args.out).map_err(|error| {
+        if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }
+    })?;
+    bar.set_message("scoring");
+    let evaluation = scored.map(|document| score(&model, &checkpoint, &document)).transpose()?;
+    bar.finish_and_clear();
+    let shown = Shown { model: &model, settings: &settings, allocator: &args.allocator };
+    if args.json {
+        print_json(&shown.json(evaluation.as_ref()))
+    } else {
+        print(&shown.table(evaluation.as_ref()))
+    }
 }
 
-fn as_table(
+/// Scores the quantized model beside the f32 one.
+fn score(
     model: &QuantizedModel,
-    settings: &QuantizeSettings,
-    evaluation: Option<&Evaluation>,
-) -> String {
-    let mut text = format!(
-        "size           {} bytes of {} in f32: {:.2} % saved, {:.3} bits a weight with scales\n",
-        model.bytes,
-        model.bytes_f32,
-        100.0 * saved(model),
-        32.0 * model.bytes as f64 / model.bytes_f32 as f64,
-    );
-    for format in &settings.formats {
-        let matrices = model.matrices.values().filter(|matrix| matrix.format() == *format);
-        let count = matrices.count();
-        text += &format!(
-            "{} bits         {count} matrices, {} weights a scale\n",
-            format.bits, format.group
-        );
+    checkpoint: &Checkpoint,
+    document: &Document,
+) -> Result<Evaluation, Failure> {
+    let (trunk, experts) = model.decode(checkpoint).map_err(Failure::bad_input)?;
+    let full_trunk = checkpoint.trunk().map_err(Failure::bad_input)?;
+    let full = LocalExperts::load(checkpoint, BitWidth::Full, 32).map_err(Failure::bad_input)?;
+    let mut own = |layer: usize, x: &[f32], l: &[f32]| experts.forward(layer, x, l);
+    let mut other = |layer: usize, x: &[f32], l: &[f32]| full.forward(layer, x, l);
+    let own = Scored { trunk: &trunk, moe: &mut own };
+    let other = Scored { trunk: &full_trunk, moe: &mut other };
+    evaluate(own, Some(other), document, |_, _| ()).map_err(Failure::bad_input)
+}
+
+/// What is printed of a model.
+struct Shown<'a> {
+    model: &'a QuantizedModel,
+    settings: &'a QuantizeSettings,
+    allocator: &'a str,
+}
+
+impl Shown<'_> {
+    fn saved(&self) -> f64 {
+        1.0 - self.model.bytes as f64 / self.model.bytes_f32 as f64
     }
-    text += &format!(
-        "divergence     {:.5} nats expected, at least {:.5} at any choice of widths\n",
-        model.allocation.cost, model.allocation.dual_bound
-    );
-    if !model.rarely_seen.is_empty() {
-        text += &format!(
-            "rarely seen    {} experts had fewer tokens than inputs and learnt from their layer\n",
-            model.rarely_seen.len()
-        );
+
+    fn bits_per_weight(&self) -> f64 {
+        32.0 * self.model.bytes as f64 / self.model.bytes_f32 as f64
     }
-    if let Some((evaluation, agreement)) = evaluation.and_then(|e| Some((e, e.agreement?))) {
-        text += &format!(
-            "loss           {:.4} nats a token, {:.4} in f32: {:+.3} %; ln V = {:.4}\n\
-             divergence     {:.5} nats from f32, measured\n\
-             top-1          {:.2} % as in f32\n\
-             tokens         {}\n",
-            evaluation.loss,
-            agreement.loss_f32,
-            100.0 * (evaluation.loss / agreement.loss_f32 - 1.0),
-            evaluation.loss_uniform,
-            agreement.kl_to_f32,
-            100.0 * agreement.top1_agreement,
-            evaluation.tokens,
-        );
+
+    /// Formats, and how many matrices have them.
+    fn formats(&self) -> impl Iterator<Item = (Format, usize)> {
+        self.settings.formats.iter().map(|format| {
+            let matrices = self.model.matrices.values();
+            (*format, matrices.filter(|matrix| matrix.format() == *format).count())
+        })
     }
-    text
+
+    /// Experts with few tokens, and those with none.
+    fn rare_and_unseen(&self) -> (usize, usize) {
+        let unseen = self.model.rarely_seen.iter().filter(|(.., tokens)| *tokens == 0).count();
+        (self.model.rarely_seen.len() - unseen, unseen)
+    }
+
+    fn json(&self, evaluation: Option<&Evaluation>) -> serde_json::Value {
+        let QuantizedModel { allocation, optimum, .. } = self.model;
+        let formats = self.formats().map(|(format, matrices)| {
+            json!({"bits": format.bits, "group": format.group, "matrices": matrices})
+        });
+        let (rare, unseen) = self.rare_and_unseen();
+        json!({
+            "bytes": self.model.bytes,
+            "bytes_f32": self.model.bytes_f32,
+            "saving": self.saved(),
+            "bits_per_weight": self.bits_per_weight(),
+            "allocator": self.allocator,
+            "gap_to_exact": allocation.gap_to(optimum),
+            "exact": optimum.exact,
+            "expected_divergence": allocation.cost,
+            "dual_bound": allocation.dual_bound,
+            "formats": formats.collect::<Vec<_>>(),
+            "rarely_seen_experts": rare,
+            "unseen_experts": unseen,
+            "kept_experts": self.model.kept,
+            "evaluation": evaluation,
+        })
+    }
+
+    fn table(&self, evaluation: Option<&Evaluation>) -> String {
+        let QuantizedModel { allocation, optimum, bytes, bytes_f32, .. } = self.model;
+        let mut text = format!(
+            "size           {bytes} bytes of {bytes_f32} in f32: {:.2} % saved, {:.3} bits a weight with \
+             scales\n",
+            100.0 * self.saved(),
+            self.bits_per_weight(),
+        );
+        for (layer, kept) in self.model.kept.iter().flatten() {
+            let names: Vec<String> = kept.iter().map(ToString::to_string).collect();
+            let count = kept.len();
+            text += &format!("layer {layer:<8} {count} experts kept: {}\n", names.join(" "));
+        }
+        for (Format { bits, group }, count) in self.formats() {
+            text += &format!("{bits} bits         {count} matrices, {group} weights a scale\n");
+        }
+        let gap = allocation
+            .gap_to(optimum)
+            .map_or("infinitely far".to_owned(), |gap| format!("{:.3} %", 100.0 * gap));
+        let rounded = match optimum.exact {
+            true => String::new(),
+            false => format!(", whose sizes are rounded up to {} bytes", optimum.step_bytes),
+        };
+        text += &format!(
+            "allocator      {}, {gap} above the exact optimum{rounded}\n\
+             divergence     {:.5} nats expected, at least {:.5} at any choice of widths\n",
+            self.allocator, allocation.cost, allocation.dual_bound
+        );
+        let (rare, unseen) = self.rare_and_unseen();
+        if rare > 0 {
+            text += &format!(
+                "rarely seen    {rare} experts had fewer tokens than inputs and learnt from their layer\n"
+            );
+        }
+        if unseen > 0 {
+            text += &format!(
+                "never seen     {unseen} experts had no token: they have their layer's inputs, or are rounded \
+                 by themselves\n"
+            );
+        }
+        text + &evaluation.map_or(String::new(), scores)
+    }
+}
+
+fn scores(evaluation: &Evaluation) -> String {
+    let Some(agreement) = evaluation.agreement else { return String::new() };
+    let relative = |nats: f64| 100.0 * nats / agreement.loss_f32;
+    format!(
+        "loss           {:.4}{} nats a token, {:.4} in f32; ln V = {:.4}\n\
+         loss rise      {:+.5}{} nats, {:+.3}{} %\n\
+         divergence     {:.5} nats from f32, measured\n\
+         top-1          {:.2} % as in f32\n\
+         tokens         {}\n",
+        evaluation.loss,
+        within(evaluation.loss_half_width_95, 4),
+        agreement.loss_f32,
+        evaluation.loss_uniform,
+        agreement.loss_difference,
+        within(agreement.loss_difference_half_width_95, 5),
+        relative(agreement.loss_difference),
+        within(agreement.loss_difference_half_width_95.map(relative), 3),
+        agreement.kl_to_f32,
+        100.0 * agreement.top1_agreement,
+        evaluation.tokens,
+    )
 }

@@ -307,12 +307,15 @@ impl Checkpoint {
     /// Weights of the model, all of them.
     #[must_use]
     pub fn weights_count(&self) -> u64 {
-        self.tensors().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+        self.tensors_of(&self.config).map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
 
-    /// Names and shapes of all tensors.
-    pub(super) fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
-        expected_tensors(&self.config, self.family, &self.names)
+    /// Names and shapes of all tensors of a model of this family, named as here.
+    pub(super) fn tensors_of<'a>(
+        &'a self,
+        config: &'a ModelConfig,
+    ) -> impl Iterator<Item = (String, Vec<usize>)> + 'a {
+        expected_tensors(config, self.family, &self.names)
     }
 
     /// Whether every matrix of every expert is a tensor of its own, by the names of the Hugging

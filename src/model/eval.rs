@@ -29,6 +29,8 @@ pub struct Scored<'a> {
 pub struct Evaluation {
     /// Mean of `−ln p(next token)`, in nats a token.
     pub loss: f64,
+    /// Half of the loss's 95 % interval, [`half_width_95`] over the windows.
+    pub loss_half_width_95: Option<f64>,
     /// `exp(loss)`.
     pub perplexity: f64,
     /// The loss in bits a character of the text.
@@ -60,6 +62,11 @@ pub struct ExpertLoads {
 pub struct Agreement {
     /// Loss of the reference, in nats a token.
     pub loss_f32: f64,
+    /// Loss of the model less that of the reference, in nats a token.
+    pub loss_difference: f64,
+    /// Half of the difference's 95 % interval, [`half_width_95`] over the windows. Both models read
+    /// the same windows, so what is hard in a window cancels.
+    pub loss_difference_half_width_95: Option<f64>,
     /// Mean of `KL(reference ‖ model)` of the next token, in nats.
     pub kl_to_f32: f64,
     /// Share of tokens whose most probable successor is the same, 0 to 1.
@@ -113,7 +120,7 @@ pub fn evaluate(
         return Err(EvalError::TooShort { ids: document.ids.len() });
     }
     let batch = BATCH_WINDOWS * WINDOW_TOKENS;
-    let mut loss_sum = 0.0;
+    let mut losses = Vec::new();
     let mut loads: Vec<Vec<u64>> = Vec::new();
     let mut against = Sums::default();
     for (index, (inputs, targets)) in
@@ -122,27 +129,50 @@ pub fn evaluate(
         let pass = run_layers(&mut model, inputs, |routed, batch_loads| {
             add_loads(&mut loads, routed, batch_loads);
         })?;
-        loss_sum += match &mut reference {
-            None => pass.losses(targets).iter().sum::<f64>(),
+        losses.extend(match &mut reference {
+            None => by_window(&pass.losses(targets)),
             Some(reference) => {
                 let other = run_layers(reference, inputs, |_, _| {})?;
                 against.add(&pass.logits(), &other.logits(), targets, vocab)
             }
-        };
+        });
         let done = index * BATCH_WINDOWS + inputs.len() / WINDOW_TOKENS;
         progress(done, tokens / WINDOW_TOKENS);
     }
-    let loss = loss_sum / tokens as f64;
+    let loss = losses.iter().sum::<f64>() / losses.len() as f64;
     let tokens_per_char = document.ids.len() as f64 / document.characters as f64;
     Ok(Evaluation {
         loss,
+        loss_half_width_95: half_width_95(&losses),
         perplexity: loss.exp(),
         bits_per_char: loss / std::f64::consts::LN_2 * tokens_per_char,
         tokens,
         loss_uniform: (vocab as f64).ln(),
         expert_loads: expert_loads(loads),
-        agreement: reference.is_some().then(|| against.mean(tokens)),
+        agreement: reference.is_some().then(|| against.mean(&losses)),
     })
+}
+
+/// The mean of each window.
+fn by_window(tokens: &[f64]) -> Vec<f64> {
+    let mean = |window: &[f64]| window.iter().sum::<f64>() / window.len() as f64;
+    tokens.chunks(WINDOW_TOKENS).map(mean).collect()
+}
+
+/// `1.96 s / √n` for the standard deviation s of n values: half of the normal 95 % interval of their
+/// mean, as if they were drawn independently. None of a single value.
+///
+/// Windows of one book are not quite independent, so the interval speaks of this text and others like it
+/// rather than of all texts.
+#[must_use]
+pub fn half_width_95(values: &[f64]) -> Option<f64> {
+    if values.len() < 2 {
+        return None;
+    }
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    Some(1.96 * (squares / (count - 1.0) / count).sqrt())
 }
 
 /// Runs all layers of a batch and reports the loads of each routed one.
@@ -183,46 +213,64 @@ impl ExpertLoads {
     }
 }
 
+/// Distances of all windows so far.
 #[derive(Default)]
 struct Sums {
-    loss: f64,
+    /// The reference's mean loss of each window.
+    losses: Vec<f64>,
     divergence: f64,
     same: usize,
+    tokens: usize,
 }
 
 impl Sums {
-    /// Adds a batch and returns the sum of the model's own losses.
-    fn add(&mut self, model: &[f32], reference: &[f32], targets: &[u32], vocab: usize) -> f64 {
-        let rows: Vec<(f64, f64, f64, bool)> = model
+    /// Adds a batch and returns the model's own mean loss of each window.
+    fn add(&mut self, model: &[f32], reference: &[f32], targets: &[u32], vocab: usize) -> Vec<f64> {
+        let rows: Vec<((f64, f64), (f64, bool))> = model
             .par_chunks_exact(vocab)
             .zip(reference.par_chunks_exact(vocab))
             .zip(targets)
             .map(|((model, reference), target)| {
                 let target = *target as usize;
-                (
-                    cross_entropy(model, target),
-                    cross_entropy(reference, target),
-                    divergence(reference, model),
-                    argmax(model) == argmax(reference),
-                )
+                let losses = (cross_entropy(model, target), cross_entropy(reference, target));
+                (losses, (divergence(reference, model), argmax(model) == argmax(reference)))
             })
             .collect();
-        let mut own = 0.0;
-        for (loss, reference_loss, divergence, same) in rows {
-            own += loss;
-            self.loss += reference_loss;
+        let (losses, distances): (Vec<_>, Vec<(f64, bool)>) = rows.into_iter().unzip();
+        for (divergence, same) in distances {
             self.divergence += divergence;
             self.same += usize::from(same);
         }
-        own
+        self.tokens += targets.len();
+        let (own, reference): (Vec<f64>, Vec<f64>) = losses.into_iter().unzip();
+        self.losses.extend(by_window(&reference));
+        by_window(&own)
     }
 
-    fn mean(&self, tokens: usize) -> Agreement {
-        let tokens = tokens as f64;
+    fn mean(&self, own: &[f64]) -> Agreement {
+        let differences: Vec<f64> = own.iter().zip(&self.losses).map(|(a, b)| a - b).collect();
+        let windows = own.len() as f64;
+        let tokens = self.tokens as f64;
         Agreement {
-            loss_f32: self.loss / tokens,
+            loss_f32: self.losses.iter().sum::<f64>() / windows,
+            loss_difference: differences.iter().sum::<f64>() / windows,
+            loss_difference_half_width_95: half_width_95(&differences),
             kl_to_f32: self.divergence / tokens,
             top1_agreement: self.same as f64 / tokens,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::half_width_95;
+
+    #[test]
+    fn an_interval_is_that_of_the_textbook_and_needs_two_values() {
+        // s = 2 for 1, 3, 5; s / sqrt(3) = 1.1547.
+        let half = half_width_95(&[1.0, 3.0, 5.0]).expect("three values");
+        assert!((half - 1.96 * 1.154_700_538).abs() < 1e-9, "{half}");
+        assert_eq!(half_width_95(&[2.0, 2.0]), Some(0.0));
+        assert_eq!((half_width_95(&[2.0]), half_width_95(&[])), (None, None));
     }
 }

@@ -140,10 +140,10 @@ fn output_that_cannot_be_written_ends_with_4_and_is_named() {
 }
 
 /// A tmpfs, unmounted when dropped.
-struct SmallDisk(TempDir);
+pub(crate) struct SmallDisk(pub(crate) TempDir);
 
 impl SmallDisk {
-    fn mount(bytes: u32) -> Option<Self> {
+    pub(crate) fn mount(bytes: u32) -> Option<Self> {
         let folder = TempDir::new().expect("a temporary folder");
         let size = format!("size={bytes}");
         let mut mount = Command::new("mount");

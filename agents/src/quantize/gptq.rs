@@ -1,9 +1,9 @@
 //! GPTQ: rounding whose errors later weights make up for.
 
-use super::{Format, InputMoments, QuantizedMatrix};
+use super::{Format, InputMoments, QuantizedMatrix, whole};
 use crate::expert::{Group, MAX_GROUP};
 use half::f16;
-use nalgebra::{Cholesky, DMatrix, DVector, Dyn};
+use nalgebra::{Cholesky, DMatrix};
 use rayon::prelude::*;
 
 /// Share of the mean diagonal of H that is added to its diagonal.
@@ -78,16 +78,20 @@ impl Gptq {
 
 /// What all rows share.
 struct Plan {
-    /// H without damping.
-    moments: DMatrix<f64>,
-    damped: Cholesky<f64, Dyn>,
-    /// C with as much damping, so that C = H leaves W as it is.
-    cross: DMatrix<f64>,
+    /// The diagonal of H without damping.
+    importance: Vec<f64>,
+    /// What is added to it.
+    damping: f64,
+    /// C, damped as much so that C = H leaves W as it is, its columns in `order`; none where it is H.
+    cross: Option<DMatrix<f64>>,
     /// Columns by falling H_jj, the lowest first among equals.
     order: Vec<usize>,
     /// In that order, row-major: the upper Cholesky factor U of H⁻¹ = UᵀU.
     upper: Vec<f64>,
 }
+
+/// Rows of W whose targets are found together.
+const TARGET_ROWS: usize = 32;
 
 impl Plan {
     /// None where H is 0 or has no factor.
@@ -97,51 +101,65 @@ impl Plan {
             return None;
         }
         let few = columns as f64 / moments.tokens().max(1) as f64;
-        let damping = DAMPING + FEW_TOKENS_DAMPING * few.min(1.0);
-        let damp = |matrix: &DMatrix<f64>| {
-            let mut matrix = matrix.clone();
-            (0..columns).for_each(|at| matrix[(at, at)] += damping * scale);
-            matrix
-        };
+        let damping = scale * (DAMPING + FEW_TOKENS_DAMPING * few.min(1.0));
         let own = moments.served();
-        let damped = Cholesky::new(damp(&own))?;
         let mut order: Vec<usize> = (0..columns).collect();
         order.sort_by(|a, b| own[(*b, *b)].total_cmp(&own[(*a, *a)]).then(a.cmp(b)));
-        let inverse = damped.inverse();
-        let ordered = DMatrix::from_fn(columns, columns, |i, j| inverse[(order[i], order[j])]);
-        let lower = Cholesky::new(ordered)?.unpack();
-        // Columns of the lower factor, one after another, are the rows of the upper one.
-        let upper = lower.as_slice().to_vec();
-        Some(Self { cross: damp(&moments.cross()), moments: own, damped, order, upper })
+        let damped = |i: usize, j: usize, value: f64| if i == j { value + damping } else { value };
+        // With H reversed, J H J = L Lᵀ, the factor of H⁻¹ is U = J L⁻¹ J.
+        let reversed = DMatrix::from_fn(columns, columns, |i, j| {
+            let (i, j) = (order[columns - 1 - i], order[columns - 1 - j]);
+            damped(i, j, own[(i, j)])
+        });
+        let lower = Cholesky::new(reversed)?.unpack();
+        let cross = moments.cross().map(|cross| {
+            DMatrix::from_fn(columns, columns, |i, j| damped(i, order[j], cross[(i, order[j])]))
+        });
+        let importance = own.diagonal().as_slice().to_vec();
+        Some(Self { importance, damping, cross, order, upper: upper_inverse(&lower) })
     }
 
     /// `W C H⁻¹`, row-major.
     fn targets(&self, weights: &[f32]) -> Vec<f64> {
         let columns = self.order.len();
-        let targets = weights.par_chunks_exact(columns).flat_map_iter(|row| {
-            let row = DVector::from_iterator(columns, row.iter().map(|w| f64::from(*w)));
-            self.damped.solve(&self.cross.tr_mul(&row)).data.as_vec().clone()
+        let Some(cross) = &self.cross else {
+            return weights.iter().map(|weight| f64::from(*weight)).collect();
+        };
+        // Read by columns this is Uᵀ.
+        let upper_transposed = DMatrix::from_column_slice(columns, columns, &self.upper);
+        let blocks = weights.par_chunks(TARGET_ROWS * columns).flat_map_iter(|rows| {
+            let count = rows.len() / columns;
+            let rows = rows.iter().map(|weight| f64::from(*weight));
+            let products = DMatrix::from_row_iterator(count, columns, rows) * cross;
+            // H⁻¹ = UᵀU.
+            let solved = (products * &upper_transposed) * upper_transposed.transpose();
+            let mut targets = vec![0.0; count * columns];
+            for (place, column) in self.order.iter().enumerate() {
+                for row in 0..count {
+                    targets[row * columns + column] = solved[(row, place)];
+                }
+            }
+            targets
         });
-        targets.collect()
+        blocks.collect()
     }
 
     fn round_row(&self, target: &[f64], format: Format) -> (Vec<Group>, f64) {
         let columns = target.len();
-        let importance: Vec<f64> = (0..columns).map(|at| self.moments[(at, at)]).collect();
         #[expect(clippy::cast_possible_truncation, reason = "factors are f16 in the end")]
         let narrow: Vec<f32> = target.iter().map(|w| *w as f32).collect();
         let fitted: Vec<(f16, f16)> = (0..columns)
             .step_by(format.group)
             .map(|from| {
                 let range = from..columns.min(from + format.group);
-                let (weights, importance) = (&narrow[range.clone()], &importance[range]);
+                let (weights, importance) = (&narrow[range.clone()], &self.importance[range]);
                 let group = Group::fit_weighted(weights, importance, format.max_code());
                 (group.scale, group.minimum)
             })
             .collect();
         let (levels, group) = (f64::from(format.max_code()), format.group);
         let mut left: Vec<f64> = self.order.iter().map(|column| target[*column]).collect();
-        let (mut codes, mut off) = (vec![0; columns], DVector::zeros(columns));
+        let (mut codes, mut error) = (vec![0; columns], 0.0);
         for (place, column) in self.order.iter().enumerate() {
             let (scale, minimum) = fitted[column / group];
             let (scale, minimum) = (scale.to_f64(), minimum.to_f64());
@@ -149,28 +167,41 @@ impl Plan {
             let code = steps.round_ties_even().clamp(0.0, levels);
             let rounded = scale * code + minimum;
             codes[*column] = whole(code);
-            off[*column] = target[*column] - rounded;
             let row = &self.upper[place * columns..][place..columns];
-            let error = (left[place] - rounded) / row[0];
-            left[place..].iter_mut().zip(row).for_each(|(left, u)| *left -= error * u);
+            let step = (left[place] - rounded) / row[0];
+            left[place..].iter_mut().zip(row).for_each(|(left, u)| *left -= step * u);
+            // The squares of the steps are the error under the damped H.
+            error += step * step - self.damping * (target[*column] - rounded).powi(2);
         }
-        let error = off.dot(&(&self.moments * &off));
         let groups = codes.chunks(group).zip(fitted);
         let groups = groups.map(|(codes, (scale, minimum))| {
             debug_assert!(codes.len() <= MAX_GROUP, "groups are short");
             Group::with_codes(scale, minimum, codes)
         });
-        (groups.collect(), error)
+        (groups.collect(), error.max(0.0))
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "codes are whole numbers in 0..=255"
-)]
-fn whole(code: f64) -> u8 {
-    code as u8
+/// `J L⁻¹ J`, row-major, for a lower triangular L, where J reverses the order.
+fn upper_inverse(lower: &DMatrix<f64>) -> Vec<f64> {
+    let n = lower.nrows();
+    // Read by columns this is L by rows.
+    let rows = lower.transpose();
+    let row_of = |at: usize| &rows.as_slice()[at * n..][..at];
+    let mut upper = vec![0.0; n * n];
+    upper.par_chunks_exact_mut(n).enumerate().for_each(|(place, upper)| {
+        // Row `at` of L⁻¹ solves x L = e_at.
+        let at = n - 1 - place;
+        let mut x = vec![0.0; at + 1];
+        x[at] = 1.0;
+        for k in (0..=at).rev() {
+            x[k] /= rows[(k, k)];
+            let (before, from) = x.split_at_mut(k);
+            before.iter_mut().zip(row_of(k)).for_each(|(x, l)| *x -= from[0] * l);
+        }
+        upper.iter_mut().rev().zip(&x).for_each(|(to, x)| *to = *x);
+    });
+    upper
 }
 
 #[cfg(test)]

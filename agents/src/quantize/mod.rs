@@ -1,15 +1,17 @@
 //! Weight quantizers: codes, scales and minima for a matrix, chosen for the inputs that it meets.
 //!
 //! All of them give the same thing, a [`QuantizedMatrix`]; they differ in what they are told.
-//! [`nearest`] is told nothing but how much each input counts; [`gptq()`] is told the inputs' second
+//! [`hqq()`] is told nothing, [`nearest`] how much each input counts; [`gptq()`] is told the inputs' second
 //! moments and lets later weights make up for the rounding of earlier ones.
 
 mod gptq;
+mod hqq;
 mod matrix;
 mod moments;
 mod packed;
 
 pub use gptq::{Gptq, gptq};
+pub use hqq::hqq;
 pub use matrix::{EncodingError, QuantizedMatrix};
 pub use moments::InputMoments;
 pub use packed::{FormatError, expert};
@@ -53,4 +55,13 @@ pub fn nearest(weights: &[f32], importance: &[f64], format: Format) -> Quantized
         let weights = &weights[row * columns..][from..to];
         Group::fit_weighted(weights, &importance[from..to], format.max_code())
     })
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "codes are whole numbers in 0..=255"
+)]
+fn whole(code: f64) -> u8 {
+    code as u8
 }

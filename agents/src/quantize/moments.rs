@@ -1,6 +1,6 @@
 //! Second moments of the inputs of a matrix.
 
-use crate::linear;
+use crate::linear::{ROW_BLOCK, Weights};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
@@ -10,9 +10,10 @@ use rayon::prelude::*;
 #[derive(Clone, Debug)]
 pub struct InputMoments {
     columns: usize,
-    /// H and C, row-major `[columns, columns]`.
+    /// H, row-major `[columns, columns]`.
     served: Vec<f64>,
-    cross: Vec<f64>,
+    /// C in the same order; none as long as it is H, because every x̂ was x.
+    cross: Option<Vec<f64>>,
     tokens: usize,
 }
 
@@ -27,8 +28,7 @@ impl InputMoments {
     #[must_use]
     pub fn new(columns: usize) -> Self {
         assert!(columns > 0, "a matrix has inputs");
-        let zeros = || vec![0.0; columns * columns];
-        Self { columns, served: zeros(), cross: zeros(), tokens: 0 }
+        Self { columns, served: vec![0.0; columns * columns], cross: None, tokens: 0 }
     }
 
     /// Adds tokens: rows of `exact` and `served`, `[m, columns]`, and their weights, `[m]`.
@@ -38,13 +38,17 @@ impl InputMoments {
     pub fn add(&mut self, exact: &[f32], served: &[f32], weights: &[f32]) {
         let k = self.columns;
         assert!(exact.len() == weights.len() * k && served.len() == exact.len(), "rows [m, k]");
+        if exact != served && self.cross.is_none() {
+            self.cross = Some(self.served.clone());
+        }
         let block = BLOCK_TOKENS * k;
         let rows = exact.chunks(block).zip(served.chunks(block));
         for ((exact, served), weights) in rows.zip(weights.chunks(BLOCK_TOKENS)) {
-            let by_column = transposed(served, k, |_| 1.0);
-            let weight = |token: usize| weights[token];
-            add_product(&mut self.served, &transposed(served, k, weight), &by_column, k);
-            add_product(&mut self.cross, &transposed(exact, k, weight), &by_column, k);
+            let right = Weights::from_transposed(served.to_vec(), weights.len());
+            add_product(&mut self.served, &transposed(served, k, weights), &right);
+            if let Some(cross) = &mut self.cross {
+                add_product(cross, &transposed(exact, k, weights), &right);
+            }
         }
         self.tokens += weights.len();
     }
@@ -67,9 +71,13 @@ impl InputMoments {
     /// When the numbers of inputs differ.
     pub fn blend(&mut self, other: &Self, share: f64) {
         assert_eq!(self.columns, other.columns, "moments of the same inputs");
-        for (own, more) in [(&mut self.served, &other.served), (&mut self.cross, &other.cross)] {
-            own.iter_mut().zip(more).for_each(|(own, more)| *own += share * more);
+        if other.cross.is_some() && self.cross.is_none() {
+            self.cross = Some(self.served.clone());
         }
+        if let Some(cross) = &mut self.cross {
+            add_scaled(cross, share, other.cross.as_ref().unwrap_or(&other.served));
+        }
+        add_scaled(&mut self.served, share, &other.served);
     }
 
     /// The mean of the diagonal of H.
@@ -83,30 +91,36 @@ impl InputMoments {
         DMatrix::from_row_slice(self.columns, self.columns, &self.served)
     }
 
-    pub(super) fn cross(&self) -> DMatrix<f64> {
-        DMatrix::from_row_slice(self.columns, self.columns, &self.cross)
+    /// C, or none where it is H.
+    pub(super) fn cross(&self) -> Option<DMatrix<f64>> {
+        let cross = self.cross.as_ref()?;
+        Some(DMatrix::from_row_slice(self.columns, self.columns, cross))
     }
 }
 
-/// Row-major `[columns, BLOCK_TOKENS]`, each token times its weight, missing ones 0.
-fn transposed(rows: &[f32], columns: usize, weight: impl Fn(usize) -> f32) -> Vec<f32> {
-    let mut to = vec![0.0; columns * BLOCK_TOKENS];
-    for (token, row) in rows.chunks_exact(columns).enumerate() {
-        let weight = weight(token);
+fn add_scaled(sums: &mut [f64], scale: f64, values: &[f64]) {
+    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += scale * value);
+}
+
+/// Row-major `[columns, tokens]`, each token times its weight.
+fn transposed(rows: &[f32], columns: usize, weights: &[f32]) -> Vec<f32> {
+    let tokens = weights.len();
+    let mut to = vec![0.0; columns * tokens];
+    for (token, (row, weight)) in rows.chunks_exact(columns).zip(weights).enumerate() {
         for (column, value) in row.iter().enumerate() {
-            to[column * BLOCK_TOKENS + token] = weight * value;
+            to[column * tokens + token] = weight * value;
         }
     }
     to
 }
 
-/// `sums += a · bᵀ` over the tokens of a block.
-fn add_product(sums: &mut [f64], a: &[f32], b: &[f32], columns: usize) {
-    const ROWS: usize = linear::ROW_BLOCK;
-    let parts = sums.par_chunks_mut(ROWS * columns).zip(a.par_chunks(ROWS * BLOCK_TOKENS));
-    parts.for_each(|(sums, a)| {
+/// `sums += left · right` over the tokens of a block; `left` is `[columns, tokens]`.
+fn add_product(sums: &mut [f64], left: &[f32], right: &Weights) {
+    let (columns, tokens) = (right.outputs(), left.len() / right.outputs());
+    let parts = sums.par_chunks_mut(ROW_BLOCK * columns).zip(left.par_chunks(ROW_BLOCK * tokens));
+    parts.for_each(|(sums, left)| {
         let mut product = vec![0.0; sums.len()];
-        linear::linear_serial(a, b, &mut product, BLOCK_TOKENS, columns);
+        right.product_serial(left, &mut product);
         sums.iter_mut().zip(product).for_each(|(sum, value)| *sum += f64::from(value));
     });
 }

@@ -8,7 +8,7 @@
 
 use super::super::eval::WINDOW_TOKENS;
 use super::super::trunk::TokensError;
-use super::streams::{Inputs, by_itself, visit};
+use super::streams::{Inputs, Visited, by_itself, visit};
 use super::{ExpertPart, Model, Part, Projection};
 use agents::precision::Unit;
 use agents::quantize::{Format, QuantizedMatrix};
@@ -51,26 +51,44 @@ pub(super) fn measure(
 ) -> Result<Costs, TokensError> {
     // The width in the middle: large enough an error to be measured, small enough to be quadratic.
     let trial = formats.len() / 2;
-    let mut errors: BTreeMap<Part, Vec<f64>> = BTreeMap::new();
-    let mut trials: BTreeMap<Kind, Vec<(Part, Vec<f32>)>> = BTreeMap::new();
-    visit(exact, &mut exact.clone(), ids, |part, weights, inputs| {
+    let at_each = |_: Part, weights: &[f32], inputs: Inputs<'_>| {
         let quantized: Vec<(QuantizedMatrix, f64)> = match inputs {
             Inputs::Tokens => formats
                 .iter()
                 .map(|format| {
-                    let matrix = by_itself(&weights, weights.len() / frequencies.len(), *format);
-                    let error = row_errors(&weights, &matrix.weights(), frequencies);
+                    let matrix = by_itself(weights, weights.len() / frequencies.len(), *format);
+                    let error = row_errors(weights, &matrix.weights(), frequencies);
                     (matrix, error)
                 })
                 .collect(),
             Inputs::Moments { gptq, .. } => {
-                formats.iter().map(|format| gptq.quantize(&weights, *format)).collect()
+                formats.iter().map(|format| gptq.quantize(weights, *format)).collect()
             }
         };
-        errors.insert(part, quantized.iter().map(|(_, error)| *error).collect());
-        trials.entry(Kind::of(part)).or_default().push((part, quantized[trial].0.weights()));
-        None
-    })?;
+        let errors: Vec<f64> = quantized.iter().map(|(_, error)| *error).collect();
+        Visited { given: (errors, quantized[trial].0.weights()), replacement: None }
+    };
+    let mut errors: BTreeMap<Part, Vec<f64>> = BTreeMap::new();
+    let mut trials: BTreeMap<Kind, Vec<(Part, Vec<f32>)>> = BTreeMap::new();
+    for (part, (each, weights)) in visit(exact, ids, &at_each)? {
+        errors.insert(part, each);
+        trials.entry(Kind::of(part)).or_default().push((part, weights));
+    }
+    let scales = scales(exact, ids, trials, |part| errors[&part][trial])?;
+    let scaled = |(part, errors): (Part, Vec<f64>)| {
+        let scale = scales[&Kind::of(part)];
+        (part, errors.iter().map(|error| scale * error).collect())
+    };
+    Ok(errors.into_iter().map(scaled).collect())
+}
+
+/// Divergence for a unit of output error, of each kind of matrix, when it alone has its trial weights.
+fn scales(
+    exact: &Model,
+    ids: &[u32],
+    trials: BTreeMap<Kind, Vec<(Part, Vec<f32>)>>,
+    error: impl Fn(Part) -> f64,
+) -> Result<BTreeMap<Kind, f64>, TokensError> {
     let windows = ids.len() / WINDOW_TOKENS;
     let taken = windows.min(DIVERGENCE_WINDOWS);
     let some: Vec<u32> = (0..taken)
@@ -81,7 +99,7 @@ pub(super) fn measure(
     let mut scales = BTreeMap::new();
     for (kind, parts) in trials {
         let mut model = exact.clone();
-        let total: f64 = parts.iter().map(|(part, _)| errors[part][trial]).sum();
+        let total: f64 = parts.iter().map(|(part, _)| error(*part)).sum();
         parts.into_iter().for_each(|(part, weights)| model.set(part, weights));
         let own = logits(&model, &some)?;
         let vocab = exact.trunk.config.vocab;
@@ -90,11 +108,7 @@ pub(super) fn measure(
         let mean = each.iter().sum::<f64>() / each.len() as f64;
         scales.insert(kind, if total > 0.0 { mean.max(0.0) / total } else { 0.0 });
     }
-    let scaled = |(part, errors): (Part, Vec<f64>)| {
-        let scale = scales[&Kind::of(part)];
-        (part, errors.iter().map(|error| scale * error).collect())
-    };
-    Ok(errors.into_iter().map(scaled).collect())
+    Ok(scales)
 }
 
 /// Squared errors of rows, times how often they are looked up.

@@ -7,9 +7,10 @@ use super::super::trunk::{FeedForwardWeights, TokensError};
 use super::{ExpertPart, Model, Part, Projection, Rounding};
 use agents::game::Choices;
 use agents::linear::Weights;
-use agents::quantize::{Format, Gptq, InputMoments, QuantizedMatrix, nearest};
+use agents::quantize::{Format, Gptq, InputMoments, QuantizedMatrix, hqq, nearest};
 use agents::routing::gates;
 use agents::transformer::{Rotary, add_scaled, rms_norm, swiglu};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// What [`quantize_in_order`] gives.
@@ -26,28 +27,34 @@ pub(super) fn quantize_in_order(
     formats: &BTreeMap<Part, Format>,
     rounding: Rounding,
 ) -> Result<Done, TokensError> {
-    let (mut served, width) = (exact.clone(), exact.trunk.config.width);
-    let mut done = Done { matrices: BTreeMap::new(), rarely_seen: Vec::new() };
-    visit(exact, &mut served, ids, |part, weights, inputs| {
+    let width = exact.trunk.config.width;
+    let round = |part: Part, weights: &[f32], inputs: Inputs<'_>| {
         let format = formats[&part];
-        let matrix = match inputs {
-            Inputs::Tokens => by_itself(&weights, width, format),
-            Inputs::Moments { gptq, tokens } => {
-                if let Part::Expert(layer, expert, ExpertPart::Gate) = part
-                    && tokens < gptq.columns()
-                {
-                    done.rarely_seen.push((layer, expert, tokens));
-                }
-                match rounding {
-                    Rounding::Gptq => gptq.quantize(&weights, format).0,
-                    Rounding::Nearest => by_itself(&weights, gptq.columns(), format),
-                }
+        let columns = match &inputs {
+            Inputs::Tokens => width,
+            Inputs::Moments { gptq, .. } => gptq.columns(),
+        };
+        let matrix = match (rounding, &inputs) {
+            (Rounding::Hqq, _) => hqq(weights, columns, format),
+            (Rounding::Nearest, _) | (_, Inputs::Tokens) => by_itself(weights, columns, format),
+            (Rounding::Gptq, Inputs::Moments { gptq, .. }) => gptq.quantize(weights, format).0,
+        };
+        let rare = match (part, inputs) {
+            (Part::Expert(layer, expert, ExpertPart::Gate), Inputs::Moments { tokens, .. })
+                if tokens < columns =>
+            {
+                Some((layer, expert, tokens))
             }
+            _ => None,
         };
         let weights = matrix.weights();
+        Visited { given: (matrix, rare), replacement: Some(weights) }
+    };
+    let mut done = Done { matrices: BTreeMap::new(), rarely_seen: Vec::new() };
+    for (part, (matrix, rare)) in visit(exact, ids, &round)? {
         done.matrices.insert(part, matrix);
-        Some(weights)
-    })?;
+        done.rarely_seen.extend(rare);
+    }
     Ok(done)
 }
 
@@ -69,14 +76,29 @@ pub(super) enum Inputs<'a> {
     },
 }
 
-/// Sends tokens through both models, layer by layer. `quantize` is given each matrix with what is
-/// known of its inputs, and may give weights that replace it in `served`.
-pub(super) fn visit(
+/// What was made of a matrix.
+pub(super) struct Visited<T> {
+    /// Handed to the caller of [`visit`].
+    pub(super) given: T,
+    /// Weights that stand in its place from here on.
+    pub(super) replacement: Option<Vec<f32>>,
+}
+
+/// An expert's matrices, and its outputs for its tokens.
+type VisitedExpert<T> = (Vec<(Part, Visited<T>)>, Vec<f32>);
+
+/// Makes something of a matrix and of what is known of its inputs. Experts of a layer are quantized
+/// at the same time.
+type Quantize<'a, T> = dyn Fn(Part, &[f32], Inputs<'_>) -> Visited<T> + Sync + 'a;
+
+/// Sends tokens through the exact model and through one whose matrices are replaced on the way, layer
+/// by layer, and gives what was made of each matrix, in their order. The same bits at any number of
+/// threads.
+pub(super) fn visit<T: Send + Sync>(
     exact: &Model,
-    served: &mut Model,
     ids: &[u32],
-    mut quantize: impl FnMut(Part, Vec<f32>, Inputs<'_>) -> Option<Vec<f32>>,
-) -> Result<(), TokensError> {
+    quantize: &Quantize<'_, T>,
+) -> Result<Vec<(Part, T)>, TokensError> {
     let config = &exact.trunk.config;
     // The pass checks the ids; its own layers are not run.
     exact.trunk.begin(&ids[..WINDOW_TOKENS.min(ids.len())], WINDOW_TOKENS.min(ids.len()))?;
@@ -84,145 +106,211 @@ pub(super) fn visit(
         let (id, vocab) = (ids[position], config.vocab);
         return Err(TokensError::Vocabulary { id, position, vocab });
     }
-    let mut replace = |served: &mut Model, part: Part, inputs: Inputs<'_>| {
-        if let Some(weights) = quantize(part, exact.weights(part), inputs) {
-            served.set(part, weights);
-        }
-    };
-    let embed = |model: &Model| -> Vec<f32> {
-        let row = |id: &u32| &model.trunk.embedding[*id as usize * config.width..][..config.width];
-        ids.iter().flat_map(row).copied().collect()
-    };
-    replace(served, Part::Embedding, Inputs::Tokens);
-    let (mut h, mut h_served) = (embed(exact), embed(served));
-    let rotary = Rotary::new(WINDOW_TOKENS, config.head_dim, config.rope_theta);
-    let ones = vec![1.0; ids.len()];
-
+    let mut walk = Walk { exact, served: exact.clone(), quantize, given: Vec::new() };
+    walk.replace(Part::Embedding, Inputs::Tokens);
+    let mut hidden = Both { exact: embed(exact, ids), served: embed(&walk.served, ids) };
     for layer in 0..config.layers {
-        let norm = |h: &[f32]| {
-            let mut x = h.to_vec();
-            rms_norm(&mut x, &exact.trunk.layers[layer].attention_norm, config.rms_eps);
-            x
-        };
-        let (x, x_served) = (norm(&h), norm(&h_served));
-        let gptq = factor(&x, &x_served, &ones, config.width);
-        for projection in [Projection::Query, Projection::Key, Projection::Value] {
-            let inputs = Inputs::Moments { gptq: &gptq, tokens: ids.len() };
-            replace(served, Part::Attention(layer, projection), inputs);
-        }
-        let attended = |model: &Model, x: &[f32]| {
-            model.trunk.attended(&model.trunk.layers[layer], x, (&rotary, WINDOW_TOKENS))
-        };
-        let (a, a_served) = (attended(exact, &x), attended(served, &x_served));
-        let gptq = factor(&a, &a_served, &ones, config.heads * config.head_dim);
-        let inputs = Inputs::Moments { gptq: &gptq, tokens: ids.len() };
-        replace(served, Part::Attention(layer, Projection::Out), inputs);
-        let out = |model: &Model, a: &[f32]| model.trunk.layers[layer].attention_out.product(a);
-        add_scaled(&mut h, 1.0, &out(exact, &a));
-        add_scaled(&mut h_served, 1.0, &out(served, &a_served));
-
-        let norm = |h: &[f32]| {
-            let mut x = h.to_vec();
-            rms_norm(&mut x, &exact.trunk.layers[layer].feed_forward_norm, config.rms_eps);
-            x
-        };
-        let (x, x_served) = (norm(&h), norm(&h_served));
-        let mut feed = FeedForward { layer, exact, x: &x, x_served: &x_served };
-        let (out, out_served) = feed.run(served, &mut replace);
-        add_scaled(&mut h, 1.0, &out);
-        add_scaled(&mut h_served, 1.0, &out_served);
+        let x = hidden.normed(&exact.trunk.layers[layer].attention_norm, config.rms_eps);
+        let attention = walk.attention(layer, &x);
+        hidden.add(&attention);
+        let x = hidden.normed(&exact.trunk.layers[layer].feed_forward_norm, config.rms_eps);
+        let feed_forward = walk.feed_forward(layer, &x);
+        hidden.add(&feed_forward);
     }
-    let norm = |h: &[f32]| {
-        let mut x = h.to_vec();
-        rms_norm(&mut x, &exact.trunk.final_norm, config.rms_eps);
-        x
-    };
     if !config.tied_head {
-        let gptq = factor(&norm(&h), &norm(&h_served), &ones, config.width);
-        replace(served, Part::Head, Inputs::Moments { gptq: &gptq, tokens: ids.len() });
+        let x = hidden.normed(&exact.trunk.final_norm, config.rms_eps);
+        let gptq = factor(&x, &vec![1.0; ids.len()], config.width);
+        walk.replace(Part::Head, Inputs::Moments { gptq: &gptq, tokens: ids.len() });
     }
-    Ok(())
+    Ok(walk.given)
 }
 
-fn factor(exact: &[f32], served: &[f32], weights: &[f32], columns: usize) -> Gptq {
+/// Rows in the exact model and in the one whose matrices are replaced.
+struct Both {
+    exact: Vec<f32>,
+    served: Vec<f32>,
+}
+
+impl Both {
+    fn normed(&self, norm: &[f32], rms_eps: f32) -> Self {
+        let normed = |rows: &[f32]| {
+            let mut rows = rows.to_vec();
+            rms_norm(&mut rows, norm, rms_eps);
+            rows
+        };
+        Self { exact: normed(&self.exact), served: normed(&self.served) }
+    }
+
+    fn add(&mut self, other: &Self) {
+        add_scaled(&mut self.exact, 1.0, &other.exact);
+        add_scaled(&mut self.served, 1.0, &other.served);
+    }
+}
+
+fn embed(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let width = model.trunk.config.width;
+    let row = |id: &u32| &model.trunk.embedding[*id as usize * width..][..width];
+    ids.iter().flat_map(row).copied().collect()
+}
+
+fn factor(x: &Both, weights: &[f32], columns: usize) -> Gptq {
     let mut moments = InputMoments::new(columns);
-    moments.add(exact, served, weights);
+    moments.add(&x.exact, &x.served, weights);
     Gptq::new(&moments)
 }
 
-struct FeedForward<'a> {
-    layer: usize,
+struct Walk<'a, T> {
     exact: &'a Model,
-    x: &'a [f32],
-    x_served: &'a [f32],
+    served: Model,
+    quantize: &'a Quantize<'a, T>,
+    given: Vec<(Part, T)>,
 }
 
-/// The tokens of each expert and their gates.
-type Routed = Vec<(Vec<usize>, Vec<f32>)>;
+/// Experts that are quantized at the same time: their outputs for all their tokens are held.
+const EXPERTS_AT_ONCE: usize = 16;
 
-impl FeedForward<'_> {
-    /// Quantizes the layer's experts and gives the layer's outputs in both models.
-    fn run(
-        &mut self,
-        served: &mut Model,
-        replace: &mut impl FnMut(&mut Model, Part, Inputs<'_>),
-    ) -> (Vec<f32>, Vec<f32>) {
+impl<T: Send + Sync> Walk<'_, T> {
+    fn replace(&mut self, part: Part, inputs: Inputs<'_>) {
+        let visited = (self.quantize)(part, &self.exact.weights(part), inputs);
+        self.keep(part, visited);
+    }
+
+    fn keep(&mut self, part: Part, visited: Visited<T>) {
+        self.given.push((part, visited.given));
+        if let Some(weights) = visited.replacement {
+            self.served.set(part, weights);
+        }
+    }
+
+    /// Quantizes a layer's attention and gives its outputs.
+    fn attention(&mut self, layer: usize, x: &Both) -> Both {
+        let config = &self.exact.trunk.config;
+        let tokens = x.exact.len() / config.width;
+        let ones = vec![1.0; tokens];
+        let gptq = factor(x, &ones, config.width);
+        for projection in [Projection::Query, Projection::Key, Projection::Value] {
+            let inputs = Inputs::Moments { gptq: &gptq, tokens };
+            self.replace(Part::Attention(layer, projection), inputs);
+        }
+        let rotary = Rotary::new(WINDOW_TOKENS, config.head_dim, config.rope_theta);
+        let attended = |model: &Model, x: &[f32]| {
+            model.trunk.attended(&model.trunk.layers[layer], x, (&rotary, WINDOW_TOKENS))
+        };
+        let attended = Both {
+            exact: attended(self.exact, &x.exact),
+            served: attended(&self.served, &x.served),
+        };
+        let gptq = factor(&attended, &ones, config.heads * config.head_dim);
+        self.replace(
+            Part::Attention(layer, Projection::Out),
+            Inputs::Moments { gptq: &gptq, tokens },
+        );
+        let out = |model: &Model, a: &[f32]| model.trunk.layers[layer].attention_out.product(a);
+        Both {
+            exact: out(self.exact, &attended.exact),
+            served: out(&self.served, &attended.served),
+        }
+    }
+
+    /// Quantizes a layer's experts and gives the layer's outputs.
+    fn feed_forward(&mut self, layer: usize, x: &Both) -> Both {
         let width = self.exact.trunk.config.width;
-        let tokens = self.x.len() / width;
-        let routed = route(self.exact, self.layer, self.x);
-        let routed_served = route(self.exact, self.layer, self.x_served);
+        let routed = route(self.exact, layer, &x.exact);
+        let routed_served = route(self.exact, layer, &x.served);
         // An expert that few tokens reach learns from the whole layer as well.
         let layer_moments = (routed_served.len() > 1).then(|| {
             let mut moments = InputMoments::new(width);
-            moments.add(self.x, self.x_served, &vec![1.0; tokens]);
+            moments.add(&x.exact, &x.served, &vec![1.0; x.exact.len() / width]);
             moments
         });
-        let (mut out, mut out_served) = (vec![0.0; self.x.len()], vec![0.0; self.x.len()]);
-        for (expert, (rows, gates)) in routed_served.iter().enumerate() {
-            let of = |part| Part::Expert(self.layer, expert, part);
-            let (x, x_served) = (pick(self.x, rows, width), pick(self.x_served, rows, width));
-            let weights: Vec<f32> = gates.iter().map(|gate| gate * gate).collect();
-            let mut moments = InputMoments::new(width);
-            moments.add(&x, &x_served, &weights);
-            if let Some(layer) = layer_moments.as_ref().filter(|_| rows.len() < FEW * width) {
-                let (own, all) = (moments.scale(), layer.scale());
-                let share = 1.0 - rows.len() as f64 / (FEW * width) as f64;
-                // As much energy as the missing tokens would have; any amount where none came.
-                let energy = if rows.is_empty() { all } else { own / rows.len() as f64 };
-                let missing = share * (FEW * width) as f64;
-                moments.blend(layer, if all > 0.0 { energy * missing / all } else { 0.0 });
+        let mut out = Both { exact: vec![0.0; x.exact.len()], served: vec![0.0; x.exact.len()] };
+        let experts: Vec<usize> = (0..routed.len()).collect();
+        for experts in experts.chunks(EXPERTS_AT_ONCE) {
+            let quantized: Vec<VisitedExpert<T>> = experts
+                .par_iter()
+                .map(|expert| {
+                    let of_layer = layer_moments.as_ref();
+                    self.expert((layer, *expert), x, &routed_served[*expert], of_layer)
+                })
+                .collect();
+            let exact: Vec<Vec<f32>> = experts
+                .par_iter()
+                .map(|expert| {
+                    let weights = &self.exact.experts[layer][*expert];
+                    let x = picked(&x.exact, &routed[*expert].0, width);
+                    down(&weights.down, &inner(&weights.gate, &weights.up, &x, width), width)
+                })
+                .collect();
+            for ((expert, (visited, served)), exact) in experts.iter().zip(quantized).zip(exact) {
+                visited.into_iter().for_each(|(part, visited)| self.keep(part, visited));
+                scatter(&mut out.served, &served, &routed_served[*expert], width);
+                scatter(&mut out.exact, &exact, &routed[*expert], width);
             }
-            let gptq = Gptq::new(&moments);
-            for part in [ExpertPart::Gate, ExpertPart::Up] {
-                replace(served, of(part), Inputs::Moments { gptq: &gptq, tokens: rows.len() });
-            }
-            let inner = inner(&self.exact.experts[self.layer][expert], &x);
-            let inner_served = self::inner(&served.experts[self.layer][expert], &x_served);
-            let hidden = served.experts[self.layer][expert].shape.hidden;
-            let gptq = factor(&inner, &inner_served, &weights, hidden);
-            replace(
-                served,
-                of(ExpertPart::Down),
-                Inputs::Moments { gptq: &gptq, tokens: rows.len() },
-            );
-            let down = Weights::from_rows(&served.experts[self.layer][expert].down, hidden);
-            scatter(&mut out_served, &down.product(&inner_served), rows, gates, width);
         }
-        for (expert, (rows, gates)) in routed.iter().enumerate() {
-            let weights = &self.exact.experts[self.layer][expert];
-            let inner = inner(weights, &pick(self.x, rows, width));
-            let down = Weights::from_rows(&weights.down, weights.shape.hidden);
-            scatter(&mut out, &down.product(&inner), rows, gates, width);
+        out
+    }
+
+    /// Quantizes an expert and gives its outputs for its tokens.
+    fn expert(
+        &self,
+        (layer, expert): (usize, usize),
+        x: &Both,
+        (rows, gates): &(Vec<usize>, Vec<f32>),
+        layer_moments: Option<&InputMoments>,
+    ) -> VisitedExpert<T> {
+        let width = self.exact.trunk.config.width;
+        let own = &self.exact.experts[layer][expert];
+        let x =
+            Both { exact: picked(&x.exact, rows, width), served: picked(&x.served, rows, width) };
+        let weights: Vec<f32> = gates.iter().map(|gate| gate * gate).collect();
+        let mut moments = InputMoments::new(width);
+        moments.add(&x.exact, &x.served, &weights);
+        if let Some(of_layer) = layer_moments {
+            borrow(&mut moments, of_layer);
         }
-        (out, out_served)
+        let gptq = Gptq::new(&moments);
+        let visit = |part, weights: &[f32], gptq: &Gptq| {
+            let part = Part::Expert(layer, expert, part);
+            let inputs = Inputs::Moments { gptq, tokens: rows.len() };
+            (part, (self.quantize)(part, weights, inputs))
+        };
+        let gate = visit(ExpertPart::Gate, &own.gate, &gptq);
+        let up = visit(ExpertPart::Up, &own.up, &gptq);
+        let served = |visited: &(Part, Visited<T>), exact: &[f32]| {
+            visited.1.replacement.clone().unwrap_or_else(|| exact.to_vec())
+        };
+        let hidden = Both {
+            exact: inner(&own.gate, &own.up, &x.exact, width),
+            served: inner(&served(&gate, &own.gate), &served(&up, &own.up), &x.served, width),
+        };
+        let gptq = factor(&hidden, &weights, own.shape.hidden);
+        let last = visit(ExpertPart::Down, &own.down, &gptq);
+        let out = down(&served(&last, &own.down), &hidden.served, width);
+        (vec![gate, up, last], out)
     }
 }
+
+/// Makes up for the tokens that an expert lacks with those of its layer.
+fn borrow(moments: &mut InputMoments, layer: &InputMoments) {
+    let (tokens, enough) = (moments.tokens() as f64, (FEW * moments.columns()) as f64);
+    if tokens >= enough {
+        return;
+    }
+    let (own, all) = (moments.scale(), layer.scale());
+    // As much energy as the missing tokens would have; any amount where none came.
+    let energy = if tokens > 0.0 { own / tokens } else { all };
+    let missing = (1.0 - tokens / enough) * enough;
+    moments.blend(layer, if all > 0.0 { energy * missing / all } else { 0.0 });
+}
+
+/// The tokens of each expert and their gates.
+pub(super) type Routed = Vec<(Vec<usize>, Vec<f32>)>;
 
 /// Tokens an input that an expert needs for moments of its own.
 const FEW: usize = 4;
 
 /// Which tokens each expert gets, by the exact router; all of them in a dense layer.
-fn route(model: &Model, layer: usize, x: &[f32]) -> Routed {
+pub(super) fn route(model: &Model, layer: usize, x: &[f32]) -> Routed {
     let width = model.trunk.config.width;
     let (FeedForwardWeights::Routed { router, .. }, Some(moe)) =
         (&model.trunk.layers[layer].feed_forward, model.trunk.config.moe)
@@ -245,19 +333,22 @@ fn route(model: &Model, layer: usize, x: &[f32]) -> Routed {
     routed
 }
 
-fn pick(rows: &[f32], tokens: &[usize], width: usize) -> Vec<f32> {
+pub(super) fn picked(rows: &[f32], tokens: &[usize], width: usize) -> Vec<f32> {
     tokens.iter().flat_map(|token| &rows[token * width..][..width]).copied().collect()
 }
 
 /// `silu(W_gate x) ⊙ W_up x`.
-fn inner(expert: &super::ExpertWeights, x: &[f32]) -> Vec<f32> {
-    let width = expert.shape.width;
-    let mut gate = Weights::from_rows(&expert.gate, width).product(x);
-    swiglu(&mut gate, &Weights::from_rows(&expert.up, width).product(x));
-    gate
+fn inner(gate: &[f32], up: &[f32], x: &[f32], width: usize) -> Vec<f32> {
+    let mut inner = Weights::from_rows(gate, width).product(x);
+    swiglu(&mut inner, &Weights::from_rows(up, width).product(x));
+    inner
 }
 
-fn scatter(sum: &mut [f32], rows: &[f32], tokens: &[usize], gates: &[f32], width: usize) {
+fn down(weights: &[f32], inner: &[f32], width: usize) -> Vec<f32> {
+    Weights::from_rows(weights, weights.len() / width).product(inner)
+}
+
+fn scatter(sum: &mut [f32], rows: &[f32], (tokens, gates): &(Vec<usize>, Vec<f32>), width: usize) {
     for ((row, token), gate) in rows.chunks_exact(width).zip(tokens).zip(gates) {
         add_scaled(&mut sum[token * width..][..width], *gate, row);
     }
