@@ -57,7 +57,8 @@ fn main() -> Result<(), Failure> {
     fs::write(folder.path().join("scenario.toml"), SCENARIO)?;
     let bench = Bench { folder: folder.path() };
     bench.killed()?;
-    bench.slowed()
+    bench.slowed()?;
+    bench.overloaded()
 }
 
 struct Bench<'a> {
@@ -118,6 +119,47 @@ impl Bench<'_> {
             );
         }
         println!("| median | | | {:.2} | | | | | |", median(ratios));
+        Ok(())
+    }
+
+    fn overloaded(&self) -> Result<(), Failure> {
+        let deadline = "load.deadline_ms=200";
+        let capacity = self.run("capacity", 4, &OVERLOAD, |_| Ok(()))?.requests_per_s(AFTER_S)?;
+        let goodput = |share: f64, admission: &str| -> Result<Ended, Failure> {
+            let rate = format!("load.rate_per_s={:.1}", share * capacity);
+            // About eight seconds of arrivals.
+            let requests = format!("load.requests={:.0}", 8.0 * share * capacity);
+            let admission = format!("load.admission={admission}");
+            self.run("goodput", 4, &[deadline, &rate, &requests, &admission], |_| Ok(()))
+        };
+        println!("\n## Overloaded\n");
+        println!(
+            "| offered, of {capacity:.0} requests/s | admission | in time/s | of peak | p99, ms | shed | late |"
+        );
+        println!("|---|---|---|---|---|---|---|");
+        let mut peak: f64 = 0.0;
+        for (share, admission) in [
+            (0.5, "all"),
+            (0.7, "all"),
+            (0.8, "all"),
+            (0.9, "all"),
+            (1.0, "deadline"),
+            (1.5, "deadline"),
+            (2.0, "deadline"),
+            (2.0, "all"),
+        ] {
+            let run = goodput(share, admission)?;
+            let in_time =
+                run.summary.outcomes.ok as f64 * 1e9 / run.summary.throughput.elapsed_ns as f64;
+            peak = peak.max(in_time);
+            println!(
+                "| {share:.1} | {admission} | {in_time:.0} | {:.2} | {:.0} | {} | {} |",
+                in_time / peak,
+                run.p99_ms()?,
+                run.summary.outcomes.shed,
+                run.summary.outcomes.late
+            );
+        }
         Ok(())
     }
 

@@ -10,7 +10,7 @@
 mod ceilings;
 
 use agents::expert::grouped::{self, ExpertBatch};
-use agents::expert::{BitWidth, Expert, ExpertShape};
+use agents::expert::{BitWidth, Expert, ExpertShape, Group};
 use agents::ids::TokenId;
 use agents::rng::stream;
 use ceilings::{giga_macs_per_s, read_gb_per_s, seconds};
@@ -19,8 +19,18 @@ use rand::RngExt as _;
 /// Repeats of each case.
 const REPEATS: usize = 15;
 
-/// Weights that share a scale.
-const GROUP: usize = 64;
+/// Bits and length of groups of gate, up and down.
+type Formats = [(BitWidth, usize); 3];
+
+/// What the models of a section are made of: all experts alike, and then all of these in turn.
+const MODELS: [(&str, Formats); 6] = [
+    ("2:64", [(BitWidth::Two, 64); 3]),
+    ("2:256", [(BitWidth::Two, 256); 3]),
+    ("3:256", [(BitWidth::Three, 256); 3]),
+    ("4:64", [(BitWidth::Four, 64); 3]),
+    ("8:64", [(BitWidth::Eight, 64); 3]),
+    ("2:256 3:256 4:64", [(BitWidth::Two, 256), (BitWidth::Three, 256), (BitWidth::Four, 64)]),
+];
 
 /// Tokens of an expert.
 const TOKENS: [usize; 5] = [1, 2, 4, 32, 128];
@@ -31,7 +41,7 @@ const SHIPPED: [ExpertShape; 2] =
 
 fn main() {
     let filter = std::env::args().skip(1).find(|word| !word.starts_with('-')).unwrap_or_default();
-    println!("instructions {}, groups of {GROUP}", grouped::instructions());
+    println!("instructions {}; formats are bits:group", grouped::instructions());
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         pool.expect("threads").install(|| tables(threads, &filter));
@@ -54,11 +64,11 @@ fn tables(threads: usize, filter: &str) {
     }
 }
 
-/// The same routing at each width, and at all widths mixed.
+/// The same routing to each of [`MODELS`], and to a model of all of their experts.
 fn section(title: &str, shape: ExpertShape, tokens: usize, (memory, peak): (&[u64], f64)) {
     let experts = 64;
-    let models = BitWidth::QUANTIZED.map(|bits| copies(shape, bits, experts));
-    let mixed = (0..experts).map(|e| models[e % 3][e].clone()).collect();
+    let models = MODELS.map(|(_, formats)| vec![expert(shape, formats); experts]);
+    let mixed = (0..experts).map(|e| models[e % MODELS.len()][e].clone()).collect();
     let models: Vec<Vec<Expert>> = models.into_iter().chain([mixed]).collect();
     let rows = (tokens * experts).div_ceil(8);
     let x = random("x", rows * shape.width);
@@ -87,27 +97,32 @@ fn section(title: &str, shape: ExpertShape, tokens: usize, (memory, peak): (&[u6
     let bytes = |model: &[Expert]| model.iter().map(|e| e.bytes() as f64).sum::<f64>();
     let macs = (experts * tokens * shape.weights()) as f64;
     println!("{title}: reads {read:.1} GB/s");
-    for (i, name) in ["2 bits", "4 bits", "8 bits", "mixed"].into_iter().enumerate() {
+    for (i, name) in MODELS.map(|(name, _)| name).into_iter().chain(["all in turn"]).enumerate() {
         let (gb_per_s, gmac_per_s) = (bytes(&models[i]) / times[i] / 1e9, macs / times[i] / 1e9);
         let (of_read, of_peak) = (gb_per_s / read, gmac_per_s / peak);
         println!(
-            "  {name} {:>9.3} ms {gb_per_s:>6.1} GB/s {:>4.0} % of reads {gmac_per_s:>6.1} GMAC/s {:>3.0} % of products",
+            "  {name:<16} {:>9.3} ms {gb_per_s:>6.1} GB/s {:>4.0} % of reads {gmac_per_s:>6.1} GMAC/s {:>3.0} % of products",
             times[i] * 1e3,
             100.0 * of_read,
             100.0 * of_peak,
         );
     }
-    // Expert e of the mixed model costs its share of the uniform model of its width.
-    let share =
-        |i: usize| (i..experts).step_by(3).map(|e| models[i][e].bytes() as f64).sum::<f64>();
-    let mean: f64 = (0..3).map(|i| times[i] * share(i) / bytes(&models[i])).sum();
-    println!("  mixed takes {:.3} of the byte-weighted mean of the widths", times[3] / mean);
+    // Expert e of the mixed model costs its share of the uniform model of its formats.
+    let share = |i: usize| {
+        (i..experts).step_by(MODELS.len()).map(|e| models[i][e].bytes() as f64).sum::<f64>()
+    };
+    let mean: f64 = (0..MODELS.len()).map(|i| times[i] * share(i) / bytes(&models[i])).sum();
+    let ratio = times[MODELS.len()] / mean;
+    println!("  all in turn take {ratio:.3} of the byte-weighted mean of the others");
 }
 
-fn copies(shape: ExpertShape, bits: BitWidth, count: usize) -> Vec<Expert> {
-    let part = |purpose| random(purpose, shape.weights() / 3);
-    let expert = Expert::quantize(shape, &part("gate"), &part("up"), &part("down"), bits, GROUP);
-    vec![expert; count]
+/// An expert of one group of codes again and again: what they are does not change the time.
+fn expert(shape: ExpertShape, formats: Formats) -> Expert {
+    let groups = formats.map(|(bits, group)| {
+        let max_code = u8::try_from((1_u32 << bits.code_bits()) - 1).expect("at most 8 bits");
+        Group::fit(&random("group", group), max_code)
+    });
+    Expert::from_groups(shape, formats, |part, _, _| groups[part])
 }
 
 fn random(purpose: &str, len: usize) -> Vec<f32> {

@@ -7,6 +7,7 @@
 //!
 //! Equations and symbols are those of `MODEL.md`.
 
+pub mod admission;
 pub mod arrival;
 pub mod components;
 pub mod expert;

@@ -163,6 +163,9 @@ pub struct FlockComparison {
 pub struct Throughput {
     /// Tokens of answered requests.
     pub tokens_per_s: Option<f64>,
+    /// Tokens of requests that were answered in time.
+    #[serde(default)]
+    pub goodput_tokens_per_s: Option<f64>,
     /// Tokens a second that the load's mean rate offers: the control, which an open loop cannot exceed
     /// for long. A random stretch of arrivals may lie above or below it.
     #[serde(default)]
@@ -360,7 +363,7 @@ pub struct NodeFigures {
     pub address: String,
     /// Expert replicas hosted at the end.
     pub experts: u64,
-    /// Bytes of those as they are sent: 20 bytes of header a shard more than in `memory`.
+    /// Bytes of those as they are sent: 28 bytes of header a shard more than in `memory`.
     pub bytes: u64,
     /// Token–expert pairs computed.
     pub tokens: u64,

@@ -115,36 +115,40 @@ pub(super) fn shards_on(
     shards
 }
 
-impl Plan<'_> {
-    /// Plays what was served under the controls, each with one thing changed: f32 experts, uniform
-    /// bits, plain top-k, other experts pruned or none.
-    pub(super) async fn controls(
-        &self,
-        summary: &mut Summary,
-        clock: &Clock,
-    ) -> Result<(), ServeError> {
+/// What the controls play: the requests that were answered, batch by batch.
+pub(super) struct Controls<'a> {
+    pub(super) plan: &'a Plan<'a>,
+    pub(super) answered: &'a [Vec<RequestId>],
+    pub(super) clock: &'a Clock,
+}
+
+impl Controls<'_> {
+    /// Plays them, each time with one thing changed: f32 experts, uniform bits, plain top-k, other
+    /// experts pruned or none.
+    pub(super) async fn play(&self, summary: &mut Summary) -> Result<(), ServeError> {
         let Some(quality) = &mut summary.quality else { return Ok(()) };
-        let FittedExperts { served, pruned, fit, .. } = &self.experts;
-        let kept = self.experts.kept();
-        quality.loss_top_k = self.top_k_loss((Played::Held(served), kept), clock).await?;
+        let Plan { scenario, materials, experts, .. } = self.plan;
+        let FittedExperts { served, pruned, fit, .. } = experts;
+        let kept = experts.kept();
+        quality.loss_top_k = self.top_k_loss((Played::Held(served), kept)).await?;
         if let Some(bits) = fit.as_ref().and_then(|fit| fit.uniform_bits) {
-            let group = self.scenario.precision.group as usize;
-            let source = self.materials.source(kept);
+            let group = scenario.precision.group as usize;
+            let source = materials.source(kept);
             let uniform = fit::quantized(source.as_ref(), group, &|_, _| bits)?;
             let uniform = (Played::Held(&uniform), kept);
-            quality.loss_top_k_uniform_bits = self.top_k_loss(uniform, clock).await?;
+            quality.loss_top_k_uniform_bits = self.top_k_loss(uniform).await?;
         }
-        let full = |kept| Played::Read(self.materials.source(kept));
-        quality.loss_f32 = self.top_k_loss((full(None), None), clock).await?;
+        let full = |kept| Played::Read(materials.source(kept));
+        quality.loss_f32 = self.top_k_loss((full(None), None)).await?;
         if let Some(pruned) = pruned {
-            quality.loss_f32_pruned = self.top_k_loss((full(kept), kept), clock).await?;
+            quality.loss_f32_pruned = self.top_k_loss((full(kept), kept)).await?;
             if let Some(kept) = &pruned.kept_by_frequency {
-                let loss = self.top_k_loss((full(Some(kept)), Some(kept)), clock).await?;
+                let loss = self.top_k_loss((full(Some(kept)), Some(kept))).await?;
                 quality.loss_f32_pruned_by_frequency = loss;
             }
         }
-        if self.scenario.game.router != "top_k" {
-            quality.loss_f32_routed = Some(self.routed_loss(full(kept), clock).await?);
+        if scenario.game.router != "top_k" {
+            quality.loss_f32_routed = Some(self.routed_loss(full(kept)).await?);
         }
         Ok(())
     }
@@ -154,34 +158,36 @@ impl Plan<'_> {
     async fn top_k_loss(
         &self,
         (experts, kept): (Played<'_>, Option<&KeptExperts>),
-        clock: &Clock,
     ) -> Result<Option<f64>, RoundError> {
-        let requests = self.intended_ns.len();
-        let Some(windows) = self.materials.windows().map(|windows| windows.min(requests)) else {
+        let Plan { scenario, materials, intended_ns, .. } = self.plan;
+        let Some(windows) = materials.windows().map(|windows| windows.min(intended_ns.len()))
+        else {
             return Ok(None);
         };
-        let mut source = self.materials.source(kept);
-        let arena = rules::top_k_arena(source.as_ref(), self.scenario, experts.bits());
-        let batches = in_turn(windows, self.scenario.load.batch_requests_max as usize);
+        let mut served = vec![0_u32; windows];
+        self.answered.iter().flatten().for_each(|request| served[request.index() % windows] += 1);
+        let mut source = materials.source(kept);
+        let arena = rules::top_k_arena(source.as_ref(), scenario, experts.bits());
+        let batches = in_turn(windows, scenario.load.batch_requests_max as usize);
         let losses =
-            play_batches(source.as_mut(), arena, experts, batches, clock, |_, _| {}).await?;
-        let served = |window: usize| (requests - window).div_ceil(windows) as f64;
-        let sum: f64 = losses.iter().enumerate().map(|(w, loss)| served(w) * loss).sum();
+            play_batches(source.as_mut(), arena, experts, batches, self.clock, |_, _| {}).await?;
+        let sum: f64 = losses.iter().zip(&served).map(|(loss, n)| f64::from(*n) * loss).sum();
         Ok(Some(sum / self.tokens()))
     }
 
     /// Mean loss under the run's router, on the run's own batches.
-    async fn routed_loss(&self, experts: Played<'_>, clock: &Clock) -> Result<f64, RoundError> {
-        let mut source = self.source();
-        let rules = (self.scenario, self.registries);
+    async fn routed_loss(&self, experts: Played<'_>) -> Result<f64, RoundError> {
+        let mut source = self.plan.source();
+        let rules = (self.plan.scenario, self.plan.registries);
         let arena = rules::arena(source.as_ref(), rules, experts.bits(), 1, |_, _| vec![NodeId(0)]);
-        let batches = self.batches.iter().map(|batch| batch.request_ids().collect());
+        let batches = self.answered.iter().cloned();
         let losses =
-            play_batches(source.as_mut(), arena, experts, batches, clock, |_, _| {}).await?;
+            play_batches(source.as_mut(), arena, experts, batches, self.clock, |_, _| {}).await?;
         Ok(losses.iter().sum::<f64>() / self.tokens())
     }
 
     fn tokens(&self) -> f64 {
-        (self.intended_ns.len() * self.scenario.load.tokens_per_request as usize) as f64
+        let requests = self.answered.iter().map(Vec::len).sum::<usize>();
+        (requests * self.plan.scenario.load.tokens_per_request as usize) as f64
     }
 }

@@ -28,6 +28,7 @@ use crate::scenario::file::Engine;
 use crate::scenario::{self, Scenario};
 use crate::source::trace::TraceError;
 use agents::game::Registries;
+use controls::Controls;
 use interrupt::Interrupts;
 use materials::Materials;
 use plan::Plan;
@@ -163,7 +164,8 @@ pub async fn run(
             Some(Quality { loss: Some(loss), loss_uniform, tokens, ..Quality::default() });
         if failure.is_none() {
             settings.progress.phase("playing the controls");
-            failure = match interrupts.or(plan.controls(summary, clock)).await {
+            let controls = Controls { plan: &plan, answered: recorder.answered(), clock };
+            failure = match interrupts.or(controls.play(summary)).await {
                 Ok(played) => played.err(),
                 Err(interrupted) => Some(interrupted.into()),
             };

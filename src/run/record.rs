@@ -11,8 +11,7 @@ use crate::results::{
 };
 use crate::scenario::Scenario;
 use crate::source::{KeptExperts, SourceShape};
-use agents::arrival::PlannedBatch;
-use agents::ids::ExpertId;
+use agents::ids::{ExpertId, RequestId, StepId};
 use agents::round::Arena;
 use std::ops::Range;
 use std::time::SystemTime;
@@ -38,6 +37,7 @@ pub(super) struct Recorder {
     serving_ns: Range<u64>,
     /// The first request without a row.
     next_request: u32,
+    answered: Vec<Vec<RequestId>>,
     payload_bytes: u64,
     loss: f64,
     tokens_scored: u64,
@@ -81,6 +81,7 @@ impl Recorder {
             tokens_answered: 0,
             serving_ns: 0..0,
             next_request: 0,
+            answered: Vec::new(),
             payload_bytes: 0,
             loss: 0.0,
             tokens_scored: 0,
@@ -162,20 +163,31 @@ impl Recorder {
         self.pairs = Pairs { dispatched, combined, missing: dispatched - combined, shed: 0 };
     }
 
-    /// Records an answered batch: `times_ns` from its start to its end on the run's clock,
-    /// `intended_ns` from the start of serving, `losses` one a request where text is scored.
+    /// Records the requests of a batch that were shed at `now_ns`, before work on it began.
+    pub(super) fn shed(&mut self, requests: &[RequestId], intended_ns: &[u64], now_ns: u64) {
+        for request in requests {
+            let intended_ns = self.serving_ns.start + intended_ns[request.index()];
+            self.outcomes.shed += 1;
+            self.next_request = request.0 + 1;
+            self.not_served(u64::from(request.0), intended_ns, now_ns, "shed");
+        }
+    }
+
+    /// Records the answered requests of a batch: `times_ns` from its start to its end on the run's
+    /// clock, `intended_ns` from the start of serving, `losses` one a request where text is scored.
     pub(super) fn batch(
         &mut self,
-        batch: &PlannedBatch,
+        (step, requests): (StepId, Vec<RequestId>),
         intended_ns: &[u64],
         times_ns: Range<u64>,
         losses: Option<&[f64]>,
     ) {
         self.serving_ns.end = times_ns.end;
-        self.next_request = batch.requests.end;
+        let last = requests.last().map_or(0, |request| request.0 + 1);
+        self.next_request = self.next_request.max(last);
         let tokens = self.shape.tokens_per_request as u64;
         let late_after_ns = u64::from(self.scenario.load.deadline_ms) * 1_000_000;
-        for (place, request) in batch.request_ids().enumerate() {
+        for (place, request) in requests.iter().enumerate() {
             let intended_ns = self.serving_ns.start + intended_ns[request.index()];
             let latency_ns = times_ns.end.saturating_sub(intended_ns);
             self.latency.record_from(intended_ns, times_ns.end);
@@ -189,7 +201,7 @@ impl Recorder {
             *(if late { &mut self.outcomes.late } else { &mut self.outcomes.ok }) += 1;
             self.request(RequestRow {
                 request: u64::from(request.0),
-                step: Some(u64::from(batch.step.0)),
+                step: Some(u64::from(step.0)),
                 tokens,
                 intended_ns,
                 started_ns: Some(times_ns.start),
@@ -199,6 +211,13 @@ impl Recorder {
                 loss_sum,
             });
         }
+        self.answered.push(requests);
+    }
+
+    /// The requests that were answered, batch by batch.
+    #[must_use]
+    pub(super) fn answered(&self) -> &[Vec<RequestId>] {
+        &self.answered
     }
 
     /// Records as errors the requests that have arrived but will not be answered. Those that had
@@ -214,18 +233,22 @@ impl Recorder {
         let arrived = waiting.map(|(id, at)| (id as u64, start_ns + at));
         for (request, intended_ns) in arrived.take_while(|(_, at)| *at <= now_ns) {
             self.outcomes.error += 1;
-            self.request(RequestRow {
-                request,
-                step: None,
-                tokens: self.shape.tokens_per_request as u64,
-                intended_ns,
-                started_ns: None,
-                finished_ns: now_ns,
-                latency_ns: now_ns - intended_ns,
-                outcome: "error".to_owned(),
-                loss_sum: None,
-            });
+            self.not_served(request, intended_ns, now_ns, "error");
         }
+    }
+
+    fn not_served(&mut self, request: u64, intended_ns: u64, now_ns: u64, outcome: &str) {
+        self.request(RequestRow {
+            request,
+            step: None,
+            tokens: self.shape.tokens_per_request as u64,
+            intended_ns,
+            started_ns: None,
+            finished_ns: now_ns,
+            latency_ns: now_ns.saturating_sub(intended_ns),
+            outcome: outcome.to_owned(),
+            loss_sum: None,
+        });
     }
 
     /// The first error of a writer, if any.
@@ -332,6 +355,7 @@ impl Recorder {
         let offered = self.scenario.load.rate_per_s * self.shape.tokens_per_request as f64;
         Throughput {
             tokens_per_s: rate(self.tokens_answered),
+            goodput_tokens_per_s: rate(self.outcomes.ok * self.shape.tokens_per_request as u64),
             offered_tokens_per_s: Some(offered),
             token_experts_per_s: rate(self.pairs.combined),
             bytes_per_s: rate(self.payload_bytes),

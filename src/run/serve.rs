@@ -12,7 +12,8 @@ use crate::dispatch::{
 use crate::measure::Clock;
 use crate::model::checkpoint::CheckpointError;
 use crate::results::ResultsError;
-use crate::scenario::file::Engine;
+use crate::scenario::file::{self, Engine};
+use agents::admission::Admission;
 use agents::ids::RequestId;
 use agents::round::{Arena, Stage};
 use std::sync::Arc;
@@ -127,10 +128,23 @@ impl Plan<'_> {
         let serving_from_ns = clock.now_ns();
         recorder.serving_from(serving_from_ns);
         let requests = self.intended_ns.len() as u64;
+        let mut admission = self.admission();
         for batch in &self.batches {
             clock.sleep_until_ns(serving_from_ns + batch.closes_ns).await;
             let started_ns = clock.now_ns();
-            let ids: Vec<RequestId> = batch.request_ids().collect();
+            let mut ids: Vec<RequestId> = batch.request_ids().collect();
+            if let Some(admission) = &mut admission {
+                let intended = |id: &RequestId| (*id, self.intended_ns[id.index()]);
+                let asked: Vec<_> = ids.iter().map(intended).collect();
+                let now_ns = started_ns - serving_from_ns;
+                let (admitted, shed) = admission.split(&asked, batch.closes_ns, now_ns);
+                recorder.shed(&shed, &self.intended_ns, started_ns);
+                ids = admitted;
+                if ids.is_empty() {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            }
             let played = play_batch(
                 source.as_mut(),
                 arena,
@@ -144,7 +158,10 @@ impl Plan<'_> {
             );
             let losses = played.await?;
             let times = started_ns..clock.now_ns();
-            recorder.batch(batch, &self.intended_ns, times, losses.as_deref());
+            if let Some(admission) = &mut admission {
+                admission.served(times.end - times.start);
+            }
+            recorder.batch((batch.step, ids), &self.intended_ns, times, losses.as_deref());
             if let Some(error) = recorder.failure() {
                 return Err(error.into());
             }
@@ -153,6 +170,15 @@ impl Plan<'_> {
             tokio::task::yield_now().await;
         }
         Ok(())
+    }
+}
+
+impl Plan<'_> {
+    /// What sheds requests; none where all are served.
+    fn admission(&self) -> Option<Admission> {
+        let load = &self.scenario.load;
+        let deadline_ns = u64::from(load.deadline_ms) * 1_000_000;
+        (load.admission == file::Admission::Deadline).then(|| Admission::new(deadline_ns))
     }
 }
 

@@ -399,6 +399,21 @@ pub struct Load {
     #[serde(default = "default::deadline_ms")]
     #[schemars(range(min = 1, max = 3_600_000))]
     pub deadline_ms: u32,
+    /// Which requests are served. Default `all`.
+    #[serde(default)]
+    pub admission: Admission,
+}
+
+/// Which requests are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Admission {
+    /// All, however late.
+    #[default]
+    All,
+    /// Those that can still be answered by `deadline_ms`, by the latest service times. What is shed, and
+    /// so the state, then depends on the machine's speed.
+    Deadline,
 }
 
 /// How arrivals are spaced.

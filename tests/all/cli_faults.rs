@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use nashflock::results::{RequestRow, RunDir};
 use serde_json::Value;
 
 use crate::binary::{Folder, Running, SYNTHETIC, signal, until};
@@ -73,4 +74,40 @@ fn without_a_fault_there_is_nothing_to_report() {
     }
     assert_eq!(faults["hedged_share"], 0.0);
     assert_eq!(folder.summary("alone", &[])["faults"], Value::Null);
+}
+
+#[test]
+fn under_overload_admission_sheds_what_would_be_late_and_counts_it() {
+    let folder = Folder::with_checkpoint();
+    // A request of this model takes more than the half ms between two of them.
+    let overload: Vec<&str> = [
+        "load.rate_per_s=2000",
+        "load.requests=60",
+        "load.deadline_ms=20",
+        "load.batch_requests_max=1",
+    ]
+    .into_iter()
+    .flat_map(|set| ["--set", set])
+    .collect();
+    let all = folder.summary("all", &overload);
+    assert_eq!(all["outcomes"]["shed"], 0);
+    let admission = [&overload[..], &["--set", "load.admission=deadline"]].concat();
+    let some = folder.summary("some", &admission);
+    let count = |key: &str| some["outcomes"][key].as_u64().expect(key);
+    let answered = count("ok") + count("late");
+    assert!(count("shed") > 0 && answered > 0, "{}", some["outcomes"]);
+    assert_eq!(count("shed") + answered, 60);
+    assert_eq!(some["quality"]["tokens"], answered * 16, "losses are of what was answered");
+    assert_eq!(some["latency_ns"]["count"], answered);
+    let rows: Vec<RequestRow> =
+        RunDir::open(&folder.path("some")).and_then(|dir| dir.read_table()).expect("readable");
+    let shed: Vec<_> = rows.iter().filter(|row| row.outcome == "shed").collect();
+    assert_eq!((rows.len(), shed.len() as u64), (60, count("shed")));
+    assert!(shed.iter().all(|row| row.started_ns.is_none() && row.step.is_none()));
+    // Under plain top-k the routed loss is that of the same windows: both count the same requests.
+    let top_k = [&admission[..], &["--set", "game.router=top_k"]].concat();
+    let quality = &folder.summary("top_k", &top_k)["quality"];
+    let (served, control) = (quality["loss"].as_f64(), quality["loss_top_k"].as_f64());
+    let apart = served.zip(control).map(|(a, b)| (a - b).abs());
+    assert!(apart.is_some_and(|apart| apart < 1e-6), "{quality}");
 }

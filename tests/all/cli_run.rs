@@ -95,7 +95,7 @@ fn a_checkpoint_run_leaves_every_file_and_every_key() {
     assert_eq!(sum("tokens"), written["pairs"]["combined"], "each pair is computed on one node");
     assert_eq!(sum("experts"), 2 * 64, "each expert is on one node");
     let expert_bytes = written["memory"]["expert_bytes"].as_u64().expect("bytes");
-    assert_eq!(sum("bytes"), expert_bytes + 2 * 64 * 20, "a shard is an expert with its header");
+    assert_eq!(sum("bytes"), expert_bytes + 2 * 64 * 28, "a shard is an expert with its header");
     assert_eq!(written["memory"]["expert_bytes_f32"].as_u64(), Some(4 * sum_of_weights(&written)));
     assert!(written["memory"]["bits_per_weight"].as_f64().expect("measured") <= 4.5);
 }

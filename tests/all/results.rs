@@ -415,6 +415,7 @@ fn full_summary() -> Summary {
         max_over_mean_last: Some(1.32),
     });
     summary.throughput = Throughput {
+        goodput_tokens_per_s: Some(3_000.0),
         tokens_per_s: Some(48_210.0),
         token_experts_per_s: Some(771_360.0),
         bytes_per_s: Some(1.91e8),

@@ -252,7 +252,7 @@ pub(super) struct PanelSizes {
 
 /// One group of a panel of `M` tokens.
 pub(super) struct GroupPanel<'a, const M: usize> {
-    /// Quads by token; whole blocks of four.
+    /// Quads by token; whole blocks.
     pub(super) codes: &'a [[i32; M]],
     pub(super) scales: &'a [f32; M],
     pub(super) offsets: &'a [f32; M],

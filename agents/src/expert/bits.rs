@@ -7,6 +7,8 @@ use std::fmt;
 pub enum BitWidth {
     /// 2-bit codes.
     Two,
+    /// 3-bit codes.
+    Three,
     /// 4-bit codes.
     Four,
     /// 8-bit codes.
@@ -17,21 +19,22 @@ pub enum BitWidth {
 
 /// A name that is no bit width.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no bit width: write 2, 4, 8 or f32")]
+#[error("`{0}` is no bit width: write 2, 3, 4, 8 or f32")]
 pub struct UnknownBitWidth(pub String);
 
 impl BitWidth {
     /// Every width, from the smallest to the largest.
-    pub const ALL: [Self; 4] = [Self::Two, Self::Four, Self::Eight, Self::Full];
+    pub const ALL: [Self; 5] = [Self::Two, Self::Three, Self::Four, Self::Eight, Self::Full];
 
     /// The widths that store codes, from the smallest to the largest.
-    pub const QUANTIZED: [Self; 3] = [Self::Two, Self::Four, Self::Eight];
+    pub const QUANTIZED: [Self; 4] = [Self::Two, Self::Three, Self::Four, Self::Eight];
 
-    /// Bits of one stored weight, without scales: 2, 4, 8 or 32.
+    /// Bits of one stored weight, without scales: 2, 3, 4, 8 or 32.
     #[must_use]
     pub fn code_bits(self) -> u32 {
         match self {
             Self::Two => 2,
+            Self::Three => 3,
             Self::Four => 4,
             Self::Eight => 8,
             Self::Full => 32,
@@ -44,17 +47,12 @@ impl BitWidth {
         Self::ALL.into_iter().find(|width| width.code_bits() == bits)
     }
 
-    /// Codes that one byte holds; `None` where weights are f32.
-    #[must_use]
-    pub fn codes_per_byte(self) -> Option<usize> {
-        (self != Self::Full).then(|| 8 / self.code_bits() as usize)
-    }
-
-    /// The name in scenarios, on the command line and in results: `2`, `4`, `8` or `f32`.
+    /// The name in scenarios, on the command line and in results: `2`, `3`, `4`, `8` or `f32`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Two => "2",
+            Self::Three => "3",
             Self::Four => "4",
             Self::Eight => "8",
             Self::Full => "f32",

@@ -2,13 +2,14 @@
 //!
 //! A task is a block of rows of one expert's matrices over a chunk of its tokens. The pool takes
 //! tasks one by one, the most bytes first, whatever their widths; it waits once, between the
-//! gate and up rows and the down rows. A chunk's tokens pass over a pair of tiles while these are in
-//! the first or second cache. Every value is computed by the same operations in the same order
-//! wherever the cuts are, so a row's bits depend on nothing but the row and its expert.
+//! gate and up rows and the down rows. A chunk's tokens pass over a tile of gate and its tile of up,
+//! which need not have one width, while these are in the first or second cache. Every value is computed
+//! by the same operations in the same order wherever the cuts are, so a row's bits depend on nothing but
+//! the row and its expert.
 
-use super::activations::{Grouping, PanelGroups, Panels, Rows, RowsPart, panels};
-use super::kernel::{Kernels, NO_SUMS, PANEL_TOKENS};
-use super::matrix::{Matrix, TILE_ROWS};
+use super::activations::{Grouping, Panel, PanelGroups, Panels, Rows, RowsPart, panels};
+use super::kernel::{Kernels, NO_SUMS, PANEL_TOKENS, Sums};
+use super::matrix::{LANES, Matrix, TILE_ROWS};
 use super::{Expert, MAX_GROUP, Weights};
 use crate::ids::TokenId;
 use rayon::prelude::*;
@@ -73,6 +74,8 @@ struct Chunk<'a> {
     parts: &'a [Matrix; 3],
     tokens: &'a [TokenId],
     input: Panels,
+    /// What the up matrix reads where its groups have another length than gate's.
+    up_input: Option<Panels>,
     hidden: Panels,
     out: &'a mut [f32],
 }
@@ -99,9 +102,10 @@ pub(super) fn run(
     let rows = quantized_rows(kernels, &chunks, x, threads);
     let gather = chunks.iter_mut().map(|chunk| (chunk.tokens.len() * width, chunk)).collect();
     threads.each(gather, |chunk| {
-        let grouping = chunk.input.grouping();
-        let rows = rows.iter().find(|rows| rows.grouping() == grouping);
-        chunk.input.gather(rows.expect("rows have every grouping"), chunk.tokens);
+        for input in std::iter::once(&mut chunk.input).chain(&mut chunk.up_input) {
+            let rows = rows.iter().find(|rows| rows.grouping() == input.grouping());
+            input.gather(rows.expect("rows have every grouping"), chunk.tokens);
+        }
     });
     let gate_up = chunks.iter_mut().flat_map(gate_up_tasks);
     let full = full.into_iter().map(|chunk| (full_cost(&chunk), First::Full(chunk)));
@@ -127,16 +131,17 @@ fn chunks<'a>(
             out = rest;
             match &expert.weights {
                 Weights::Full(_) => full.push(FullChunk { expert, tokens, out: part }),
-                Weights::Quantized(_, parts) => {
-                    let grouping = |part: &Matrix| Grouping {
+                Weights::Quantized(parts) => {
+                    let [gate, up, down] = (**parts).each_ref().map(|part| Grouping {
                         columns: part.layout.columns,
                         group: part.layout.group,
-                    };
+                    });
                     quantized.push(Chunk {
                         parts,
                         tokens,
-                        input: Panels::new(grouping(&parts[0]), tokens.len()),
-                        hidden: Panels::new(grouping(&parts[2]), tokens.len()),
+                        input: Panels::new(gate, tokens.len()),
+                        up_input: (up != gate).then(|| Panels::new(up, tokens.len())),
+                        hidden: Panels::new(down, tokens.len()),
                         out: part,
                     });
                 }
@@ -155,8 +160,10 @@ fn quantized_rows(
     threads: Threads,
 ) -> Vec<Rows> {
     let mut all: Vec<Rows> = Vec::new();
-    for chunk in chunks {
-        let grouping = chunk.input.grouping();
+    let inputs = |chunk: &'_ Chunk<'_>| {
+        [Some(chunk.input.grouping()), chunk.up_input.as_ref().map(Panels::grouping)]
+    };
+    for grouping in chunks.iter().flat_map(inputs).flatten() {
         if all.iter().all(|rows| rows.grouping() != grouping) {
             let mut rows = Rows::new(grouping, x.len() / grouping.columns);
             let parts = rows.parts(x, CHUNK_TOKENS).map(|part: RowsPart<'_>| (part.0.len(), part));
@@ -177,7 +184,7 @@ enum First<'a> {
 struct GateUp<'a> {
     gate: &'a Matrix,
     up: &'a Matrix,
-    input: &'a Panels,
+    inputs: [&'a Panels; 2],
     first_tile: usize,
     grouping: Grouping,
     hidden: PanelGroups<'a>,
@@ -208,20 +215,20 @@ fn full_cost(chunk: &FullChunk<'_>) -> usize {
 }
 
 fn gate_up_tasks<'c>(chunk: &'c mut Chunk<'_>) -> impl Iterator<Item = (usize, First<'c>)> {
-    let Chunk { parts: [gate, up, _], tokens, input, hidden, .. } = chunk;
+    let Chunk { parts: [gate, up, _], tokens, input, up_input, hidden, .. } = chunk;
     let rows = task_rows(2 * gate.layout.columns, MAX_GROUP);
-    let cost = 2 * cost(gate, rows, tokens.len());
-    let input = &*input;
+    let cost = cost(gate, rows, tokens.len()) + cost(up, rows, tokens.len());
+    let inputs = [&*input, up_input.as_ref().unwrap_or(input)];
     let grouping = hidden.grouping();
     hidden.parts(rows / grouping.group).enumerate().map(move |(i, hidden)| {
         let first_tile = i * rows / TILE_ROWS;
-        (cost, First::GateUp(GateUp { gate, up, input, first_tile, grouping, hidden }))
+        (cost, First::GateUp(GateUp { gate, up, inputs, first_tile, grouping, hidden }))
     })
 }
 
 fn down_tasks<'c>(chunk: &'c mut Chunk<'_>) -> Vec<(usize, Down<'c>)> {
     let Chunk { parts: [.., down], tokens, hidden, out, .. } = chunk;
-    let rows = task_rows(down.layout.columns, 2 * TILE_ROWS);
+    let rows = task_rows(down.layout.columns, TILE_ROWS);
     let cost = cost(down, rows, tokens.len());
     let first_tiles = (0..down.layout.tiles()).step_by(rows / TILE_ROWS);
     let task = |first_tile| {
@@ -238,18 +245,18 @@ fn down_tasks<'c>(chunk: &'c mut Chunk<'_>) -> Vec<(usize, Down<'c>)> {
 
 impl GateUp<'_> {
     fn run(self, kernels: &Kernels) {
-        let (rows, bits) = (self.gate.layout.rows, self.gate.layout.bits);
+        let rows = self.gate.layout.rows;
         let tokens = self.hidden.tokens();
-        let mut sums = NO_SUMS;
+        let (mut gate, mut up) = (NO_SUMS, NO_SUMS);
         let mut values = vec![0.0; tokens * MAX_GROUP];
         let mut tile = self.first_tile;
         for mut group in self.hidden.each(self.grouping) {
             for lane in (0..group.columns()).step_by(TILE_ROWS) {
-                let tiles = [self.gate, self.up].map(|m| m.tile(tile).expect("a tile a block"));
                 for panel in panels(tokens) {
-                    kernels.product(bits, tiles, self.input.panel(panel), &mut sums);
+                    product(kernels, (self.gate, tile), self.inputs[0].panel(panel), &mut gate);
+                    product(kernels, (self.up, tile), self.inputs[1].panel(panel), &mut up);
                     let values = &mut values[panel.0 * MAX_GROUP + lane..];
-                    kernels.swiglu(&sums, panel.1, values, MAX_GROUP);
+                    kernels.swiglu([&gate, &up], panel.1, values, MAX_GROUP);
                 }
                 tile += 1;
             }
@@ -268,25 +275,25 @@ impl Down<'_> {
     fn run(mut self, kernels: &Kernels) {
         let rows = self.out[0].len();
         let mut sums = NO_SUMS;
-        for from in (0..rows).step_by(2 * TILE_ROWS) {
+        for from in (0..rows).step_by(TILE_ROWS) {
             let tile = self.first_tile + from / TILE_ROWS;
-            let first = self.down.tile(tile).expect("a tile for every row");
-            // Without a second tile, its sums are not read.
-            let tiles = [first, self.down.tile(tile + 1).unwrap_or(first)];
             for panel in panels(self.out.len()) {
-                let bits = self.down.layout.bits;
-                kernels.product(bits, tiles, self.hidden.panel(panel), &mut sums);
+                product(kernels, (self.down, tile), self.hidden.panel(panel), &mut sums);
                 let [low, high] = &sums;
                 let out = &mut self.out[panel.0..panel.0 + panel.1];
                 for (out, (low, high)) in out.iter_mut().zip(low.iter().zip(high)) {
-                    let out = &mut out[from..rows.min(from + 2 * TILE_ROWS)];
-                    let (first, second) = out.split_at_mut(TILE_ROWS.min(out.len()));
+                    let out = &mut out[from..rows.min(from + TILE_ROWS)];
+                    let (first, second) = out.split_at_mut(LANES.min(out.len()));
                     first.copy_from_slice(&low[..first.len()]);
                     second.copy_from_slice(&high[..second.len()]);
                 }
             }
         }
     }
+}
+
+fn product(kernels: &Kernels, (matrix, tile): (&Matrix, usize), panel: Panel<'_>, sums: &mut Sums) {
+    kernels.product(matrix.layout.bits, matrix.tile(tile), panel, sums);
 }
 
 fn run_full(FullChunk { expert, tokens, out }: FullChunk<'_>, x: &[f32]) {

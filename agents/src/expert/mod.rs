@@ -1,8 +1,9 @@
 //! Expert arithmetic: what a worker node computes. Knows nothing of the ECS world.
 //!
 //! An expert is a SwiGLU feed-forward network, `y = W_down (silu(W_gate x) ⊙ W_up x)`. Its weights
-//! are f32, or codes of 2, 4 or 8 bits with an f16 scale and minimum per group of inputs. Quantized
-//! weights meet activations of 8 bits, with a scale per group as well, in integer products.
+//! are f32, or codes of 2, 3, 4 or 8 bits with an f16 scale and minimum per group of inputs; each of the
+//! three matrices has a width and a length of groups of its own. Quantized weights meet activations of
+//! 8 bits, with a scale per group as well, in integer products.
 
 mod activations;
 mod bits;
@@ -32,8 +33,8 @@ pub struct ExpertShape {
     pub hidden: usize,
 }
 
-/// Group lengths that [`Expert::quantize`] takes.
-pub const GROUP_LENGTHS: [usize; 2] = [32, 64];
+/// Lengths of groups that experts have.
+pub const GROUP_LENGTHS: [usize; 4] = [32, 64, 128, 256];
 
 /// One expert, ready to compute.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +47,7 @@ pub struct Expert {
 #[derive(Clone, Debug, PartialEq)]
 enum Weights {
     Full(Box<[linear::Weights; 3]>),
-    Quantized(BitWidth, Box<[Matrix; 3]>),
+    Quantized(Box<[Matrix; 3]>),
 }
 
 impl Weights {
@@ -70,7 +71,7 @@ impl ExpertShape {
         if bits == BitWidth::Full {
             return f32_bytes(self);
         }
-        self.layouts(bits, group).iter().map(|layout| layout.bytes() as u64).sum()
+        layout_bytes(self.layouts([(bits, group); 3]))
     }
 
     /// Rows and columns of gate, up and down.
@@ -79,10 +80,18 @@ impl ExpertShape {
         [(hidden, width), (hidden, width), (width, hidden)]
     }
 
-    fn layouts(self, bits: BitWidth, group: usize) -> [Layout; 3] {
-        let bits = bits.code_bits();
-        self.sizes().map(|(rows, columns)| Layout { rows, columns, bits, group })
+    /// Of quantized matrices with these widths and lengths of groups.
+    fn layouts(self, formats: [(BitWidth, usize); 3]) -> [Layout; 3] {
+        let sizes = self.sizes();
+        std::array::from_fn(|part| {
+            let ((rows, columns), (bits, group)) = (sizes[part], formats[part]);
+            Layout { rows, columns, bits: bits.code_bits(), group }
+        })
     }
+}
+
+fn layout_bytes(layouts: [Layout; 3]) -> u64 {
+    layouts.iter().map(|layout| layout.bytes() as u64).sum()
 }
 
 /// Bytes of an expert's weights in f32.
@@ -119,11 +128,41 @@ impl Expert {
             Weights::full(shape, parts)
         } else {
             assert!(GROUP_LENGTHS.contains(&group), "groups have one of {GROUP_LENGTHS:?} weights");
-            let [gate, up, down] = shape.layouts(bits, group);
+            let [gate, up, down] = shape.layouts([(bits, group); 3]);
             let part = |i: usize, layout| Matrix::quantize(parts[i], layout);
-            Weights::Quantized(bits, Box::new([part(0, gate), part(1, up), part(2, down)]))
+            Weights::Quantized(Box::new([part(0, gate), part(1, up), part(2, down)]))
         };
         Self { shape, weights }
+    }
+
+    /// The expert with given codes: gate, up and down have the widths and lengths of groups of
+    /// `formats`, and row `r` of part `p` has the codes and factors of `group(p, r, g)` from column
+    /// `g · length` on. Calls go through parts, rows and groups in ascending order.
+    ///
+    /// # Panics
+    /// When a size is 0, a format is [`BitWidth::Full`] or has a length that is none of
+    /// [`GROUP_LENGTHS`], a code has more bits than its part, or a factor is not finite.
+    #[must_use]
+    pub fn from_groups(
+        shape: ExpertShape,
+        formats: [(BitWidth, usize); 3],
+        mut group: impl FnMut(usize, usize, usize) -> Group,
+    ) -> Self {
+        assert!(shape.weights() > 0, "an expert has weights");
+        let known = |(bits, group): &(BitWidth, usize)| {
+            *bits != BitWidth::Full && GROUP_LENGTHS.contains(group)
+        };
+        assert!(formats.iter().all(known), "codes in groups of one of {GROUP_LENGTHS:?} weights");
+        let mut part = |part: usize, layout| {
+            Matrix::from_groups(layout, |row, g| {
+                let group = group(part, row, g);
+                assert!(group.scale.is_finite() && group.minimum.is_finite(), "finite factors");
+                group
+            })
+        };
+        let [gate, up, down] = shape.layouts(formats);
+        let parts = [part(0, gate), part(1, up), part(2, down)];
+        Self { shape, weights: Weights::Quantized(Box::new(parts)) }
     }
 
     /// Its sizes.
@@ -132,28 +171,41 @@ impl Expert {
         self.shape
     }
 
-    /// The bits of its codes.
+    /// The bits of its codes: of the widest of its parts, where they differ. Experts that are counted
+    /// by width are so counted once each; for sizes there is [`Self::bytes`].
     #[must_use]
     pub fn bits(&self) -> BitWidth {
+        self.widths().into_iter().fold(BitWidth::Two, BitWidth::max)
+    }
+
+    /// The bits of the codes of gate, up and down.
+    #[must_use]
+    pub fn widths(&self) -> [BitWidth; 3] {
         match &self.weights {
-            Weights::Full(_) => BitWidth::Full,
-            Weights::Quantized(bits, _) => *bits,
+            Weights::Full(_) => [BitWidth::Full; 3],
+            Weights::Quantized(parts) => (**parts).each_ref().map(|part| {
+                BitWidth::from_code_bits(part.layout.bits).expect("matrices have known widths")
+            }),
         }
     }
 
-    /// Weights that share a scale; `None` for f32.
+    /// Weights that share a scale in gate, up and down; `None` for f32.
     #[must_use]
-    pub fn group(&self) -> Option<usize> {
+    pub fn groups(&self) -> Option<[usize; 3]> {
         match &self.weights {
             Weights::Full(_) => None,
-            Weights::Quantized(_, parts) => Some(parts[0].layout.group),
+            Weights::Quantized(parts) => Some((**parts).each_ref().map(|part| part.layout.group)),
         }
     }
 
-    /// Resident bytes of its weights: codes, scales and minima, with the padding to whole row tiles.
+    /// Resident bytes of its weights: codes, scales and minima, with the padding to tiles of 32 rows
+    /// and blocks of 32 columns.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.shape.bytes(self.bits(), self.group().unwrap_or(1))
+        match &self.weights {
+            Weights::Full(_) => f32_bytes(self.shape),
+            Weights::Quantized(parts) => layout_bytes((**parts).each_ref().map(|part| part.layout)),
+        }
     }
 
     /// Bits per weight: 8 · [`Self::bytes`] ÷ weights.

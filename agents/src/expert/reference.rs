@@ -9,7 +9,7 @@ pub fn weights(expert: &Expert) -> [Vec<f64>; 3] {
         Weights::Full(parts) => {
             (**parts).each_ref().map(|part| part.rows().into_iter().map(f64::from).collect())
         }
-        Weights::Quantized(_, parts) => (**parts).each_ref().map(|matrix| {
+        Weights::Quantized(parts) => (**parts).each_ref().map(|matrix| {
             let columns = matrix.layout.columns;
             (0..matrix.layout.rows * columns)
                 .map(|i| {

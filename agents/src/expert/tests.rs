@@ -3,8 +3,8 @@
 use super::activations::{Grouping, Panels, Rows, panels};
 use super::grouped::{self, ExpertBatch, Threads};
 use super::kernel::{Kernels, NO_SUMS};
-use super::matrix::{Factors, LINE_BYTES, Layout, Line, Matrix, TILE_ROWS};
-use super::{BitWidth, Expert, ExpertShape};
+use super::matrix::{FACTOR_LINES, LINE_BYTES, Layout, Line, Matrix, TILE_ROWS};
+use super::{BitWidth, Expert, ExpertShape, GROUP_LENGTHS, Group};
 use crate::ids::TokenId;
 use crate::rng::stream;
 use half::f16;
@@ -16,9 +16,30 @@ fn random(name: &str, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.random::<f32>() * 2.0 - 1.0).map(|x| x * x.abs()).collect()
 }
 
-fn expert(shape: ExpertShape, bits: BitWidth, group: usize) -> Expert {
-    let part = |name| random(name, shape.weights() / 3);
-    Expert::quantize(shape, &part("gate"), &part("up"), &part("down"), bits, group)
+type Formats = [(BitWidth, usize); 3];
+
+/// Every width with every length of groups, and experts whose parts differ in both.
+fn all_formats() -> Vec<Formats> {
+    let lengths = |bits| GROUP_LENGTHS.map(|group| [(bits, group); 3]);
+    let mut formats: Vec<Formats> = BitWidth::QUANTIZED.into_iter().flat_map(lengths).collect();
+    let [two, three, four, eight] = BitWidth::QUANTIZED;
+    formats.push([(two, 256), (three, 128), (four, 64)]);
+    formats.push([(eight, 32), (four, 32), (three, 256)]);
+    formats.push([(three, 64), (two, 128), (eight, 128)]);
+    formats
+}
+
+/// An expert of random codes and factors.
+fn expert(shape: ExpertShape, formats: Formats) -> Expert {
+    let mut rng = stream(9, "expert");
+    Expert::from_groups(shape, formats, |part, _, _| {
+        let (bits, length) = formats[part];
+        let last_code = u8::MAX >> (8 - bits.code_bits());
+        let codes: Vec<u8> = (0..length).map(|_| rng.random::<u8>() & last_code).collect();
+        let scale = rng.random::<f32>() / f32::from(last_code);
+        let minimum = -scale * f32::from(last_code) * rng.random::<f32>();
+        Group::with_codes(f16::from_f32(scale), f16::from_f32(minimum), &codes)
+    })
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -28,17 +49,16 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn every_kind_of_instructions_gives_the_same_bits() {
     let mut rng = stream(6, "tokens");
-    for (width, hidden) in [(1, 1), (33, 7), (64, 256), (70, 100), (256, 640), (130, 49)] {
+    for (width, hidden) in [(1, 1), (33, 7), (64, 256), (70, 100), (256, 640), (290, 300)] {
         let shape = ExpertShape { width, hidden };
         let rows = 40;
         let x = random("x", rows * width);
-        let experts: Vec<Expert> = BitWidth::QUANTIZED
-            .into_iter()
-            .flat_map(|bits| [32, 64].map(|group| expert(shape, bits, group)))
+        let experts: Vec<Expert> =
+            all_formats().into_iter().map(|formats| expert(shape, formats)).collect();
+        // 15 tokens are a panel of each size.
+        let tokens: Vec<Vec<TokenId>> = (0..experts.len())
+            .map(|_| (0..15).map(|_| TokenId(rng.random_range(0..40))).collect())
             .collect();
-        let tokens: Vec<Vec<TokenId>> = [0, 1, 2, 5, 8, 31]
-            .map(|n| (0..n).map(|_| TokenId(rng.random_range(0..40))).collect())
-            .to_vec();
         let outputs = |kernels| {
             let batches = experts.iter().zip(&tokens);
             let batches: Vec<_> =
@@ -55,20 +75,29 @@ fn every_kind_of_instructions_gives_the_same_bits() {
     }
 }
 
-/// A matrix of any codes, whose weights are the codes.
+/// A matrix of any codes, in the padding too, whose weights are the codes.
 fn of_codes(layout: Layout, mut code: impl FnMut() -> u8) -> Matrix {
-    let scales = [f16::ONE; TILE_ROWS];
-    let factors = vec![Factors { scales, minima: [f16::ZERO; TILE_ROWS] }; layout.factors()];
-    let lines = (0..layout.lines()).map(|_| Line([(); LINE_BYTES].map(|()| code()))).collect();
-    Matrix { layout, lines, factors }
+    let mut lines: Vec<Line> =
+        (0..layout.lines()).map(|_| Line([(); LINE_BYTES].map(|()| code()))).collect();
+    let one = f16::ONE.to_le_bytes();
+    for tile in lines.chunks_exact_mut(layout.tile_lines()) {
+        for group in tile.chunks_mut(layout.group_lines()) {
+            for (line, factor) in group[..FACTOR_LINES].iter_mut().zip([one, [0, 0]]) {
+                *line = Line(std::array::from_fn(|byte| factor[byte % 2]));
+            }
+        }
+    }
+    Matrix { layout, lines }
 }
 
 #[test]
 fn integer_products_are_exact_up_to_the_largest_codes() {
     let mut rng = stream(7, "codes");
-    for (width, largest) in [(2, 3_i64), (4, 15), (8, 255)] {
-        for (group, columns) in [(32, 64), (64, 64), (64, 128), (32, 37), (64, 5)] {
-            let layout = Layout { rows: 32, columns, bits: width, group };
+    for (width, largest) in [(2, 3_i64), (3, 7), (4, 15), (8, 255)] {
+        for (group, columns) in
+            [(32, 37), (32, 64), (64, 5), (64, 192), (128, 130), (256, 256), (256, 301)]
+        {
+            let layout = Layout { rows: TILE_ROWS, columns, bits: width, group };
             for extreme in [true, false] {
                 let w = of_codes(layout, || if extreme { 0xff } else { rng.random() });
                 // Every group has 127 or −127, so that codes are the values.
@@ -85,11 +114,12 @@ fn integer_products_are_exact_up_to_the_largest_codes() {
                     let mut input = Panels::new(grouping, 15);
                     let tokens: Vec<TokenId> = (0..15).map(TokenId).collect();
                     input.gather(&rows, &tokens);
-                    let tiles = [0, 1].map(|tile| w.tile(tile).expect("two tiles"));
                     for (first, size) in panels(15) {
                         let mut sums = NO_SUMS;
-                        kernels.product(width, tiles, input.panel((first, size)), &mut sums);
-                        for (row, t) in (0..32).flat_map(|row| (0..size).map(move |t| (row, t))) {
+                        kernels.product(width, w.tile(0), input.panel((first, size)), &mut sums);
+                        for (row, t) in
+                            (0..TILE_ROWS).flat_map(|row| (0..size).map(move |t| (row, t)))
+                        {
                             let x = &x[(first + t) * columns..][..columns];
                             let code = |k| i64::from(w.code(row, k));
                             assert!((0..columns).all(|k| code(k) <= largest));
@@ -121,8 +151,12 @@ fn a_layer_has_the_bits_of_its_experts_alone_at_any_number_of_threads() {
     let shape = ExpertShape { width: 96, hidden: 80 };
     let rows = 300;
     let x = random("rows", rows * shape.width);
-    let experts: Vec<Expert> =
-        (0..12).map(|e| expert(shape, BitWidth::ALL[e % 4], [32, 64][e / 4 % 2])).collect();
+    let mut experts: Vec<Expert> =
+        all_formats().into_iter().step_by(2).map(|formats| expert(shape, formats)).collect();
+    let part = |name| random(name, shape.weights() / 3);
+    let (gate, up, down) = (part("gate"), part("up"), part("down"));
+    let full = Expert::quantize(shape, &gate, &up, &down, BitWidth::Full, 32);
+    experts.extend([full.clone(), full]);
     let mut rng = stream(8, "routing");
     let tokens: Vec<Vec<TokenId>> = [290, 1, 0, 7, 130, 64, 3, 128, 2, 40, 129, 16]
         .map(|n| (0..n).map(|_| TokenId(rng.random_range(0..300))).collect())

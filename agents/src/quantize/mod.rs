@@ -7,10 +7,12 @@
 mod gptq;
 mod matrix;
 mod moments;
+mod packed;
 
 pub use gptq::{Gptq, gptq};
 pub use matrix::{EncodingError, QuantizedMatrix};
 pub use moments::InputMoments;
+pub use packed::{FormatError, expert};
 
 use crate::expert::Group;
 

@@ -2,7 +2,7 @@
 //! instructions. Multiplications and additions are rounded apart, so every kind gives the same bits.
 
 use super::Sums;
-use crate::expert::matrix::{Factors, Lanes, TILE_ROWS};
+use crate::expert::matrix::{LANES, Lanes};
 
 /// Adding 1.5 · 2²³ rounds to a whole number, which then stands in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
@@ -12,11 +12,11 @@ const SMALLEST: f32 = 7.888_609e-31;
 
 #[inline(always)]
 pub(super) fn quantize(values: &[f32], codes: &mut [i32]) -> (f32, f32) {
-    let (values, rest) = values.as_chunks::<TILE_ROWS>();
+    let (values, rest) = values.as_chunks::<LANES>();
     let (codes, rest_codes) = codes.as_chunks_mut::<4>();
     assert!(rest.is_empty() && rest_codes.is_empty() && values.len() == codes.len());
     // Bits of magnitudes are ordered like the magnitudes, with NaN last.
-    let mut largest = [0; TILE_ROWS];
+    let mut largest = [0; LANES];
     for values in values {
         for (largest, value) in largest.iter_mut().zip(values) {
             *largest = value.abs().to_bits().max(*largest);
@@ -28,10 +28,10 @@ pub(super) fn quantize(values: &[f32], codes: &mut [i32]) -> (f32, f32) {
         return if largest < SMALLEST { (0.0, 0.0) } else { (f32::NAN, f32::NAN) };
     }
     let (scale, inverse) = (largest / 127.0, 127.0 / largest);
-    let mut sums = [0_i32; TILE_ROWS];
+    let mut sums = [0_i32; LANES];
     for (values, codes) in values.iter().zip(codes) {
-        let mut bytes = [0; TILE_ROWS];
-        for lane in 0..TILE_ROWS {
+        let mut bytes = [0; LANES];
+        for lane in 0..LANES {
             let code = (values[lane] * inverse + ROUNDER).to_bits().cast_signed();
             let code = code - ROUNDER.to_bits().cast_signed();
             sums[lane] += code;
@@ -45,13 +45,15 @@ pub(super) fn quantize(values: &[f32], codes: &mut [i32]) -> (f32, f32) {
 }
 
 #[inline(always)]
-pub(super) fn swiglu(sums: &Sums, tokens: usize, values: &mut [f32], stride: usize) {
+pub(super) fn swiglu(sums: [&Sums; 2], tokens: usize, values: &mut [f32], stride: usize) {
     let [gates, ups] = sums;
-    let sums = gates[..tokens].iter().zip(ups);
-    for (values, (gate, up)) in values.chunks_mut(stride).zip(sums) {
-        let values = values.first_chunk_mut::<TILE_ROWS>().expect("rows hold a tile");
-        for lane in 0..TILE_ROWS {
-            values[lane] = gate[lane] / (1.0 + exp(-gate[lane])) * up[lane];
+    for (half, (gates, ups)) in gates.iter().zip(ups).enumerate() {
+        let sums = gates[..tokens].iter().zip(ups);
+        for (values, (gate, up)) in values.chunks_mut(stride).zip(sums) {
+            let values = &mut values.as_chunks_mut::<LANES>().0[half];
+            for lane in 0..LANES {
+                values[lane] = gate[lane] / (1.0 + exp(-gate[lane])) * up[lane];
+            }
         }
     }
 }
@@ -77,18 +79,13 @@ fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub(super) fn add_group(
     sums: &mut Lanes,
-    dots: &[i32; TILE_ROWS],
-    (scales, minima): &(Lanes, Lanes),
+    dots: &[i32; LANES],
+    (scales, minima): (&Lanes, &Lanes),
     (scale, offset): (f32, f32),
 ) {
-    for lane in 0..TILE_ROWS {
+    for lane in 0..LANES {
         sums[lane] += whole(dots[lane]) * scales[lane] * scale + minima[lane] * offset;
     }
-}
-
-#[inline(always)]
-pub(super) fn to_f32(factors: &Factors) -> (Lanes, Lanes) {
-    (factors.scales.map(half::f16::to_f32), factors.minima.map(half::f16::to_f32))
 }
 
 /// A whole number below 2²⁴ in magnitude, exactly.

@@ -3,7 +3,7 @@
 //! A row of activations has 8-bit codes `a`, and per group of columns a scale `s` and
 //! `o = s · Σ a` ([`super::activations`]). With the weights' codes `q`, scale `w` and minimum `m`,
 //! a group adds `((Σ q·a) · w) · s + m · o` to an output. The sum of products is exact: at most
-//! 64 · 255 · 127 < 2²⁴, so no addition of it saturates and its conversion to f32 does not round.
+//! 256 · 255 · 127 < 2²⁴, so no addition of it saturates and its conversion to f32 does not round.
 //! Everything else is f32 multiplication and addition, each rounded, in this order, groups ascending:
 //! every kind of instructions gives the same bits, and a token's bits do not depend on the tokens
 //! beside it.
@@ -24,37 +24,38 @@ mod avx2;
 mod vnni;
 
 use super::activations::Panel;
-use super::matrix::{Lanes, TILE_ROWS, Tile};
+use super::matrix::{LANES, Lanes, Line};
 
 /// Most tokens of a [`Panel`].
 pub(super) const PANEL_TOKENS: usize = 8;
 
-/// Outputs of two tiles for each token of a panel.
+/// Outputs of a tile for each token of a panel, by half of the rows.
 pub(super) type Sums = [[Lanes; PANEL_TOKENS]; 2];
 
 /// No outputs yet.
-pub(super) const NO_SUMS: Sums = [[[0.0; TILE_ROWS]; PANEL_TOKENS]; 2];
+pub(super) const NO_SUMS: Sums = [[[0.0; LANES]; PANEL_TOKENS]; 2];
 
-/// Outputs of two tiles of one width for a panel of one size. Unspecified beyond its tokens.
-type Product = unsafe fn([Tile<'_>; 2], Panel<'_>, &mut Sums);
+/// Outputs of a tile of one width for a panel of one size. Unspecified beyond its tokens.
+type Product = unsafe fn(&[Line], Panel<'_>, &mut Sums);
 
 /// The arithmetic in one kind of instructions. Only [`Kernels::available`] hands them out.
 pub(super) struct Kernels {
     name: &'static str,
-    /// By width 2, 4, 8 and by tokens 1, 2, 4, 8.
-    products: [[Product; 4]; 3],
-    swiglu: unsafe fn(&Sums, usize, &mut [f32], usize),
+    /// By width 2, 3, 4, 8 and by tokens 1, 2, 4, 8.
+    products: [[Product; 4]; 4],
+    swiglu: unsafe fn([&Sums; 2], usize, &mut [f32], usize),
     quantize: unsafe fn(&[f32], &mut [i32]) -> (f32, f32),
 }
 
-/// All sizes of a product with `64 · LINES` bytes of codes per block and `M` tokens.
+/// All sizes of a product with codes of `BITS` and `M` tokens.
 macro_rules! products {
     ($product:path) => {{
         use $product as product;
         [
-            [product::<1, 1>, product::<1, 2>, product::<1, 4>, product::<1, 8>],
             [product::<2, 1>, product::<2, 2>, product::<2, 4>, product::<2, 8>],
+            [product::<3, 1>, product::<3, 2>, product::<3, 4>, product::<3, 8>],
             [product::<4, 1>, product::<4, 2>, product::<4, 4>, product::<4, 8>],
+            [product::<8, 1>, product::<8, 2>, product::<8, 4>, product::<8, 8>],
         ]
     }};
 }
@@ -113,26 +114,32 @@ impl Kernels {
         self.name
     }
 
-    /// The outputs of two tiles, of codes of `bits`, for the tokens of a panel; those of `sums`
+    /// The outputs of a tile, of codes of `bits`, for the tokens of a panel; those of `sums`
     /// beyond are unspecified.
-    pub(super) fn product(
-        &self,
-        bits: u32,
-        tiles: [Tile<'_>; 2],
-        panel: Panel<'_>,
-        sums: &mut Sums,
-    ) {
-        let width = bits.ilog2() as usize - 1;
+    pub(super) fn product(&self, bits: u32, tile: &[Line], panel: Panel<'_>, sums: &mut Sums) {
+        let width = match bits {
+            2 => 0,
+            3 => 1,
+            4 => 2,
+            8 => 3,
+            _ => unreachable!("a matrix has one of the widths of `BitWidth`"),
+        };
         let product = self.products[width][panel.tokens().ilog2() as usize];
         // SAFETY: the processor has these instructions, as `available` found.
-        unsafe { product(tiles, panel, sums) }
+        unsafe { product(tile, panel, sums) }
     }
 
-    /// `silu(sums[0]) ⊙ sums[1]` of each token into the first [`TILE_ROWS`] values of its row; rows
-    /// of `values` are `stride` apart.
-    pub(super) fn swiglu(&self, sums: &Sums, tokens: usize, values: &mut [f32], stride: usize) {
+    /// `silu(gate) ⊙ up` of each token, from the sums of both, into the first values of its row,
+    /// as many as a tile has rows; rows of `values` are `stride` apart.
+    pub(super) fn swiglu(
+        &self,
+        gate_up: [&Sums; 2],
+        tokens: usize,
+        values: &mut [f32],
+        stride: usize,
+    ) {
         // SAFETY: as in `product`.
-        unsafe { (self.swiglu)(sums, tokens, values, stride) }
+        unsafe { (self.swiglu)(gate_up, tokens, values, stride) }
     }
 
     /// Quantizes one group of values, a multiple of 16, to as many codes of 8 bits, four in a
