@@ -1,0 +1,107 @@
+//! The memory that a run of the quickstart holds above the weights that it maps.
+//!
+//! `cargo bench --bench resident [-- SCENARIO CHECKPOINT]`
+//!
+//! Reads `/proc`, so it runs on Linux alone. The peak resident size is the kernel's own; the parts of
+//! it are sampled every 2 ms.
+#![allow(clippy::print_stdout, reason = "the figures are the output")]
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+const LIMIT_MB: f64 = 64.0;
+
+/// Runs that are measured.
+const REPEATS: usize = 3;
+
+fn main() -> Result<(), Failure> {
+    let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
+    let (scenario, checkpoint) = match words.as_slice() {
+        [] => ("scenarios/quickstart.toml", "scenarios/models/books-moe-64e8k"),
+        [scenario, checkpoint] => (scenario.as_str(), checkpoint.as_str()),
+        _ => return Err("give a scenario and its checkpoint, or neither".into()),
+    };
+    let mapped_mb = mapped_bytes(Path::new(checkpoint))? as f64 / 1e6;
+    println!("{scenario}: maps {mapped_mb:.1} MB of weights; MB are 10⁶ bytes");
+    println!("run  peak resident MB  above the weights MB  peak anonymous MB  peak of files MB");
+    let mut worst = 0.0_f64;
+    for repeat in 1..=REPEATS {
+        let peak = measure(scenario)?;
+        let [resident, anonymous, files] =
+            [peak.resident, peak.anonymous, peak.files].map(|bytes| bytes as f64 / 1e6);
+        let above = resident - mapped_mb;
+        worst = worst.max(above);
+        println!("{repeat:>3}  {resident:>16.1}  {above:>20.1}  {anonymous:>17.1}  {files:>16.1}");
+    }
+    let verdict = if worst <= LIMIT_MB { "within" } else { "above" };
+    println!("worst {worst:.1} MB, {verdict} the limit of {LIMIT_MB} MB");
+    Ok(())
+}
+
+/// Bytes; each the largest seen, not all at once.
+#[derive(Default)]
+struct Peak {
+    resident: u64,
+    anonymous: u64,
+    files: u64,
+}
+
+fn measure(scenario: &str) -> Result<Peak, Failure> {
+    let out = tempfile::tempdir()?;
+    let mut run = Run(Command::new(env!("CARGO_BIN_EXE_nashflock"))
+        .args(["run", scenario, "--out"])
+        .arg(out.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?);
+    let mut peak = Peak::default();
+    let status = loop {
+        // A process that has ended has no such lines; its last milliseconds only tidy up.
+        let status = fs::read_to_string(format!("/proc/{}/status", run.0.id()))?;
+        for (most, key) in [
+            (&mut peak.resident, "VmHWM:"),
+            (&mut peak.anonymous, "RssAnon:"),
+            (&mut peak.files, "RssFile:"),
+        ] {
+            *most = (*most).max(bytes(&status, key).unwrap_or(0));
+        }
+        if let Some(status) = run.0.try_wait()? {
+            break status;
+        }
+        sleep(Duration::from_millis(2));
+    };
+    if status.success() { Ok(peak) } else { Err(format!("the run ended with {status}").into()) }
+}
+
+/// Killed when dropped.
+struct Run(Child);
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn bytes(status: &str, key: &str) -> Option<u64> {
+    let line = status.lines().find(|line| line.starts_with(key))?;
+    Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
+}
+
+fn mapped_bytes(checkpoint: &Path) -> Result<u64, Failure> {
+    let mut sum = 0;
+    for entry in fs::read_dir(checkpoint)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            sum += path.metadata()?.len();
+        }
+    }
+    Ok(sum)
+}
