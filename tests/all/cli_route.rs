@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use agents::game::RouterRegistry;
 use agents::rng;
 use npyz::WriterBuilder as _;
 use rand::RngExt as _;
@@ -401,6 +402,35 @@ fn under_stale_prices_the_last_batch_is_causal_and_shares_are_played_apart() {
     let potential = |printed: &Value| printed["potential"].as_f64().expect("a number");
     assert!(potential(&shared) < potential(&whole), "{shared} {whole}");
     assert!(shared["dual_bound"].as_f64() >= whole["potential"].as_f64(), "{shared} {whole}");
+}
+
+#[test]
+fn every_router_plays_under_every_kind_of_information_and_prints_the_same_figures() {
+    let folder = folder_with(&matrices()[1]);
+    let registry = RouterRegistry::standard();
+    for information in [
+        &["--information", "in-batch"][..],
+        &["--information", "stale", "--batches", "2", "--batch-tokens", "100"],
+        &["--information", "partial", "--dispatchers", "3"],
+    ] {
+        let args = ["route", "--scores", "scores.npy", "--top-k", "3", "--cost", "linear"];
+        let args = [&args, information, &["--all", "--json"]].concat();
+        let ended = folder.nashflock(&args);
+        assert_eq!(ended.code, Some(0), "{args:?}: {}", ended.stderr);
+        let printed = ended.json();
+        let lines = printed["routers"].as_array().expect("a list");
+        let names = lines.iter().filter_map(|line| line["router"].as_str());
+        assert!(names.eq(registry.names()), "{args:?}: {printed}");
+        let keys = |line: &Value| -> Vec<String> {
+            line.as_object().expect("an object").keys().cloned().collect()
+        };
+        for line in lines {
+            assert_eq!(keys(line), keys(&lines[0]), "{line}");
+            for key in ["epsilon_nash", "relative_gap", "max_over_mean", "score_loss", "passes"] {
+                assert!(line[key].is_number(), "{key}: {line}");
+            }
+        }
+    }
 }
 
 /// A folder with the matrix as `scores.npy`.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use agents::game::RouterRegistry;
 use nashflock::results::{RoundRow, RunDir};
 use serde_json::Value;
 
@@ -62,6 +63,28 @@ fn in_the_race_each_router_ends_where_the_page_says() {
     for play in [&equilibrium, &quantile, &sinkhorn, &selfish, &dropping] {
         let control = of(play, "max_over_mean_top_k");
         assert_eq!(control.to_bits(), of(&plain, "max_over_mean").to_bits(), "the same tokens");
+    }
+}
+
+#[test]
+fn a_scenario_plays_any_router_under_any_kind_of_information() {
+    let folder = folder();
+    for router in RouterRegistry::standard().names() {
+        for kind in ["kind=\"stale\",batches=2", "kind=\"partial\",dispatchers=3"] {
+            let sets = [
+                format!("game.router={router}"),
+                format!("game.information={{{kind}}}"),
+                "load.requests=12".into(),
+                "load.tokens_per_request=8".into(),
+                "load.batch_requests_max=3".into(),
+                "game.cost=linear".into(),
+            ];
+            let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+            let summary = run(&folder, "router-race", &format!("{router} {kind}"), &sets);
+            let (gap, epsilon) =
+                (figure(&summary, "relative_gap"), figure(&summary, "epsilon_nash"));
+            assert!(gap >= -1e-12 && epsilon >= 0.0, "{router} {kind}: {summary}");
+        }
     }
 }
 

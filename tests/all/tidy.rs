@@ -79,3 +79,32 @@ fn every_scenario_opens_with_the_question_it_answers() {
     }
     assert!(seen >= 3);
 }
+
+/// The documentation and attributes right before `pub struct NAME`.
+fn docs_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let before = &text[..text.find(&format!("pub struct {name}"))?];
+    Some(&before[before.rfind("\n\n").unwrap_or(0)..])
+}
+
+/// Of the product's own two rules MODEL.md section 3 says what is causal.
+#[test]
+fn every_router_states_its_guarantee_its_causality_and_its_label() {
+    let game = root().join("agents/src/game");
+    let mut seen = 0;
+    for path in sources(&game) {
+        let text = read(&path);
+        for name in text.lines().filter_map(|line| line.strip_prefix("impl Router for ")) {
+            let name = name.trim_end_matches([' ', '{']);
+            let docs = docs_of(&text, name).unwrap_or_else(|| panic!("{name} is public"));
+            let docs = docs.replace("\n///", "");
+            let label = ["Label: tested.", "Label: lightly tested.", "Label: experimental."];
+            assert!(label.iter().any(|label| docs.contains(label)), "{name} has no label");
+            assert!(docs.contains("Guaranteed"), "{name} does not say what is guaranteed");
+            let of_the_field = path.parent().is_some_and(|folder| folder.ends_with("routers"));
+            let says = docs.contains("ausal") || !of_the_field;
+            assert!(says, "{name} does not say whether it is causal");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 16, "{seen} routers");
+}

@@ -8,8 +8,8 @@ use crate::ids::ExpertId;
 
 /// Plain top-k by score; of equal scores the lowest expert first. All prices are zero.
 ///
-/// Guaranteed: the largest score any assignment has. Nothing is guaranteed about balance.
-/// Label: tested.
+/// Guaranteed: the largest score any assignment has, by definition. Nothing is guaranteed about
+/// balance. Causal: no token minds another. Label: tested.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TopK;
 

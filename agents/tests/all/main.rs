@@ -2,6 +2,7 @@
 
 mod expert;
 mod game;
+mod information;
 mod known_games;
 mod optimum;
 mod oracle;

@@ -12,10 +12,10 @@ use crate::ids::ExpertId;
 /// check costs O(E) beyond the pass:
 /// `ΔΦ = Σ_movers Δa − Σ_e [C_e(n_e + Δn_e) − C_e(n_e)]`.
 ///
-/// Guaranteed: Φ rises with every round, whatever the loads' age, and a single mover always
-/// raises it, so rounds end at an equilibrium of the game on the grid (see
-/// [`BestResponse`](super::BestResponse)) unless `most_rounds` comes first. Not causal.
-/// Iterations: rounds. Passes: as many and two. Label: tested.
+/// Guaranteed: Φ rises with every round, for a round that would not raise it is not made, and a
+/// single mover always raises it (Rosenthal 1973), so rounds end at an equilibrium of the game on
+/// the grid (see [`BestResponse`](super::BestResponse)) unless `most_rounds` comes first. Not
+/// causal. Iterations: rounds. Passes: as many and two. Label: tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BestResponseBatched {
     /// Rounds at most. Beyond them the play is no equilibrium, and ε says by how much.

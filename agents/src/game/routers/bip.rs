@@ -10,10 +10,11 @@ use super::column::{by_column, largest};
 ///
 /// and at last top-k of `a − p` (Sun et al. 2025, arXiv 2502.15451).
 ///
-/// Guaranteed: no sweep raises the dual of that program. It may stall above the optimum, because
-/// the dual is not smooth, and balance is not guaranteed. For scores that are at least 0: with
-/// negative ones the program prefers empty slots. Not causal. Iterations: sweeps. Passes: two a
-/// sweep and one. Label: lightly tested.
+/// Guaranteed: no sweep raises the dual of that program, for each half of a sweep minimises it over
+/// its block (Bertsekas 1999, section 2.7). It may stall above the optimum, because the dual is not
+/// smooth, and balance is not guaranteed. For scores that are at least 0: with negative ones the
+/// program prefers empty slots. Not causal. Iterations: sweeps. Passes: two a sweep and one. Label:
+/// lightly tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bip {
     /// Sweeps.

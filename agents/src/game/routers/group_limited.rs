@@ -5,7 +5,8 @@ use rayon::prelude::*;
 use super::super::{Choices, Game, Play, Router, Scores, select_top};
 use crate::ids::ExpertId;
 
-/// Each token may use the experts of its best groups only (node-limited routing, DeepSeek-V3).
+/// Each token may use the experts of its best groups only (node-limited routing: DeepSeek-V3,
+/// arXiv 2412.19437).
 ///
 /// Experts stand in `groups` contiguous groups. A group's worth to a token is the sum of its
 /// `max(1, k/kept)` best scores; the best `kept` groups stay open, more if they hold less than k

@@ -21,10 +21,11 @@ pub enum Quantile {
 /// `p_e = (C_e+1)-th largest_t (a[t,e] − r_t)`, the prices centred at 0; then top-k of `a − p`
 /// (Su 2026, kexue.fm 11619 and 11626; Kimi K3; Megatron-LM).
 ///
-/// Guaranteed: with exact quantiles no sweep raises the dual bound. It stalls above the optimum
-/// and some tokens over capacity, because the dual is not smooth. In training it makes one sweep
-/// a batch for the next one, which is [`Information::Stale`](super::super::Information): causal.
-/// Within a batch it is not. Iterations: sweeps. Passes: two a sweep and one. Label: tested.
+/// Guaranteed: with exact quantiles no sweep raises the dual bound, for each half of a sweep
+/// minimises it over its block (Bertsekas 1999, section 2.7). It stalls above the optimum and some
+/// tokens over capacity, because the dual is not smooth. In training it makes one sweep a batch for
+/// the next one, which is [`Information::Stale`](super::super::Information): causal. Within a batch
+/// it is not. Iterations: sweeps. Passes: two a sweep and one. Label: tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuantileBalancing {
     /// Sweeps.
