@@ -6,7 +6,9 @@
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 
 use agents::expert::BitWidth;
-use agents::game::{CostSettings, Game, Router as _, RouterRegistry, Scores, TopK, certify};
+use agents::game::{
+    Choices, CostSettings, Game, Router as _, RouterRegistry, Scores, TopK, certify,
+};
 use agents::rng::stream;
 use nashflock::measure::Clock;
 use nashflock::model::checkpoint::Checkpoint;
@@ -45,8 +47,37 @@ fn main() -> Result<(), Failure> {
         Ok(found) => sources.extend(found),
         Err(why) => eprintln!("skipped: OLMoE affinities: {why}"),
     }
+    pool.install(|| rules(&sources[0]))?;
     for source in &sources {
         pool.install(|| table(source))?;
+    }
+    Ok(())
+}
+
+/// What each router is, and whether later tokens of a batch change what earlier ones choose: the
+/// second half of the batch is put in reverse order and its scores in each row as well.
+fn rules(source: &Source) -> Result<(), Failure> {
+    let Source { values, experts, top_k, .. } = source;
+    let kept = TOKENS / 2;
+    let mut other = values.clone();
+    other[kept * experts..].reverse();
+    let cost = CostSettings::Quota { capacity_factor: 1.0 }.build(TOKENS, *experts, *top_k);
+    println!("\n## The rules\n");
+    println!("| router | rule | label | causal in a batch |");
+    println!("|---|---|---|---|");
+    let routers = RouterRegistry::standard();
+    for name in routers.names() {
+        let summary = routers.summary(name).ok_or("every router has a summary")?;
+        let (rule, label) = summary.rsplit_once(" (").ok_or("a summary ends with a label")?;
+        let router = routers.get(name).ok_or("the registry names its routers")?;
+        let play = |values: &[f32]| -> Result<Choices, Failure> {
+            let scores = Scores::new(values, *experts)?;
+            Ok(router.route(&Game { scores, top_k: *top_k, cost: cost.as_ref() }, None).choices)
+        };
+        let (one, other) = (play(values)?, play(&other)?);
+        let causal = (0..kept).all(|token| one.row(token) == other.row(token));
+        let causal = if causal { "yes" } else { "no" };
+        println!("| `{name}` | {rule} | {} | {causal} |", label.trim_end_matches(')'));
     }
     Ok(())
 }
@@ -58,8 +89,11 @@ fn table(source: &Source) -> Result<(), Failure> {
         CostSettings::Quota { capacity_factor: 1.0 }.build(scores.tokens(), *experts, *top_k);
     let game = Game { scores, top_k: *top_k, cost: cost.as_ref() };
     println!("\n## {title}\n\nT = {}, E = {experts}, k = {top_k}.\n", scores.tokens());
-    println!("| router | max over mean | score loss | relative gap | passes | time |");
-    println!("|---|---:|---:|---:|---:|---:|");
+    println!(
+        "| router | max over mean | score loss | dropped | extra | ε-Nash | relative gap | passes \
+         | time |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
     let reference = TopK.route(&game, None).choices;
     assert_eq!(reference.tokens(), scores.tokens());
     let routers = RouterRegistry::standard();
@@ -83,10 +117,17 @@ fn table(source: &Source) -> Result<(), Failure> {
         let certificate = certify(&game, &play.choices, &play.prices);
         let gap = certificate.relative_gap;
         let gap = if gap.is_finite() { format!("{gap:.1e}") } else { "over quota".to_owned() };
+        let epsilon = certificate.epsilon_nash;
+        let epsilon =
+            if epsilon.is_finite() { format!("{epsilon:.1e}") } else { "over quota".to_owned() };
+        let share = |pairs: usize| 100.0 * pairs as f64 / (scores.tokens() * top_k) as f64;
         println!(
-            "| `{name}` | {:.3} | {:.2} % | {gap} | {} | {median_ms:.2} ms |",
+            "| `{name}` | {:.3} | {:.2} % | {:.1} % | {:.1} % | {epsilon} | {gap} | {} | \
+             {median_ms:.2} ms |",
             certificate.max_over_mean,
             certificate.score_loss * 100.0,
+            share(certificate.dropped),
+            share(certificate.extra),
             play.passes,
         );
     }
