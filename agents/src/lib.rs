@@ -15,6 +15,7 @@ pub mod flock;
 pub mod game;
 pub mod ids;
 pub mod linear;
+pub mod membership;
 pub mod orders;
 pub mod placement;
 pub mod precision;

@@ -13,7 +13,7 @@ mod precision;
 mod respond;
 
 use crate::game::{Choices, GameError, Scores};
-use crate::ids::{LayerId, NodeId, RequestId, StepId};
+use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use crate::orders::{Orders, Replies};
 use crate::report::{FlockReport, NodeLoadReport, PlayReport};
 use crate::routing::gates;
@@ -166,6 +166,19 @@ impl Arena {
                 .expect("the roster is complete");
             node.available = available(node.node);
         }
+    }
+
+    /// Says which nodes host an expert from the next round on: what is combined is the same.
+    ///
+    /// # Panics
+    /// When the layer, the expert or a host is unknown, or there is no host.
+    pub fn set_hosts(&mut self, layer: LayerId, expert: ExpertId, hosts: Vec<NodeId>) {
+        let roster = self.world.resource::<crate::world::Roster>();
+        let known = hosts.iter().all(|host| host.index() < roster.nodes.len());
+        assert!(!hosts.is_empty() && known, "every expert has hosts, nodes of the roster");
+        let entity = roster.experts[layer.index()][expert.index()];
+        self.world.get_mut::<crate::components::Hosts>(entity).expect("the roster is complete").0 =
+            hosts;
     }
 
     /// Plays one round.

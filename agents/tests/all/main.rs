@@ -4,6 +4,7 @@ mod expert;
 mod game;
 mod information;
 mod known_games;
+mod membership;
 mod optimum;
 mod oracle;
 mod placement;

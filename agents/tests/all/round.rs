@@ -153,6 +153,21 @@ fn a_node_that_is_not_available_gets_only_what_no_other_holds_and_no_bit_changes
 }
 
 #[test]
+fn experts_that_move_between_rounds_are_ordered_of_their_new_hosts_and_no_bit_changes() {
+    let (mut still, mut moving) = (arena("equilibrium", 3, 1), arena("equilibrium", 3, 2));
+    for step in 0..4 {
+        let host = NodeId(step % 3);
+        for layer in (0..2).map(LayerId) {
+            let experts = (0..EXPERTS).map(ExpertId::from_index);
+            experts.for_each(|expert| moving.set_hosts(layer, expert, vec![host]));
+        }
+        let (orders, combined) = play(&mut moving, step);
+        assert_eq!(combined, play(&mut still, step).1);
+        assert_eq!(orders.nodes.iter().map(|order| order.node).collect::<Vec<_>>(), [host]);
+    }
+}
+
+#[test]
 fn each_layer_plays_and_is_certified_under_its_own_memory_of_earlier_batches() {
     let requests = [RequestId(0); TOKENS];
     let router = || RouterRegistry::standard().get("equilibrium").expect("a standard router");
