@@ -6,10 +6,14 @@
 use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId, StepId, TokenId},
+    membership::{Epoch, Pass},
     orders::{ExpertGroup, NodeOrder, NodeReply},
 };
 use bytes::Bytes;
-use proto::{ComputeFault, ComputeReply, ComputeRequest, Message as _, ShardChunk, ShardHeader};
+use proto::{
+    ComputeFault, ComputeReply, ComputeRequest, JoinReply, Message as _, RenewRequest, ShardChunk,
+    ShardHeader,
+};
 use std::time::Duration;
 
 /// Widest hidden state that is accepted, in values.
@@ -239,6 +243,22 @@ pub fn decode_reply(
         outputs: bytemuck::allocation::pod_collect_to_vec(&reply.outputs),
         compute_ns: reply.compute_ns,
     })
+}
+
+/// The name of a member's stay and its lease, as the coordinator tells it.
+#[must_use]
+pub fn encode_pass(pass: Pass, lease: Duration) -> JoinReply {
+    JoinReply {
+        node: pass.node.0,
+        since_epoch: pass.since.0,
+        lease_ms: u32::try_from(lease.as_millis()).unwrap_or(u32::MAX),
+    }
+}
+
+/// The stay that a member says is its own.
+#[must_use]
+pub fn decode_pass(request: &RenewRequest) -> Pass {
+    Pass { node: NodeId(request.node), since: Epoch(request.since_epoch) }
 }
 
 /// A shard as the chunks of an upload, and its BLAKE3.

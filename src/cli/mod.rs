@@ -3,11 +3,14 @@
 
 mod check;
 mod eval;
+mod launch;
 mod progress;
 mod quantize;
 mod report;
 mod route;
 mod run;
+mod slurm;
+mod task;
 mod worker;
 
 use agents::game::Registries;
@@ -41,6 +44,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Write a checkpoint with quantized weights
     Quantize(quantize::QuantizeArgs),
+    /// Hand a scenario to an engine that runs jobs
+    Launch(launch::LaunchArgs),
     /// Rebuild the report of a run directory
     Report(report::ReportArgs),
 }
@@ -89,6 +94,7 @@ pub fn main_with(registries: &Registries) -> ExitCode {
         Command::Route(args) => route::route(&args, registries),
         Command::Eval(args) => eval::eval(&args),
         Command::Quantize(args) => quantize::quantize(&args, registries),
+        Command::Launch(args) => launch::launch(&args, registries),
         Command::Report(args) => report::report(&args),
     };
     let (code, text) = match outcome {

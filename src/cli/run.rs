@@ -1,7 +1,8 @@
 //! `nashflock run`: runs a scenario.
 
 use super::progress::Bar;
-use super::{Failure, Outcome, check, print, print_json};
+use super::task::Task;
+use super::{Failure, Outcome, check, print, print_json, slurm, worker};
 use crate::dispatch::NodeSpec;
 use crate::measure::Clock;
 use crate::results::summary_table;
@@ -20,7 +21,8 @@ pub(super) struct RunArgs {
     /// Override a key, as `game.top_k=4`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Nodes: `in-process`, `local:N` or `peers:HOST:PORT,…`
+    /// Nodes: `in-process`, `local:N`, `peers:HOST:PORT,…`, `join:IP:PORT:N` for
+    /// workers that join, or `slurm` for the tasks of a Slurm step
     #[arg(long, value_name = "SPEC")]
     nodes: Option<NodeSpec>,
     /// Directory for the results, new or empty [default: under runs/]
@@ -35,11 +37,22 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
+    let variable = |name: &str| std::env::var(name).ok();
+    let listens = args.sets.iter().any(|set| set.trim_start().starts_with("nodes.listen"));
+    let task = match args.nodes {
+        Some(NodeSpec::Slurm) => Some(slurm::task(variable, listens)?),
+        _ => None,
+    };
     let mut sets = args.sets;
-    sets.extend(args.seed.map(|seed| format!("seed={seed}")));
+    let seed = args.seed.or_else(|| task.as_ref()?.seed);
+    sets.extend(seed.map(|seed| format!("seed={seed}")));
     sets.extend(args.nodes.iter().flat_map(sets_of_nodes));
+    sets.extend(task.iter().flat_map(Task::sets));
     let scenario = check::load(&args.scenario, &sets, registries, args.json)?;
-    let end = play(&scenario, registries, args.out)?;
+    if let Some(task) = task.as_ref().filter(|task| task.rank > 0) {
+        return task.work(&scenario);
+    }
+    let end = play(&scenario, registries, args.out, task.as_ref())?;
     let RunEnd { dir, summary, failure } = &end;
     if args.json {
         let value: Value =
@@ -64,6 +77,7 @@ fn play(
     scenario: &Scenario,
     registries: &Registries,
     out: Option<PathBuf>,
+    task: Option<&Task>,
 ) -> Result<RunEnd, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| Failure::Dependency(format!("cannot find this program: {error}")))?;
@@ -80,7 +94,15 @@ fn play(
     let bar = Bar::new();
     // A path need not be UTF-8; the manifest's text has to be.
     let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let settings = RunSettings { command, program: &program, out, registries, progress: &bar };
+    let settings = RunSettings {
+        command,
+        program: &program,
+        out,
+        registries,
+        progress: &bar,
+        run_token: task.map_or_else(worker::run_token, Task::token),
+        hosts_worker: task.is_some(),
+    };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {
         runtime.block_on(async {

@@ -1,16 +1,33 @@
 //! `nashflock worker`: one node.
 
 use super::{Failure, Outcome};
-use crate::worker::{self, Settings};
+use crate::dispatch::is_host_and_port;
+use crate::worker::{self, Join, Settings};
 use clap::Args;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// The environment variable with the token of a run, so that no list of processes shows it.
+const RUN_TOKEN: &str = "NASHFLOCK_RUN_TOKEN";
 
 #[derive(Args)]
 pub(super) struct WorkerArgs {
     /// Address to listen on; port 0 takes a free one, which is printed as JSON
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5001")]
     listen: SocketAddr,
+    /// Join the run of the coordinator that listens there, as one of its nodes
+    #[arg(long, value_name = "HOST:PORT")]
+    join: Option<String>,
+    /// Where the coordinator reaches this worker [default: where it listens, and the address that it
+    /// comes from where that is 0.0.0.0]
+    #[arg(long, value_name = "HOST:PORT", requires = "join")]
+    advertise: Option<String>,
+    /// What shows the coordinator that this worker is of its run [default: `NASHFLOCK_RUN_TOKEN`]
+    #[arg(long, value_name = "TOKEN", requires = "join")]
+    run_token: Option<String>,
+    /// How long the coordinator may be out of reach, seconds
+    #[arg(long, value_name = "S", default_value_t = 30, requires = "join")]
+    join_patience_s: u32,
     /// Compute threads [default: the cores of the machine]
     #[arg(long)]
     threads: Option<usize>,
@@ -29,6 +46,17 @@ pub(super) struct WorkerArgs {
 }
 
 pub(super) fn worker(args: &WorkerArgs) -> Outcome {
+    for (flag, address) in [("--join", &args.join), ("--advertise", &args.advertise)] {
+        if let Some(address) = address.as_ref().filter(|address| !is_host_and_port(address)) {
+            return Err(Failure::BadInput(format!("{flag} \"{address}\" is not HOST:PORT")));
+        }
+    }
+    let join = args.join.clone().map(|coordinator| Join {
+        coordinator,
+        advertise: args.advertise.clone(),
+        run_token: args.run_token.clone().unwrap_or_else(run_token),
+        patience: Duration::from_secs(args.join_patience_s.into()),
+    });
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let settings = Settings {
         threads: args.threads.unwrap_or_else(cores),
@@ -36,8 +64,19 @@ pub(super) fn worker(args: &WorkerArgs) -> Outcome {
         message_bytes_max: args.message_bytes_max,
         lifeline: args.lifeline,
         insecure_non_loopback: args.insecure_non_loopback,
+        join,
         ..Settings::new(args.listen)
     };
+    serve(settings)
+}
+
+/// The token of the environment; empty where there is none.
+pub(super) fn run_token() -> String {
+    std::env::var(RUN_TOKEN).unwrap_or_default()
+}
+
+/// Serves as one node until told to stop.
+pub(super) fn serve(settings: Settings) -> Outcome {
     // Computation has threads of its own, so few are needed for the connections.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

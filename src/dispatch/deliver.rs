@@ -1,5 +1,6 @@
 //! Carries one round's orders to the nodes and back, past those that fail or are slow.
 
+use super::departures::Departures;
 use super::health::Health;
 use super::link::{LinkError, millis};
 use super::remote::{Peer, failed};
@@ -21,6 +22,7 @@ pub(super) struct Delivery<'a> {
     pub(super) peers: &'a mut [Peer],
     pub(super) health: &'a mut Health,
     pub(super) faults: &'a mut Faults,
+    pub(super) departures: &'a mut Departures,
     /// Messages sent so far, on all streams.
     pub(super) sequence: &'a mut u64,
     pub(super) clock: Clock,
@@ -73,6 +75,35 @@ impl Delivery<'_> {
         course.learn();
         Ok(course.trip.into_replies(width))
     }
+
+    /// The next reply of any node that is not lost, or its loss. What lost nodes still say is dropped
+    /// and counted.
+    async fn next_event(&mut self) -> (NodeId, Result<ComputeReply, LinkError>) {
+        poll_fn(|cx| {
+            while let Poll::Ready((pass, why)) = self.departures.poll_next(cx) {
+                let peer = &self.peers[pass.node.index()];
+                if peer.pass == Some(pass) && peer.lost.is_none() {
+                    return Poll::Ready((pass.node, Err(LinkError::Lost(why))));
+                }
+            }
+            for (node, peer) in self.peers.iter_mut().enumerate() {
+                let is_lost = peer.lost.is_some();
+                while let Some(Poll::Ready(event)) =
+                    peer.link.as_mut().map(|link| link.poll_reply(cx))
+                {
+                    if !is_lost {
+                        return Poll::Ready((NodeId::from_index(node), event));
+                    }
+                    match event {
+                        Ok(_) => self.faults.stale_replies += 1,
+                        Err(_) => peer.link = None,
+                    }
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
 }
 
 impl Course<'_, '_> {
@@ -86,7 +117,7 @@ impl Course<'_, '_> {
             let now_ns = self.with.clock.now_ns();
             let wake_ns = self.hedge_at_ns().into_iter().chain(self.late_at_ns()).min();
             let wake_ns = wake_ns.expect("what is not answered is awaited").saturating_sub(now_ns);
-            match timeout(Duration::from_nanos(wake_ns), next_event(self.with.peers)).await {
+            match timeout(Duration::from_nanos(wake_ns), self.with.next_event()).await {
                 Ok((node, Ok(reply))) => self.take(node, &reply)?,
                 Ok((node, Err(error))) => self.lose(failed(node, error))?,
                 Err(_) => {
@@ -127,9 +158,11 @@ impl Course<'_, '_> {
         let peer = self.with.peers.get(attempt.node.index());
         let peer =
             peer.ok_or_else(|| LinkError::Refused(format!("there are only {count} nodes")))?;
-        if let Some(detail) = &peer.lost {
-            return Err(LinkError::Lost(detail.clone()));
-        }
+        let link = match (&peer.lost, &peer.link) {
+            (Some(detail), _) => return Err(LinkError::Lost(detail.clone())),
+            (None, None) => return Err(LinkError::Lost("it ended the stream".into())),
+            (None, Some(link)) => link,
+        };
         *self.with.sequence += 1;
         let ticket = self.ticket(*self.with.sequence);
         let request = wire::encode_order(
@@ -138,10 +171,10 @@ impl Course<'_, '_> {
             self.with.hidden,
             self.with.width,
             self.with.deadline,
-            peer.link.message_bytes_max,
+            link.message_bytes_max,
         )
         .map_err(|error| LinkError::Refused(error.detail))?;
-        peer.link.post(request)?;
+        link.post(request)?;
         let late_ns = self.with.clock.now_ns().saturating_add(nanos(self.with.deadline));
         self.awaited.insert(ticket.sequence, (id, late_ns));
         Ok(())
@@ -338,20 +371,6 @@ impl Course<'_, '_> {
             self.with.faults.set_aside += 1;
         }
     }
-}
-
-/// The next reply of any node that is not lost, or its loss.
-async fn next_event(peers: &mut [Peer]) -> (NodeId, Result<ComputeReply, LinkError>) {
-    poll_fn(|cx| {
-        let live = peers.iter_mut().enumerate().filter(|(_, peer)| peer.lost.is_none());
-        for (node, peer) in live {
-            if let Poll::Ready(event) = peer.link.poll_reply(cx) {
-                return Poll::Ready((NodeId::from_index(node), event));
-            }
-        }
-        Poll::Pending
-    })
-    .await
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -70,6 +70,11 @@ impl Health {
         self.nodes[node.index()].lost = true;
     }
 
+    /// Another node has the place of one that was lost: nothing is held against it.
+    pub(super) fn revive(&mut self, node: NodeId) {
+        self.nodes[node.index()] = NodeHealth::default();
+    }
+
     /// The pairs of a round are sent.
     pub(super) fn sent(&mut self, pairs: usize) {
         let earned = self.budget * pairs as f64;

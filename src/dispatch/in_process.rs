@@ -96,6 +96,10 @@ impl Dispatch for InProcess {
 
     async fn close(self) -> Served {
         let nodes = self.nodes.iter().map(|(id, node)| node.ledger.stats(*id, false)).collect();
-        Served { nodes, faults: Faults { pairs: self.pairs, ..Faults::default() } }
+        Served {
+            nodes,
+            faults: Faults { pairs: self.pairs, ..Faults::default() },
+            membership: None,
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Sends orders to experts, in process or over gRPC.
 
 mod deliver;
+mod departures;
 mod health;
 mod in_process;
+mod joined;
 mod link;
 mod local;
 mod node_spec;
@@ -11,10 +13,11 @@ mod remote;
 mod round_trip;
 
 pub use in_process::InProcess;
+pub use joined::{Joined, JoinedSettings, MembershipCounts, OwnWorker};
 pub use link::{Deadlines, endpoint};
 pub use local::{Local, LocalSettings};
-pub(crate) use node_spec::is_host_and_port;
 pub use node_spec::{NodeSpec, NodeSpecError};
+pub(crate) use node_spec::{is_host_and_port, is_ip_and_port};
 pub use remote::Remote;
 
 use agents::{
@@ -56,6 +59,12 @@ pub trait Dispatch {
     /// slow. Orders to such a node are sent all the same, if only for want of another.
     fn is_available(&self, node: NodeId) -> bool;
 
+    /// The nodes that host each expert, where that changed since it was last asked for; never where
+    /// nodes do not come and go. Orders to other nodes are carried out all the same.
+    fn moved(&mut self) -> Option<BTreeMap<(LayerId, ExpertId), Vec<NodeId>>> {
+        None
+    }
+
     /// Ends what this dispatcher started, and says what each node did for it, lost ones too.
     fn close(self) -> impl Future<Output = Served> + Send;
 }
@@ -67,6 +76,8 @@ pub struct Served {
     pub nodes: Vec<NodeStats>,
     /// Over all rounds.
     pub faults: Faults,
+    /// Who came and went, where nodes do.
+    pub membership: Option<MembershipCounts>,
 }
 
 /// Faults that were survived, and what that cost. Pairs are token–expert pairs.
@@ -86,6 +97,8 @@ pub struct Faults {
     pub hedges: u64,
     /// Hedges that answered for the node they were to spare.
     pub hedges_won: u64,
+    /// Replies of nodes that were lost before they came: dropped.
+    pub stale_replies: u64,
     /// The longest round in which something was rerouted, from its orders to its last reply.
     pub recovery_ns_max: u64,
 }
@@ -204,6 +217,16 @@ struct Ledger {
 impl Ledger {
     fn loaded(&mut self, layer: LayerId, expert: ExpertId, bytes: usize) {
         self.shard_bytes.insert((layer, expert), bytes);
+    }
+
+    /// The bill of a seat when its next holder, with what `next` holds and did, takes it.
+    fn succeeded_by(&self, next: &Self) -> Self {
+        Self {
+            shard_bytes: next.shard_bytes.clone(),
+            requests: self.requests + next.requests,
+            token_experts: self.token_experts + next.token_experts,
+            compute_ns: self.compute_ns.saturating_add(next.compute_ns),
+        }
     }
 
     fn answered(&mut self, pairs: usize, reply: &NodeReply) {

@@ -5,7 +5,10 @@ use std::{fmt, num::NonZeroU32, str::FromStr};
 /// More workers than this on one machine are a slip of the keyboard.
 const LOCAL_MAX: u32 = 256;
 
-/// `in-process`, `local:N` or `peers:HOST:PORT,…`.
+/// More seats than this are a slip of the keyboard, too.
+const JOIN_MAX: u32 = 4096;
+
+/// `in-process`, `local:N`, `peers:HOST:PORT,…`, `join:IP:PORT:N` or `slurm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeSpec {
     /// No workers: the experts compute in this process.
@@ -14,11 +17,15 @@ pub enum NodeSpec {
     Local(NonZeroU32),
     /// Running workers, each as `HOST:PORT`; node ids follow this order.
     Peers(Vec<String>),
+    /// Workers that join a run: where it listens for them, and how many seats it has.
+    Join(String, NonZeroU32),
+    /// The tasks of the Slurm step that this process is one of.
+    Slurm,
 }
 
 /// Why text is not a [`NodeSpec`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{detail}; the forms are in-process, local:N and peers:HOST:PORT,…")]
+#[error("{detail}; the forms are in-process, local:N, peers:HOST:PORT,…, join:IP:PORT:N and slurm")]
 pub struct NodeSpecError {
     detail: String,
 }
@@ -30,7 +37,7 @@ impl FromStr for NodeSpec {
         let error = |detail| Err(NodeSpecError { detail });
         match text.split_once(':') {
             None if text == "in-process" => Ok(Self::InProcess),
-            None if text == "slurm" => error("slurm is not available in this version".into()),
+            None if text == "slurm" => Ok(Self::Slurm),
             Some(("virtual", _)) => error("virtual:N is not available in this version".into()),
             Some(("local", count)) => match count.parse::<NonZeroU32>() {
                 Ok(count) if count.get() <= LOCAL_MAX => Ok(Self::Local(count)),
@@ -46,6 +53,18 @@ impl FromStr for NodeSpec {
                 }
                 Ok(Self::Peers(peers))
             }
+            Some(("join", rest)) => {
+                let parts = rest.rsplit_once(':');
+                let seats =
+                    |count: &str| count.parse().ok().filter(|n: &NonZeroU32| n.get() <= JOIN_MAX);
+                match parts.map(|(listen, count)| (is_ip_and_port(listen), listen, seats(count))) {
+                    Some((true, listen, Some(seats))) => Ok(Self::Join(listen.to_owned(), seats)),
+                    Some((true, ..)) => {
+                        error(format!("join:IP:PORT:N takes 1 to {JOIN_MAX} seats"))
+                    }
+                    _ => error(format!("\"{rest}\" is not IP:PORT:N")),
+                }
+            }
             _ => error(format!("\"{text}\" names no nodes")),
         }
     }
@@ -57,6 +76,8 @@ impl fmt::Display for NodeSpec {
             Self::InProcess => f.write_str("in-process"),
             Self::Local(count) => write!(f, "local:{count}"),
             Self::Peers(peers) => write!(f, "peers:{}", peers.join(",")),
+            Self::Slurm => f.write_str("slurm"),
+            Self::Join(listen, seats) => write!(f, "join:{listen}:{seats}"),
         }
     }
 }
@@ -75,14 +96,27 @@ pub(crate) fn is_host_and_port(peer: &str) -> bool {
     })
 }
 
+/// Whether a text is `IP:PORT`, with a port from 1 to 65535 and IPv6 in brackets.
+pub(crate) fn is_ip_and_port(address: &str) -> bool {
+    address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::NodeSpec;
 
     #[test]
     fn every_form_prints_as_it_was_written() {
-        for text in ["in-process", "local:1", "local:256", "peers:a:1", "peers:[::1]:5001,n-2.x:9"]
-        {
+        for text in [
+            "in-process",
+            "local:1",
+            "local:256",
+            "peers:a:1",
+            "peers:[::1]:5001,n-2.x:9",
+            "slurm",
+            "join:0.0.0.0:5000:4",
+            "join:[::1]:5000:4096",
+        ] {
             let spec: NodeSpec = text.parse().expect(text);
             assert_eq!(spec.to_string(), text);
         }
@@ -105,7 +139,12 @@ mod tests {
             ("peers:a b:80", "is not HOST:PORT"),
             ("peers:a:1,", "is not HOST:PORT"),
             ("peers:a:1,b:2,a:1", "a:1 is named twice"),
-            ("slurm", "slurm is not available in this version"),
+            ("join:5000:4", "\"5000:4\" is not IP:PORT:N"),
+            ("join:host:5000:4", "is not IP:PORT:N"),
+            ("join:127.0.0.1:0:4", "is not IP:PORT:N"),
+            ("join:127.0.0.1:5000:0", "1 to 4096 seats"),
+            ("join:127.0.0.1:5000:5000", "1 to 4096 seats"),
+            ("slurm:4", "names no nodes"),
             ("virtual:4", "not available in this version"),
         ] {
             let error = text.parse::<NodeSpec>().expect_err(text).to_string();

@@ -3,6 +3,7 @@
 use super::{
     Deadlines, Dispatch, DispatchError, Faults, Ledger, Served, ShardAssignment,
     deliver::Delivery,
+    departures::Departures,
     endpoint,
     health::Health,
     link::{self, Link, LinkError},
@@ -12,6 +13,7 @@ use crate::measure::Clock;
 use crate::wire;
 use agents::{
     ids::{ExpertId, LayerId, NodeId},
+    membership::Pass,
     orders::{Orders, Replies},
 };
 use tokio::task::JoinSet;
@@ -25,7 +27,8 @@ pub struct Remote {
     deadlines: Deadlines,
     holders: Holders,
     health: Health,
-    faults: Faults,
+    pub(super) faults: Faults,
+    departures: Departures,
     clock: Clock,
     /// Messages sent so far; orders those of every stream.
     sequence: u64,
@@ -33,7 +36,10 @@ pub struct Remote {
 
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) link: Link,
+    /// None where nobody has the seat, or the node ended its stream.
+    pub(super) link: Option<Link>,
+    /// The stay that this is, where nodes come and go.
+    pub(super) pass: Option<Pass>,
     pub(super) ledger: Ledger,
     /// Why it is not asked any more.
     pub(super) lost: Option<String>,
@@ -84,9 +90,80 @@ impl Remote {
             deadlines,
             holders: Holders::new(),
             faults: Faults::default(),
+            departures: Departures::default(),
             clock: Clock::start(),
             sequence: 0,
         }
+    }
+
+    /// Nodes that come and go: `seats` of them, all vacant. Those that depart are lost at once.
+    pub(super) fn vacant(
+        seats: usize,
+        departures: Departures,
+        deadlines: Deadlines,
+        hedge_budget: f64,
+    ) -> Self {
+        let peers = (0..seats).map(|_| Peer::vacant()).collect();
+        let mut remote = Self { departures, ..Self::new(peers, deadlines, hedge_budget) };
+        (0..seats).for_each(|node| remote.health.lose(NodeId::from_index(node)));
+        remote
+    }
+
+    /// A node takes its seat: it gets work from now on. What its predecessors did stays on its bill.
+    pub(super) fn seat(&mut self, node: NodeId, peer: Peer) {
+        let seat = &mut self.peers[node.index()];
+        let ledger = seat.ledger.succeeded_by(&peer.ledger);
+        *seat = Peer { ledger, ..peer };
+        self.health.revive(node);
+    }
+
+    /// Nobody has a seat any more. What its last node still says is `heard`, to be counted, until the
+    /// seat is taken again; else its stream ends.
+    pub(super) fn vacate(&mut self, node: NodeId, heard: bool) {
+        let seat = &mut self.peers[node.index()];
+        let ledger = seat.ledger.succeeded_by(&Ledger::default());
+        let link = seat.link.take().filter(|_| heard);
+        *seat = Peer { ledger, link, ..Peer::vacant() };
+        self.health.lose(node);
+    }
+
+    /// Loses the nodes that departed since this was last asked.
+    pub(super) fn note_departures(&mut self) {
+        while let Some((pass, why)) = self.departures.next() {
+            let peer = &mut self.peers[pass.node.index()];
+            if peer.pass == Some(pass) && peer.lost.is_none() {
+                peer.lost = Some(why);
+                self.health.lose(pass.node);
+                self.faults.lost += 1;
+            }
+        }
+    }
+
+    /// Whether a node has a seat and is not lost.
+    pub(super) fn is_seated(&self, node: NodeId) -> bool {
+        self.peers[node.index()].lost.is_none()
+    }
+
+    /// A node that has a seat and is not lost.
+    pub(super) fn seated(&self, node: NodeId) -> Option<&Peer> {
+        self.peers.get(node.index()).filter(|peer| peer.lost.is_none())
+    }
+
+    /// More shards that a seated node holds.
+    pub(super) fn loaded(&mut self, uploaded: &[Uploaded]) {
+        for (node, layer, expert, bytes) in uploaded {
+            self.peers[node.index()].ledger.loaded(*layer, *expert, *bytes);
+        }
+    }
+
+    /// Says which nodes hold each expert.
+    pub(super) fn set_holders(&mut self, holders: Holders) {
+        self.holders = holders;
+    }
+
+    /// See [`Self::set_holders`].
+    pub(super) fn holders(&self) -> &Holders {
+        &self.holders
     }
 
     fn peer(&mut self, node: NodeId) -> Result<&mut Peer, DispatchError> {
@@ -122,7 +199,17 @@ impl Peer {
     }
 
     fn new(link: Link) -> Self {
-        Self { link, ledger: Ledger::default(), lost: None }
+        Self { link: Some(link), pass: None, ledger: Ledger::default(), lost: None }
+    }
+
+    fn vacant() -> Self {
+        let lost = Some("nobody has its seat".to_owned());
+        Self { link: None, pass: None, ledger: Ledger::default(), lost }
+    }
+
+    /// For uploads.
+    pub(super) fn control(&self) -> Option<link::Control> {
+        self.link.as_ref().map(Link::control)
     }
 }
 
@@ -135,7 +222,9 @@ impl Dispatch for Remote {
         }
         let mut uploads = JoinSet::new();
         for (peer, shards) in self.peers.iter().zip(by_node) {
-            uploads.spawn(upload_all(peer.link.control(), shards, self.deadlines));
+            if let Some(control) = peer.control() {
+                uploads.spawn(upload_all(control, shards, self.deadlines));
+            }
         }
         while let Some(done) = uploads.join_next().await {
             for (node, layer, expert, bytes) in done.expect("uploads do not panic")? {
@@ -163,6 +252,7 @@ impl Dispatch for Remote {
             peers: &mut self.peers,
             health: &mut self.health,
             faults: &mut self.faults,
+            departures: &mut self.departures,
             sequence: &mut self.sequence,
             clock: self.clock,
             deadline: self.deadlines.compute,
@@ -181,13 +271,15 @@ impl Dispatch for Remote {
             let node = NodeId::from_index(node);
             peer.ledger.stats(node, self.health.is_lost(node))
         };
-        Served { nodes: self.peers.iter().enumerate().map(stats).collect(), faults: self.faults }
+        let nodes = self.peers.iter().enumerate().map(stats).collect();
+        Served { nodes, faults: self.faults, membership: None }
     }
 }
 
-type Uploaded = (NodeId, LayerId, ExpertId, usize);
+/// A shard that a node has, and its encoded bytes.
+pub(super) type Uploaded = (NodeId, LayerId, ExpertId, usize);
 
-async fn upload_all(
+pub(super) async fn upload_all(
     mut control: link::Control,
     shards: Vec<ShardAssignment>,
     deadlines: Deadlines,

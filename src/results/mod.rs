@@ -23,8 +23,9 @@ pub use parquet::{Row, TableWriter, read_table};
 pub use rows::{RequestRow, RoundRow};
 pub use run_dir::RunDir;
 pub use summary::{
-    Convergence, FaultFigures, FlockComparison, Goal, Memory, NodeFigures, Outcomes, Pairs,
-    PrecisionFigures, PruningFigures, Quality, SocialFigures, Status, Summary, Throughput,
+    Convergence, FaultFigures, FlockComparison, Goal, MembershipFigures, Memory, NodeFigures,
+    Outcomes, Pairs, PrecisionFigures, PruningFigures, Quality, SocialFigures, Status, Summary,
+    Throughput,
 };
 pub use table::summary_table;
 

@@ -69,3 +69,14 @@ pub struct ServedNodeLoads {
     /// Every expert once, dealt to the nodes in turn: the control of the placement.
     pub max_over_mean_round_robin: Option<f64>,
 }
+
+impl ServedNodeLoads {
+    /// Its keys.
+    pub const KEYS: [&str; 5] = [
+        "max_over_mean",
+        "dispatch_lower_bound",
+        "lower_bound",
+        "max_over_mean_even_split",
+        "max_over_mean_round_robin",
+    ];
+}

@@ -63,6 +63,9 @@ pub struct Summary {
     /// Faults of nodes that the run survived; absent where all experts are in this process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults: Option<FaultFigures>,
+    /// Workers that came and went; absent where none can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub membership: Option<MembershipFigures>,
     /// Goals that the scenario states.
     #[serde(default)]
     pub goals: Vec<Goal>,
@@ -381,6 +384,9 @@ pub struct FaultFigures {
     pub lost_nodes: u64,
     /// Times that a node was set aside for a while because it was slow.
     pub set_aside: u64,
+    /// Replies that came from nodes after they were lost: dropped.
+    #[serde(default)]
+    pub stale_replies: u64,
     /// Token–expert pairs that a replica was asked for because the first node failed.
     pub rerouted_pairs: u64,
     /// The longest round in which pairs were rerouted, from its orders to its last reply, ns.
@@ -391,6 +397,23 @@ pub struct FaultFigures {
     pub hedges_won: u64,
     /// Their pairs over all pairs ordered: within `nodes.hedge_budget`.
     pub hedged_share: Option<f64>,
+}
+
+/// Workers that joined and left while the run went on. Outputs are the same bits whatever happens here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MembershipFigures {
+    /// Changes of the membership: joined, got work, drained, out.
+    pub epoch: u64,
+    /// Times that a worker joined.
+    pub joined: u64,
+    /// Workers that drained and left once others held what they held.
+    pub left: u64,
+    /// Workers whose lease ran out.
+    pub expired: u64,
+    /// Workers whose connection broke, or that answered wrongly.
+    pub dropped: u64,
+    /// Requests to join that were of another run.
+    pub refused: u64,
 }
 
 /// A goal that the scenario states.
@@ -448,6 +471,7 @@ impl Summary {
             placement: None,
             nodes: Vec::new(),
             faults: None,
+            membership: None,
             goals: Vec::new(),
             null_reasons: BTreeMap::new(),
         }

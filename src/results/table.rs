@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
-use super::summary::{FaultFigures, Quality, Status, Summary};
+use super::summary::{FaultFigures, MembershipFigures, Quality, Status, Summary};
 
 /// At most 25 lines of plain text: what was measured, the figure, and what to hold it against.
 #[must_use]
@@ -141,6 +141,13 @@ pub fn summary_table(summary: &Summary) -> String {
     }
     let alive = summary.nodes.iter().filter(|node| node.alive).count();
     row("nodes alive", alive.to_string(), format!("of {}", summary.nodes.len()));
+    if let Some(MembershipFigures { joined, left, expired, dropped, .. }) = &summary.membership {
+        row(
+            "workers joined",
+            joined.to_string(),
+            format!("{left} left, {expired} leases ran out, {dropped} were dropped"),
+        );
+    }
     if let Some(faults) = summary.faults.as_ref().filter(|faults| **faults != calm(faults)) {
         row(
             "rerouted pairs",

@@ -49,6 +49,10 @@ pub struct RunSettings<'a> {
     pub registries: &'a Registries,
     /// Told what the run is doing.
     pub progress: &'a dyn Progress,
+    /// What workers that join must show; empty for none.
+    pub run_token: String,
+    /// Whether this process starts a worker of its own beside those that join.
+    pub hosts_worker: bool,
 }
 
 /// Hears what a run is doing; draws it, or not.
@@ -157,6 +161,12 @@ pub async fn run(
     summary.nodes = plan.node_figures(&served.nodes, recorder.span_ns(), failure.as_ref());
     if scenario.nodes.engine != Engine::InProcess {
         summary.faults = Some(plan::fault_figures(&served.faults));
+    }
+    if let Some(counts) = &served.membership {
+        summary.membership = Some(plan::membership_figures(counts));
+        if plan.has_churned(counts) {
+            recorder.nodes_changed();
+        }
     }
     if let Some((loss, tokens)) = recorder.loss() {
         let loss_uniform = materials.vocabulary().map(|symbols| (symbols as f64).ln());

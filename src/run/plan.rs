@@ -6,9 +6,10 @@ use super::placement::Placed;
 use super::rounds::RoundError;
 use super::rules;
 use super::serve::ServeError;
-use crate::dispatch::{Faults, NodeStats};
+use crate::dispatch::{Faults, MembershipCounts, NodeStats};
 use crate::results::{
-    FaultFigures, ManifestNode, Memory, NodeFigures, PrecisionFigures, PruningFigures,
+    FaultFigures, ManifestNode, MembershipFigures, Memory, NodeFigures, PrecisionFigures,
+    PruningFigures,
 };
 use crate::scenario::Scenario;
 use crate::scenario::file::{Arrival, Engine, PruneBy};
@@ -137,6 +138,13 @@ impl<'a> Plan<'a> {
         self.experts.served.iter().enumerate().map(layer).collect()
     }
 
+    /// Whether the experts were hosted otherwise than placed at any time: all that a quiet run sees is
+    /// that each seat is taken and gets work.
+    pub(super) fn has_churned(&self, counts: &MembershipCounts) -> bool {
+        let seats = self.node_count as u64;
+        (counts.joined, counts.epoch) != (seats, 2 * seats)
+    }
+
     pub(super) fn node_figures(
         &self,
         stats: &[NodeStats],
@@ -173,12 +181,19 @@ pub(super) fn fault_figures(faults: &Faults) -> FaultFigures {
     FaultFigures {
         lost_nodes: faults.lost,
         set_aside: faults.set_aside,
+        stale_replies: faults.stale_replies,
         rerouted_pairs: faults.rerouted_pairs,
         recovery_ns_max: (faults.rerouted_pairs > 0).then_some(faults.recovery_ns_max),
         hedges: faults.hedges,
         hedges_won: faults.hedges_won,
         hedged_share: (faults.pairs > 0).then(|| faults.hedged_pairs as f64 / faults.pairs as f64),
     }
+}
+
+/// What a run says of the workers that came and went.
+pub(super) fn membership_figures(counts: &MembershipCounts) -> MembershipFigures {
+    let MembershipCounts { epoch, joined, left, expired, dropped, refused } = *counts;
+    MembershipFigures { epoch, joined, left, expired, dropped, refused }
 }
 
 /// When the requests mean to arrive, in ns from the start of serving.
@@ -206,6 +221,7 @@ pub(super) fn manifest_nodes(scenario: &Scenario) -> Vec<ManifestNode> {
         Engine::InProcess => "in-process".to_owned(),
         Engine::Local => "local".to_owned(),
         Engine::Peers => nodes.peers[node].clone(),
+        Engine::Join => "joined".to_owned(),
     };
     (0..)
         .zip(0..count)
@@ -216,6 +232,6 @@ pub(super) fn manifest_nodes(scenario: &Scenario) -> Vec<ManifestNode> {
 fn node_count(scenario: &Scenario) -> usize {
     match scenario.nodes.engine {
         Engine::Peers => scenario.nodes.peers.len(),
-        Engine::Local | Engine::InProcess => scenario.nodes.count as usize,
+        Engine::Local | Engine::InProcess | Engine::Join => scenario.nodes.count as usize,
     }
 }

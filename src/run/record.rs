@@ -7,7 +7,7 @@ use crate::measure::Latency;
 use crate::measure::latency::Interval;
 use crate::results::{
     Goal, LayerFigures, Layers, Outcomes, Pairs, RequestRow, ResultsError, RoundRow, RunDir,
-    Summary, TableWriter, Throughput,
+    ServedNodeLoads, Summary, TableWriter, Throughput,
 };
 use crate::scenario::Scenario;
 use crate::source::{KeptExperts, SourceShape};
@@ -28,6 +28,7 @@ pub(super) struct Recorder {
     play: PlaySums,
     flock: FlockSums,
     node_loads: NodeLoadSums,
+    nodes_changed: bool,
     layers: Vec<LayerFigures>,
     /// Which experts the loads are of, where some are pruned.
     kept: Option<KeptExperts>,
@@ -75,6 +76,7 @@ impl Recorder {
             play: PlaySums::default(),
             flock: FlockSums::over(steps),
             node_loads,
+            nodes_changed: false,
             layers: (0..).zip(bits).map(layer).collect(),
             kept,
             pairs: Pairs::default(),
@@ -155,6 +157,12 @@ impl Recorder {
         };
         let written = self.rounds.push(row);
         self.note(written);
+    }
+
+    /// Notes that experts were not always hosted as they were placed: nothing is said of how well they
+    /// were.
+    pub(super) fn nodes_changed(&mut self) {
+        self.nodes_changed = true;
     }
 
     /// Notes the pairs that were ordered and combined over the run, the last round's too where it
@@ -281,7 +289,7 @@ impl Recorder {
             summary.convergence.social = Some(self.play.social());
         }
         summary.flock = self.flock.comparison();
-        if let Some(placement) = &mut summary.placement {
+        if let Some(placement) = summary.placement.as_mut().filter(|_| !self.nodes_changed) {
             placement.served = self.node_loads.served();
         }
         summary.throughput = self.throughput(elapsed_ns);
@@ -312,6 +320,12 @@ impl Recorder {
 
     /// Why a certificate is absent, where the play itself is the reason.
     fn null_reasons(&self, summary: &mut Summary) {
+        if self.nodes_changed {
+            let reason = "workers came or went, so experts were not always hosted as placed";
+            for key in ServedNodeLoads::KEYS {
+                summary.null_reasons.insert(format!("placement.served.{key}"), reason.to_owned());
+            }
+        }
         const OVER_QUOTA: &str = "the play exceeds a quota, so its potential is minus infinity";
         if let Some(social) = &summary.convergence.social {
             let reason = match social.optimum {

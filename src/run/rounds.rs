@@ -81,6 +81,9 @@ pub(super) async fn play_batch(
     source.begin(requests);
     for layer in (0..shape.layers).map(LayerId::from_index) {
         let input = source.perceive(layer);
+        for ((layer, expert), hosts) in dispatch.moved().into_iter().flatten() {
+            arena.set_hosts(layer, expert, hosts);
+        }
         arena.set_available(|node| dispatch.is_available(node));
         let perception = Perception { step, layer, requests: &seats, logits: &input.logits };
         let decision =

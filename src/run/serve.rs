@@ -7,7 +7,8 @@ use super::record::Recorder;
 use super::rounds::{Round, RoundError, play_batch};
 use super::{Progress, RunSettings};
 use crate::dispatch::{
-    Deadlines, Dispatch, DispatchError, InProcess, Local, LocalSettings, Remote, Served,
+    Deadlines, Dispatch, DispatchError, InProcess, Joined, JoinedSettings, Local, LocalSettings,
+    OwnWorker, Remote, Served,
 };
 use crate::measure::Clock;
 use crate::model::checkpoint::CheckpointError;
@@ -85,6 +86,17 @@ impl Plan<'_> {
                 Ok(Err(error)) => (Err(error.into()), Served::default()),
                 Err(interrupted) => (Err(interrupted.into()), Served::default()),
             },
+            Engine::Join => {
+                settings.progress.phase("waiting for workers");
+                let joined = Joined::start(joined_settings(nodes, settings, deadlines));
+                match interrupts.or(joined).await {
+                    Ok(Ok(joined)) => {
+                        self.serve_on(joined, settings, clock, interrupts, recorder).await
+                    }
+                    Ok(Err(error)) => (Err(error.into()), Served::default()),
+                    Err(interrupted) => (Err(interrupted.into()), Served::default()),
+                }
+            }
         }
     }
 
@@ -170,6 +182,28 @@ impl Plan<'_> {
             tokio::task::yield_now().await;
         }
         Ok(())
+    }
+}
+
+fn joined_settings(
+    nodes: &file::Nodes,
+    settings: &RunSettings<'_>,
+    deadlines: Deadlines,
+) -> JoinedSettings {
+    let listen = nodes.listen.as_deref().and_then(|listen| listen.parse().ok());
+    JoinedSettings {
+        listen: listen.expect("the scenario's checks demand an address"),
+        seats: nodes.count as usize,
+        min_workers: nodes.min_workers.unwrap_or(nodes.count) as usize,
+        lease: Duration::from_millis(nodes.lease_ms.into()),
+        join_wait: Duration::from_secs(nodes.join_wait_s.into()),
+        run_token: settings.run_token.clone(),
+        own_worker: settings.hosts_worker.then(|| OwnWorker {
+            program: settings.program.to_owned(),
+            threads: nodes.threads as usize,
+        }),
+        deadlines,
+        hedge_budget: nodes.hedge_budget,
     }
 }
 

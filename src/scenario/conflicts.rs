@@ -188,6 +188,7 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
         )
     });
     placement(scenario, found);
+    joining(nodes, found);
     if nodes.engine == Engine::Peers {
         found.unless(
             peers == count as usize,
@@ -214,6 +215,39 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
             (format!("`nodes.peers` lists {peer} twice"), "list each worker once".into())
         });
     }
+}
+
+fn joining(nodes: &Nodes, found: &mut Found<'_>) {
+    let joins = nodes.engine == Engine::Join;
+    found.unless(!joins || nodes.listen.is_some(), &["nodes.listen", "nodes.engine"], || {
+        let message = "`nodes.listen` is missing: engine \"join\" needs an address for workers";
+        (
+            message.into(),
+            "add `listen = \"IP:PORT\"` under [nodes], or use --nodes join:IP:PORT:N".into(),
+        )
+    });
+    found.unless(joins || nodes.listen.is_none(), &["nodes.listen", "nodes.engine"], || {
+        let message = "`nodes.listen` is given but `nodes.engine` is not \"join\"";
+        (message.into(), "write engine = \"join\", or take the address out".into())
+    });
+    let (least, count) = (nodes.min_workers.unwrap_or(1), nodes.count);
+    found.unless(least <= count, &["nodes.min_workers", "nodes.count"], || {
+        let message = format!("`nodes.min_workers` is {least} but `nodes.count` is {count}");
+        (message, "a worker needs a seat: write fewer min_workers or more nodes".into())
+    });
+    let is_loopback = |listen: &String| {
+        listen.parse::<std::net::SocketAddr>().is_ok_and(|listen| listen.ip().is_loopback())
+    };
+    let allowed = nodes.insecure_non_loopback || nodes.listen.as_ref().is_none_or(is_loopback);
+    found.unless(allowed, &["nodes.listen", "nodes.insecure_non_loopback"], || {
+        let message =
+            "`nodes.listen` is an address that other machines reach, and traffic is plain text";
+        (
+            message.into(),
+            "listen on 127.0.0.1, or write insecure_non_loopback = true on a network you trust"
+                .into(),
+        )
+    });
 }
 
 fn placement(scenario: &Scenario, found: &mut Found<'_>) {

@@ -292,6 +292,22 @@ pub struct Nodes {
     /// Addresses of running workers for engine `peers`, one a node: `host:port`. Default none.
     #[schemars(length(max = 4096), extend("items" = { "type": "string", "format": "host-port" }))]
     pub peers: Vec<String>,
+    /// Where the run listens for workers, `IP:PORT`; engine `join` needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "ip-port"))]
+    pub listen: Option<String>,
+    /// Workers that must have joined before the run starts, 1 to `count`; used by engine `join`. Default `count`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub min_workers: Option<u32>,
+    /// A worker that joined and is not heard of for this long is out, in ms, 20 to 3600000. Default 1000.
+    #[schemars(range(min = 20, max = 3_600_000))]
+    pub lease_ms: u32,
+    /// How long the run waits for `min_workers`, or for a worker while none holds an expert, in s, 1 to 86400. Default 60.
+    #[schemars(range(min = 1, max = 86_400))]
+    pub join_wait_s: u32,
+    /// Whether `listen` may be an address that other machines reach, in plain text. Default false.
+    pub insecure_non_loopback: bool,
     /// Threads of a node, 1 to 1024. Default 1.
     #[schemars(range(min = 1, max = 1024))]
     pub threads: u32,
@@ -313,6 +329,11 @@ impl Default for Nodes {
             replica_slots: 0,
             engine: Engine::InProcess,
             peers: Vec::new(),
+            listen: None,
+            min_workers: None,
+            lease_ms: 1_000,
+            join_wait_s: 60,
+            insecure_non_loopback: false,
             threads: 1,
             deadline_ms: 10_000,
             hedge_budget: 0.05,
@@ -357,6 +378,8 @@ pub enum Engine {
     Local,
     /// The workers that `peers` lists.
     Peers,
+    /// Workers that join the run at `listen`, and may leave it and be replaced while it goes on.
+    Join,
 }
 
 /// The requests that arrive.

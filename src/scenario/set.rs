@@ -16,6 +16,13 @@ pub fn sets_of_nodes(spec: &NodeSpec) -> Vec<String> {
         NodeSpec::InProcess => sets("in-process", None, &[]),
         NodeSpec::Local(count) => sets("local", Some(count.get() as usize), &[]),
         NodeSpec::Peers(peers) => sets("peers", Some(peers.len()), peers),
+        // The caller adds what the engine says of the job: `nodes.count` and `nodes.listen`.
+        NodeSpec::Slurm => sets("join", None, &[]),
+        NodeSpec::Join(listen, seats) => {
+            let mut sets = sets("join", Some(seats.get() as usize), &[]);
+            sets.push(format!("nodes.listen={}", Value::from(listen.as_str())));
+            sets
+        }
     }
 }
 
@@ -88,6 +95,15 @@ mod tests {
         assert_eq!(
             sets("peers:a:1,[::1]:2"),
             ["nodes.engine=peers", "nodes.peers=[\"a:1\", \"[::1]:2\"]", "nodes.count=2"]
+        );
+        assert_eq!(
+            sets("join:127.0.0.1:5000:3"),
+            [
+                "nodes.engine=join",
+                "nodes.peers=[]",
+                "nodes.count=3",
+                "nodes.listen=\"127.0.0.1:5000\""
+            ]
         );
     }
 }

@@ -8,7 +8,7 @@ use toml::{Table, Value};
 use super::budget::Budget;
 use super::file::Scenario;
 use super::problem::{At, Origins, Problem};
-use crate::dispatch::is_host_and_port;
+use crate::dispatch::{is_host_and_port, is_ip_and_port};
 
 /// The JSON Schema (draft 7, without references) of scenario files.
 #[must_use]
@@ -264,6 +264,7 @@ fn has_format(schema: &Json, text: &str) -> bool {
     match schema["format"].as_str() {
         Some("budget") => text.parse::<Budget>().is_ok(),
         Some("host-port") => is_host_and_port(text),
+        Some("ip-port") => is_ip_and_port(text),
         Some("name") => {
             (1..=64).contains(&text.len())
                 && !text.starts_with('.')
@@ -298,6 +299,7 @@ fn expected(schema: &Json) -> String {
                 .into()
         }
         ("string", Some("host-port")) => "\"host:port\"".into(),
+        ("string", Some("ip-port")) => "\"IP:PORT\"".into(),
         ("string", Some("name")) => "1 to 64 letters, digits, `-`, `_` or `.`".into(),
         ("string", _) => "a string that is not empty".into(),
         _ => "a section".into(),

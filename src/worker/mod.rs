@@ -1,9 +1,13 @@
 //! One node: stores shards and computes on them.
 
 pub mod compute;
+mod join;
 mod serve;
 pub mod store;
 
+pub use join::{Join, JoinError};
+
+use join::Left;
 use proto::expert_service_server::ExpertServiceServer;
 use serve::{Node, Shared};
 use std::{
@@ -16,7 +20,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     signal::unix::{SignalKind, signal},
-    sync::oneshot,
+    sync::{oneshot, watch},
     time::timeout,
 };
 use tokio_stream::Stream;
@@ -28,6 +32,9 @@ use tonic_health::ServingStatus;
 
 /// How long a draining node waits for what is in flight.
 pub const DRAIN_MS_MAX: u64 = 8_000;
+
+/// How long a node that leaves a run waits until others hold what it holds.
+const HANDOVER_MS_MAX: u64 = 5_000;
 
 /// How long it then waits for its connections to close.
 const CLOSE_MS_MAX: u64 = 2_000;
@@ -57,6 +64,10 @@ pub struct Settings {
     pub lifeline: bool,
     /// Accept a listen address that other machines reach, though the traffic is plain text.
     pub insecure_non_loopback: bool,
+    /// Whether the address is printed on standard output.
+    pub announce: bool,
+    /// The run to join; none for a node that coordinators find by themselves.
+    pub join: Option<Join>,
 }
 
 impl Settings {
@@ -70,6 +81,8 @@ impl Settings {
             message_bytes_max: 64 << 20,
             lifeline: false,
             insecure_non_loopback: false,
+            announce: true,
+            join: None,
         }
     }
 }
@@ -108,6 +121,9 @@ pub enum WorkerError {
         /// The system's answer.
         source: io::Error,
     },
+    /// It is not of the run that it was to join.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The transport failed.
     #[error("the server failed: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -117,13 +133,20 @@ impl WorkerError {
     /// Whether what the user gave is at fault, so that nothing was started.
     #[must_use]
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::Bind { .. } | Self::NonLoopback { .. } | Self::Setting(_))
+        matches!(
+            self,
+            Self::Bind { .. }
+                | Self::NonLoopback { .. }
+                | Self::Setting(_)
+                | Self::Join(JoinError::Refused { .. })
+        )
     }
 }
 
 /// Serves until SIGTERM, SIGINT or the end of the lifeline, then drains.
 ///
-/// When it is ready it prints one JSON line on standard output: `{"listening":"HOST:PORT"}`.
+/// When it is ready it prints one JSON line on standard output: `{"listening":"HOST:PORT"}`, unless
+/// that is switched off.
 ///
 /// # Errors
 /// See [`WorkerError`].
@@ -148,20 +171,49 @@ pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
     } else {
         Some(ended)
     };
-    let shutdown = async move {
-        let reason = tokio::select! {
-            _ = terminate.recv() => "terminate signal",
-            _ = interrupt.recv() => "interrupt signal",
-            _ = lifeline => "end of the lifeline",
+    let (drain, draining) = watch::channel(false);
+    let stay = async {
+        match &settings.join {
+            None => std::future::pending().await,
+            Some(join) => {
+                let address = listening.to_string();
+                join::stay(join, address, settings.shard_bytes_max, draining).await
+            }
+        }
+    };
+    let mut failure = None;
+    let shutdown = async {
+        let mut stay = pin!(stay);
+        let (reason, hands_over) = tokio::select! {
+            _ = terminate.recv() => ("terminate signal", settings.join.is_some()),
+            _ = interrupt.recv() => ("interrupt signal", settings.join.is_some()),
+            _ = lifeline => ("end of the lifeline", false),
+            ended = &mut stay => {
+                failure = ended.err();
+                ("end of the stay", false)
+            }
         };
         tracing::info!("draining: {reason}");
+        drain.send_replace(true);
+        if hands_over {
+            let wait = Duration::from_millis(HANDOVER_MS_MAX);
+            match timeout(wait, stay).await {
+                Ok(Ok(Left::Released)) => tracing::info!("others hold what this node held"),
+                Ok(Ok(Left::RunOver | Left::WithoutSeat)) => {}
+                Ok(Err(error)) => tracing::warn!("{error}"),
+                Err(_) => tracing::warn!("leaving before others hold what this node holds"),
+            }
+        }
     };
     let threads = settings.threads;
     let node = Prepared::new(&settings)?;
-    writeln!(io::stdout(), "{}", serde_json::json!({ "listening": listening.to_string() }))
-        .map_err(system("announce the listen address"))?;
+    if settings.announce {
+        writeln!(io::stdout(), "{}", serde_json::json!({ "listening": listening.to_string() }))
+            .map_err(system("announce the listen address"))?;
+    }
     tracing::info!("listening on {listening} with {threads} compute threads");
-    node.serve(incoming.with_nodelay(Some(true)), shutdown).await
+    node.serve(incoming.with_nodelay(Some(true)), shutdown).await?;
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Serves the connections of `incoming` until `shutdown`, then drains: health answers NOT_SERVING,

@@ -473,6 +473,7 @@ fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_sam
         "goals.max_over_mean_max=1",
         "goals.p99_ms_max=1",
         "game.window_ms=1",
+        "nodes.min_workers=1",
     ];
     fs::write(elsewhere.path().join("text.txt"), "birds").expect("a text");
     fs::write(&copy, GOOD).expect("the file is written");
@@ -483,6 +484,7 @@ fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_sam
         "game.information.batches",
         "game.information.dispatchers",
         "load.trace",
+        "nodes.listen",
         "source.checkpoint",
         "source.text",
     ];

@@ -1,0 +1,306 @@
+//! Workers that join a run and leave it while it goes on.
+
+mod own_worker;
+mod register;
+mod seats;
+mod service;
+
+pub use own_worker::OwnWorker;
+pub use register::MembershipCounts;
+
+use super::{
+    Deadlines, Dispatch, DispatchError, Remote, Served, ShardAssignment, departures::Departures,
+};
+use crate::measure::Clock;
+use agents::{
+    expert::Expert,
+    ids::{ExpertId, LayerId, NodeId},
+    membership::{Epoch, HostsOfShard, NoRoom, ShardNeed},
+    orders::{Orders, Replies},
+};
+use register::Register;
+use seats::{Seat, Upload};
+use service::Serving;
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{process::Child, sync::watch, task::JoinSet, time::sleep};
+
+/// How workers join, and how long they may take for each thing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JoinedSettings {
+    /// Where the membership service listens.
+    pub listen: SocketAddr,
+    /// Seats; more workers than these wait until one is free.
+    pub seats: usize,
+    /// Workers that must be there before the run starts, 1 to `seats`.
+    pub min_workers: usize,
+    /// A worker that does not renew its lease for this long is out.
+    pub lease: Duration,
+    /// How long the run waits for `min_workers`, and for a worker while no live one holds an expert.
+    pub join_wait: Duration,
+    /// What workers show to be of this run.
+    pub run_token: String,
+    /// A worker of this process's own, which joins as any other; none for none.
+    pub own_worker: Option<OwnWorker>,
+    /// How long a worker may take for each thing.
+    pub deadlines: Deadlines,
+    /// Pairs that hedges may cost for each pair ordered; 0 hedges nothing.
+    pub hedge_budget: f64,
+}
+
+/// Nodes that come and go. A worker that joins gets its shards beside the rounds and work once it has
+/// them; what a node that is lost or leaves held alone is given to others first. Rounds go on as long as
+/// workers hold every expert, and wait for a while where none does.
+#[derive(Debug)]
+pub struct Joined {
+    remote: Remote,
+    register: Arc<Register>,
+    settings: JoinedSettings,
+    changes: watch::Receiver<Epoch>,
+    /// What the workers are to hold, in ascending order of layer and expert.
+    shards: Vec<Shard>,
+    needs: Vec<ShardNeed>,
+    /// By node.
+    seats: Vec<Seat>,
+    uploads: JoinSet<Upload>,
+    /// Who shall hold each shard, and the epoch of which that is.
+    goal: Vec<HostsOfShard>,
+    goal_of: Option<Epoch>,
+    no_room: Option<NoRoom>,
+    /// Whether the experts' hosts changed since they were last asked for.
+    moved: bool,
+    clock: Clock,
+    _serving: Serving,
+    own_worker: Option<Child>,
+}
+
+#[derive(Clone, Debug)]
+struct Shard {
+    layer: LayerId,
+    expert: ExpertId,
+    weights: Arc<Expert>,
+}
+
+impl Joined {
+    /// Listens, and waits until enough workers have joined: for all seats, but no longer than a lease
+    /// after the least that is needed are there.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on, or too few workers join in time.
+    pub async fn start(settings: JoinedSettings) -> Result<Self, DispatchError> {
+        let seats = settings.seats;
+        let (departed, departures) = Departures::channel(2 * seats + 2);
+        let register =
+            Arc::new(Register::new(seats, settings.lease, &settings.run_token, departed));
+        let serving = Serving::start(settings.listen, Arc::clone(&register)).map_err(|error| {
+            let detail = format!(
+                "the coordinator cannot listen on {}: {error}; write another nodes.listen",
+                settings.listen
+            );
+            DispatchError::Start { node: NodeId(0), detail, log: Vec::new() }
+        })?;
+        let own = settings.own_worker.as_ref();
+        let own = own.map(|own| own.start(settings.listen, &settings.run_token)).transpose();
+        let own_worker = own.map_err(|error| {
+            let detail = format!("cannot start a worker of its own: {error}");
+            DispatchError::Start { node: NodeId(0), detail, log: Vec::new() }
+        })?;
+        let joined = Self {
+            remote: Remote::vacant(seats, departures, settings.deadlines, settings.hedge_budget),
+            changes: register.changes(),
+            register,
+            settings,
+            shards: Vec::new(),
+            needs: Vec::new(),
+            seats: (0..seats).map(|_| Seat::default()).collect(),
+            uploads: JoinSet::new(),
+            goal: Vec::new(),
+            goal_of: None,
+            no_room: None,
+            moved: false,
+            clock: Clock::start(),
+            _serving: serving,
+            own_worker,
+        };
+        joined.wait_for_workers().await?;
+        Ok(joined)
+    }
+
+    async fn wait_for_workers(&self) -> Result<(), DispatchError> {
+        let JoinedSettings { listen, seats, min_workers, lease, join_wait, .. } = &self.settings;
+        let mut changes = self.register.changes();
+        let mut enough_at = None;
+        let from_ns = self.clock.now_ns();
+        loop {
+            let now_ns = self.clock.now_ns();
+            let there = self.register.present().len();
+            if there >= *min_workers {
+                let settled_ns = *enough_at.get_or_insert(now_ns) + nanos(*lease);
+                if there == *seats || now_ns >= settled_ns {
+                    return Ok(());
+                }
+            } else {
+                enough_at = None;
+                if now_ns - from_ns >= nanos(*join_wait) {
+                    let detail = format!(
+                        "{there} of at least {min_workers} workers joined at {listen} within {} s; \
+                         start them with `nashflock worker --join {listen}`",
+                        join_wait.as_secs()
+                    );
+                    let node = NodeId::from_index(there);
+                    return Err(DispatchError::Start { node, detail, log: Vec::new() });
+                }
+            }
+            changed(&mut changes).await;
+        }
+    }
+
+    /// Waits until live workers hold every expert that `wanted` says, while others may still join.
+    async fn until_held(
+        &mut self,
+        wanted: impl Fn(LayerId, ExpertId) -> bool,
+    ) -> Result<(), DispatchError> {
+        let from_ns = self.clock.now_ns();
+        loop {
+            self.catch_up();
+            let lacking = self.lacking(&wanted);
+            let Some((node, layer, expert)) = lacking else { return Ok(()) };
+            if self.clock.now_ns() - from_ns >= nanos(self.settings.join_wait) {
+                let why = match self.no_room {
+                    Some(no_room) => format!(": {no_room}"),
+                    None => String::new(),
+                };
+                let detail = format!(
+                    "no live worker holds expert {expert} of layer {layer}, and that did not \
+                     change within {} s{why}",
+                    self.settings.join_wait.as_secs()
+                );
+                return Err(DispatchError::NodeLost { node, detail, log: Vec::new() });
+            }
+            self.next_change().await;
+        }
+    }
+
+    /// An expert of those that no seated worker holds, with the node that was to.
+    fn lacking(
+        &self,
+        wanted: impl Fn(LayerId, ExpertId) -> bool,
+    ) -> Option<(NodeId, LayerId, ExpertId)> {
+        let holders = self.remote.holders();
+        let is_held = |shard: &Shard| {
+            let hosts = holders.get(&(shard.layer, shard.expert));
+            hosts.is_some_and(|hosts| hosts.iter().any(|node| self.remote.is_seated(*node)))
+        };
+        let mut shards = self.shards.iter().zip(&self.needs);
+        let lacking = shards.find(|(s, _)| wanted(s.layer, s.expert) && !is_held(s));
+        lacking.map(|(shard, need)| (need.planned[0], shard.layer, shard.expert))
+    }
+
+    /// Waits for news of members or uploads.
+    async fn next_change(&mut self) {
+        let Self { uploads, changes, .. } = self;
+        let upload = tokio::select! {
+            Some(upload) = uploads.join_next() => upload.expect("uploads do not panic"),
+            () = changed(changes) => return,
+        };
+        self.uploaded(upload);
+    }
+}
+
+impl Dispatch for Joined {
+    async fn load(&mut self, assignments: Vec<ShardAssignment>) -> Result<(), DispatchError> {
+        let mut shards: BTreeMap<(LayerId, ExpertId), (Arc<Expert>, Vec<NodeId>)> = BTreeMap::new();
+        for ShardAssignment { node, layer, expert, expert_weights } in assignments {
+            let shard = shards.entry((layer, expert)).or_insert((expert_weights, Vec::new()));
+            shard.1.push(node);
+        }
+        for ((layer, expert), (weights, mut planned)) in shards {
+            planned.sort_unstable();
+            planned.dedup();
+            self.needs.push(ShardNeed { planned, bytes: weights.encoded_bytes() });
+            self.shards.push(Shard { layer, expert, weights });
+        }
+        self.goal_of = None;
+        self.until_held(|_, _| true).await?;
+        // Whoever was there at the start gets its shards before the first round.
+        while !self.uploads.is_empty() {
+            self.next_change().await;
+            self.catch_up();
+        }
+        self.until_held(|_, _| true).await
+    }
+
+    /// A round that lost the only holder of an expert is sent again once another holds it. Nothing of
+    /// a round is combined before all of it is there, so that its pairs still count once.
+    async fn send(
+        &mut self,
+        orders: &Orders,
+        hidden: &[f32],
+        width: usize,
+    ) -> Result<Replies, DispatchError> {
+        let from_ns = self.clock.now_ns();
+        // Each time a member is lost, or was too slow to be waited for.
+        let tries_max = 2 * self.settings.seats + 2;
+        for tried in 1.. {
+            let mut experts: Vec<ExpertId> =
+                orders.nodes.iter().flat_map(|o| o.groups.iter().map(|g| g.expert)).collect();
+            experts.sort_unstable();
+            self.until_held(|layer, expert| {
+                layer == orders.layer && experts.binary_search(&expert).is_ok()
+            })
+            .await?;
+            match self.remote.send(orders, hidden, width).await {
+                Ok(replies) => {
+                    if tried > 1 {
+                        let spent_ns = self.clock.now_ns() - from_ns;
+                        let faults = &mut self.remote.faults;
+                        faults.recovery_ns_max = faults.recovery_ns_max.max(spent_ns);
+                    }
+                    return Ok(replies);
+                }
+                Err(error @ DispatchError::Refused { .. }) => return Err(error),
+                Err(error) if tried >= tries_max => return Err(error),
+                Err(error) => {
+                    tracing::warn!("{error}; the round is sent again");
+                    self.remote.faults.rerouted_pairs +=
+                        orders.nodes.iter().map(|order| order.pairs() as u64).sum::<u64>();
+                }
+            }
+        }
+        unreachable!("the last try returns")
+    }
+
+    fn is_available(&self, node: NodeId) -> bool {
+        self.remote.is_available(node) && !self.seats[node.index()].is_draining
+    }
+
+    fn moved(&mut self) -> Option<BTreeMap<(LayerId, ExpertId), Vec<NodeId>>> {
+        self.catch_up();
+        std::mem::take(&mut self.moved).then(|| self.hosts())
+    }
+
+    async fn close(mut self) -> Served {
+        self.register.end();
+        let mut changes = self.register.changes();
+        let patience_ns = self.clock.now_ns() + 2 * nanos(self.settings.lease);
+        while !self.register.all_told() && self.clock.now_ns() < patience_ns {
+            changed(&mut changes).await;
+        }
+        if let Some(child) = &mut self.own_worker {
+            own_worker::end(child).await;
+        }
+        let counts = self.register.counts();
+        Served { membership: Some(counts), ..self.remote.close().await }
+    }
+}
+
+/// Waits for a change, and not for ever: leases run out in silence.
+async fn changed(changes: &mut watch::Receiver<Epoch>) {
+    tokio::select! {
+        _ = changes.changed() => {}
+        () = sleep(Duration::from_millis(20)) => {}
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,259 @@
+//! The seats as the dispatcher has them: it follows the register, connects to those that join, brings
+//! them their shards, and lets go of those that leave. It never waits; uploads run beside the rounds.
+
+use super::super::{
+    remote::{Peer, Uploaded, upload_all},
+    round_trip::Holders,
+};
+use super::{Deadlines, DispatchError, Joined, ShardAssignment};
+use agents::{
+    ids::{ExpertId, LayerId, NodeId},
+    membership::{Pass, Phase, Share, shares},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One seat.
+#[derive(Debug, Default)]
+pub(super) struct Seat {
+    /// Whose it is.
+    pass: Option<Pass>,
+    /// Connected, while it gets its first shards.
+    waiting: Option<Peer>,
+    /// Whether it gets work.
+    serves: bool,
+    pub(super) is_draining: bool,
+    /// Whether an upload is under way.
+    busy: bool,
+    /// Shards it has, by place.
+    held: BTreeSet<usize>,
+}
+
+/// What became of connecting to a member and bringing it shards.
+#[derive(Debug)]
+pub(super) struct Upload {
+    pass: Pass,
+    shards: Vec<usize>,
+    result: Result<(Option<Peer>, Vec<Uploaded>), DispatchError>,
+}
+
+impl Joined {
+    /// Does all that can be done without waiting.
+    pub(super) fn catch_up(&mut self) {
+        self.remote.note_departures();
+        while let Some(upload) = self.uploads.try_join_next() {
+            self.uploaded(upload.expect("uploads do not panic"));
+        }
+        self.drop_lost();
+        let members = self.register.members();
+        for (at, seat) in self.seats.iter_mut().enumerate() {
+            let is_member = |pass: Pass| members.iter().any(|(member, _)| member.pass == pass);
+            if seat.pass.is_some_and(|pass| !is_member(pass)) {
+                *seat = Seat::default();
+                self.remote.vacate(NodeId::from_index(at), true);
+                self.moved = true;
+            }
+        }
+        for (member, _) in &members {
+            let seat = &mut self.seats[member.pass.node.index()];
+            seat.pass = Some(member.pass);
+            seat.is_draining = member.phase == Phase::Draining;
+        }
+        self.aim();
+        self.bring_shards();
+        self.promote();
+        self.let_go();
+        self.note_holders();
+    }
+
+    /// An upload ended.
+    pub(super) fn uploaded(&mut self, upload: Upload) {
+        let Upload { pass, shards, result } = upload;
+        let seat = &mut self.seats[pass.node.index()];
+        if seat.pass != Some(pass) {
+            return;
+        }
+        seat.busy = false;
+        match result {
+            Ok((peer, uploaded)) => {
+                seat.held.extend(shards);
+                if let Some(mut peer) = peer {
+                    peer.pass = Some(pass);
+                    for (_, layer, expert, bytes) in &uploaded {
+                        peer.ledger.loaded(*layer, *expert, *bytes);
+                    }
+                    seat.waiting = Some(peer);
+                } else {
+                    self.remote.loaded(&uploaded);
+                }
+            }
+            Err(error) => {
+                tracing::warn!("{error}; it is out");
+                self.register.drop_member(pass);
+            }
+        }
+    }
+
+    /// Tells the register of members that a round lost.
+    fn drop_lost(&mut self) {
+        for (at, seat) in self.seats.iter().enumerate() {
+            if let Some(pass) = seat.pass.filter(|_| seat.serves)
+                && !self.remote.is_seated(NodeId::from_index(at))
+            {
+                self.register.drop_member(pass);
+            }
+        }
+    }
+
+    /// Says anew who shall hold what, where the members changed.
+    fn aim(&mut self) {
+        let epoch = *self.changes.borrow_and_update();
+        if self.goal_of == Some(epoch) || self.needs.is_empty() {
+            return;
+        }
+        let stays = |(member, _): &(agents::membership::Member, _)| member.phase != Phase::Draining;
+        let members: Vec<Share> = self
+            .register
+            .members()
+            .into_iter()
+            .filter(stays)
+            .map(|(member, worker)| Share {
+                node: member.pass.node,
+                bytes_max: worker.shard_bytes_max,
+                held: self.seats[member.pass.node.index()].held.clone(),
+            })
+            .collect();
+        // The goal of before still says who held what while nobody can take it.
+        match shares(&self.needs, &members) {
+            Ok(goal) => (self.goal, self.no_room) = (goal, None),
+            Err(no_room) => self.no_room = Some(no_room),
+        }
+        self.goal_of = Some(epoch);
+        self.moved = true;
+    }
+
+    /// Starts the uploads that the goal asks for, one at a time for each member.
+    fn bring_shards(&mut self) {
+        for (member, worker) in self.register.members() {
+            let node = member.pass.node;
+            let seat = &mut self.seats[node.index()];
+            if seat.pass != Some(member.pass) || seat.busy || seat.is_draining {
+                continue;
+            }
+            let lacks = |(at, hosts): (usize, &Vec<NodeId>)| {
+                (hosts.contains(&node) && !seat.held.contains(&at)).then_some(at)
+            };
+            let lacking: Vec<usize> = self.goal.iter().enumerate().filter_map(lacks).collect();
+            let is_new = !seat.serves && seat.waiting.is_none();
+            if (lacking.is_empty() && !is_new) || self.needs.is_empty() {
+                continue;
+            }
+            seat.busy = true;
+            let assignment = |at: &usize| {
+                let shard = &self.shards[*at];
+                let expert_weights = shard.weights.clone();
+                ShardAssignment { node, layer: shard.layer, expert: shard.expert, expert_weights }
+            };
+            let assignments = lacking.iter().map(assignment).collect();
+            let deadlines = self.settings.deadlines;
+            let known = seat.waiting.as_ref().or_else(|| self.remote.seated(node));
+            let control = known.and_then(Peer::control);
+            let pass = member.pass;
+            self.uploads.spawn(async move {
+                let result = match control {
+                    Some(control) => {
+                        upload_all(control, assignments, deadlines).await.map(|done| (None, done))
+                    }
+                    None => connect(node, &worker.address, assignments, deadlines).await,
+                };
+                Upload { pass, shards: lacking, result }
+            });
+        }
+    }
+
+    /// Members that have all their shards get work.
+    fn promote(&mut self) {
+        for (at, seat) in self.seats.iter_mut().enumerate() {
+            let node = NodeId::from_index(at);
+            let has_all = !self
+                .goal
+                .iter()
+                .enumerate()
+                .any(|(shard, hosts)| hosts.contains(&node) && !seat.held.contains(&shard));
+            if !has_all || seat.waiting.is_none() {
+                continue;
+            }
+            let Some(pass) = seat.pass.filter(|pass| self.register.serve(*pass)) else { continue };
+            let peer = seat.waiting.take().expect("checked above");
+            self.remote.seat(node, peer);
+            seat.serves = true;
+            self.moved = true;
+            tracing::info!("node {node} serves {} shards since {}", seat.held.len(), pass.since);
+        }
+    }
+
+    /// Members that drain go as soon as others serve all that they hold.
+    fn let_go(&mut self) {
+        for at in 0..self.seats.len() {
+            let seat = &self.seats[at];
+            let Some(pass) = seat.pass.filter(|_| seat.is_draining) else { continue };
+            let served = |shard: &usize| {
+                self.goal.get(*shard).is_some_and(|hosts| {
+                    hosts.iter().any(|host| {
+                        let other = &self.seats[host.index()];
+                        other.serves && !other.is_draining && other.held.contains(shard)
+                    })
+                })
+            };
+            if !seat.serves || seat.held.iter().all(served) {
+                self.register.release(pass);
+                self.remote.vacate(NodeId::from_index(at), false);
+                self.seats[at] = Seat::default();
+                self.moved = true;
+            }
+        }
+    }
+
+    /// Tells deliveries who holds what.
+    fn note_holders(&mut self) {
+        let mut holders = Holders::new();
+        for (at, seat) in self.seats.iter().enumerate().filter(|(_, seat)| seat.serves) {
+            for shard in &seat.held {
+                let shard = &self.shards[*shard];
+                let hosts: &mut Vec<NodeId> =
+                    holders.entry((shard.layer, shard.expert)).or_default();
+                hosts.push(NodeId::from_index(at));
+            }
+        }
+        if holders != *self.remote.holders() {
+            self.moved = true;
+            self.remote.set_holders(holders);
+        }
+    }
+
+    /// The hosts of every expert that has any: those of the goal that serve it, else whoever does.
+    pub(super) fn hosts(&self) -> BTreeMap<(LayerId, ExpertId), Vec<NodeId>> {
+        let mut hosts = self.remote.holders().clone();
+        for (shard, goal) in self.shards.iter().zip(&self.goal) {
+            if let Some(hosts) = hosts.get_mut(&(shard.layer, shard.expert)) {
+                let meant: Vec<NodeId> =
+                    hosts.iter().copied().filter(|host| goal.contains(host)).collect();
+                if !meant.is_empty() {
+                    *hosts = meant;
+                }
+            }
+        }
+        hosts
+    }
+}
+
+async fn connect(
+    node: NodeId,
+    address: &str,
+    shards: Vec<ShardAssignment>,
+    deadlines: Deadlines,
+) -> Result<(Option<Peer>, Vec<Uploaded>), DispatchError> {
+    let peer = Peer::connect(node, address, deadlines).await?;
+    let control = peer.control().expect("it was connected just now");
+    let uploaded = upload_all(control, shards, deadlines).await?;
+    Ok((Some(peer), uploaded))
+}
