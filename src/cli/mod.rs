@@ -3,6 +3,7 @@
 
 mod check;
 mod eval;
+mod kubernetes;
 mod launch;
 mod progress;
 mod quantize;

@@ -2,7 +2,7 @@
 
 use super::progress::Bar;
 use super::task::Task;
-use super::{Failure, Outcome, check, print, print_json, slurm, worker};
+use super::{Failure, Outcome, check, kubernetes, print, print_json, slurm, worker};
 use crate::dispatch::NodeSpec;
 use crate::measure::Clock;
 use crate::results::summary_table;
@@ -22,7 +22,7 @@ pub(super) struct RunArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
     /// Nodes: `in-process`, `local:N`, `peers:HOST:PORT,…`, `join:IP:PORT:N` for
-    /// workers that join, or `slurm` for the tasks of a Slurm step
+    /// workers that join, or `slurm` or `kubernetes` for the tasks of such a job
     #[arg(long, value_name = "SPEC")]
     nodes: Option<NodeSpec>,
     /// Directory for the results, new or empty [default: under runs/]
@@ -41,6 +41,7 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
     let listens = args.sets.iter().any(|set| set.trim_start().starts_with("nodes.listen"));
     let task = match args.nodes {
         Some(NodeSpec::Slurm) => Some(slurm::task(variable, listens)?),
+        Some(NodeSpec::Kubernetes) => Some(kubernetes::task(variable)?),
         _ => None,
     };
     let mut sets = args.sets;

@@ -8,7 +8,7 @@ const LOCAL_MAX: u32 = 256;
 /// More seats than this are a slip of the keyboard, too.
 const JOIN_MAX: u32 = 4096;
 
-/// `in-process`, `local:N`, `peers:HOST:PORT,…`, `join:IP:PORT:N` or `slurm`.
+/// `in-process`, `local:N`, `peers:HOST:PORT,…`, `join:IP:PORT:N`, `slurm` or `kubernetes`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeSpec {
     /// No workers: the experts compute in this process.
@@ -21,11 +21,15 @@ pub enum NodeSpec {
     Join(String, NonZeroU32),
     /// The tasks of the Slurm step that this process is one of.
     Slurm,
+    /// The pods of the Indexed Job that this process is one of.
+    Kubernetes,
 }
 
 /// Why text is not a [`NodeSpec`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{detail}; the forms are in-process, local:N, peers:HOST:PORT,…, join:IP:PORT:N and slurm")]
+#[error(
+    "{detail}; the forms are in-process, local:N, peers:HOST:PORT,…, join:IP:PORT:N, slurm and kubernetes"
+)]
 pub struct NodeSpecError {
     detail: String,
 }
@@ -38,6 +42,7 @@ impl FromStr for NodeSpec {
         match text.split_once(':') {
             None if text == "in-process" => Ok(Self::InProcess),
             None if text == "slurm" => Ok(Self::Slurm),
+            None if text == "kubernetes" => Ok(Self::Kubernetes),
             Some(("virtual", _)) => error("virtual:N is not available in this version".into()),
             Some(("local", count)) => match count.parse::<NonZeroU32>() {
                 Ok(count) if count.get() <= LOCAL_MAX => Ok(Self::Local(count)),
@@ -77,6 +82,7 @@ impl fmt::Display for NodeSpec {
             Self::Local(count) => write!(f, "local:{count}"),
             Self::Peers(peers) => write!(f, "peers:{}", peers.join(",")),
             Self::Slurm => f.write_str("slurm"),
+            Self::Kubernetes => f.write_str("kubernetes"),
             Self::Join(listen, seats) => write!(f, "join:{listen}:{seats}"),
         }
     }
@@ -114,6 +120,7 @@ mod tests {
             "peers:a:1",
             "peers:[::1]:5001,n-2.x:9",
             "slurm",
+            "kubernetes",
             "join:0.0.0.0:5000:4",
             "join:[::1]:5000:4096",
         ] {

@@ -17,7 +17,7 @@ pub fn sets_of_nodes(spec: &NodeSpec) -> Vec<String> {
         NodeSpec::Local(count) => sets("local", Some(count.get() as usize), &[]),
         NodeSpec::Peers(peers) => sets("peers", Some(peers.len()), peers),
         // The caller adds what the engine says of the job: `nodes.count` and `nodes.listen`.
-        NodeSpec::Slurm => sets("join", None, &[]),
+        NodeSpec::Slurm | NodeSpec::Kubernetes => sets("join", None, &[]),
         NodeSpec::Join(listen, seats) => {
             let mut sets = sets("join", Some(seats.get() as usize), &[]);
             sets.push(format!("nodes.listen={}", Value::from(listen.as_str())));

@@ -17,6 +17,7 @@ mod cli_scenarios;
 mod cli_stored;
 mod families;
 mod gguf;
+mod launch_kubernetes;
 mod nodes;
 mod parity;
 mod results;
