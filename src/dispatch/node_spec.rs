@@ -156,7 +156,7 @@ mod tests {
         ] {
             let error = text.parse::<NodeSpec>().expect_err(text).to_string();
             assert!(error.contains(says), "{text}: {error}");
-            assert!(error.contains("the forms are in-process, local:N and peers"), "{error}");
+            assert!(error.contains("the forms are in-process, local:N, peers"), "{error}");
         }
     }
 }
