@@ -462,6 +462,14 @@ fn eplb_keeps_the_ties_and_the_doubled_copies_of_the_original() {
     assert_close(split.max_load(), 50.0, 1.0, "the same copies, better used");
 }
 
+/// The last expert would go to the first GPU, which carries 12 against 16, if that had a slot left.
+#[test]
+fn eplb_gives_a_full_gpu_nothing_more_though_it_is_the_lightest() {
+    let shape = EplbShape { replicas: 6, groups: 1, servers: 1, gpus: 2 };
+    let plan = eplb(&[10.0, 8.0, 8.0, 1.0, 1.0, 1.0], shape).expect("divides");
+    assert_eq!(plan.slots, [0, 3, 4, 1, 2, 5].map(ExpertId));
+}
+
 #[test]
 fn eplb_refuses_what_its_authors_exclude() {
     let shape = EplbShape { replicas: 16, groups: 4, servers: 2, gpus: 8 };

@@ -165,6 +165,20 @@ fn exponential_weights_cycle_where_linear_ones_settle() {
     assert!(largest(&calm) - least(&calm) < 1e-3, "{calm:?}");
 }
 
+/// Four tokens alike, of which each plays the first of two experts with probability x. To a token it
+/// costs c(1 + 3x) less the affinity 0.3, the other c(4 − 3x), for it does not add itself to itself:
+/// with c(n) = n/2 both are alike at x = 0.6, loads of 2.4 and 1.6. Tokens that took their own share
+/// for another's would end at x = 0.575.
+#[test]
+fn linear_weights_settle_where_no_token_gains_by_another_mixture() {
+    let cost = CostSettings::Linear { price_per_fair_share: 1.0 };
+    let table = Table::new([0.3, 0.0].repeat(4), 2, 1, &cost);
+    let rule = WeightRule::Linear;
+    let last = Hedge { rule, rate: 0.5, rounds: 3000, played: Played::Last };
+    let prices = last.route(&table.game(), None).prices;
+    assert!((prices[0] - prices[1] - 0.4).abs() < 1e-3, "{prices:?}");
+}
+
 #[test]
 fn switching_at_once_oscillates_and_smooth_migration_settles() {
     let cost = CostSettings::Linear { price_per_fair_share: 1.0 };
