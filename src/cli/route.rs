@@ -350,6 +350,7 @@ fn as_table(played: &Played, repeat: u32) -> String {
          relative gap   {:.3e}\n\
          max over mean  {:.4}\n\
          score          {:.4}, {:.3} % below plain top-k\n\
+         pairs          {} dropped, {} extra\n\
          passes         {} over T × E\n\
          time           {:.3} ms median of {repeat}, {:.3} to {:.3}\n",
         certificate.epsilon_nash,
@@ -357,6 +358,8 @@ fn as_table(played: &Played, repeat: u32) -> String {
         certificate.max_over_mean,
         certificate.score,
         certificate.score_loss * 100.0,
+        certificate.dropped,
+        certificate.extra,
         play.passes,
         times.p50,
         times.min,
@@ -381,23 +384,34 @@ fn as_table(played: &Played, repeat: u32) -> String {
     table
 }
 
-/// One line a router.
+/// One line a router. Plays with dropped or extra pairs are certified in the game that allows them,
+/// so these stand beside the gap.
 fn as_lines(all: &[Played]) -> String {
     let name = |played: &Played| played.router.chars().count();
     let width = all.iter().map(name).max().unwrap_or(0).max("router".len());
     let with_social = all.iter().any(|played| played.social.is_some());
     let mut lines = format!(
-        "{:width$}  {:>9}  {:>12}  {:>13}  {:>12}  {:>6}  {:>10}",
-        "router", "ε-Nash", "relative gap", "max over mean", "score loss %", "passes", "time ms"
+        "{:width$}  {:>9}  {:>12}  {:>13}  {:>12}  {:>7}  {:>7}  {:>6}  {:>10}",
+        "router",
+        "ε-Nash",
+        "relative gap",
+        "max over mean",
+        "score loss %",
+        "dropped",
+        "extra",
+        "passes",
+        "time ms"
     );
     lines += if with_social { "  price of anarchy\n" } else { "\n" };
     for Played { router, play, certificate, social, times, .. } in all {
         lines += &format!(
-            "{router:width$}  {:>9.3e}  {:>12.3e}  {:>13.4}  {:>12.3}  {:>6}  {:>10.3}",
+            "{router:width$}  {:>9.3e}  {:>12.3e}  {:>13.4}  {:>12.3}  {:>7}  {:>7}  {:>6}  {:>10.3}",
             certificate.epsilon_nash,
             certificate.relative_gap,
             certificate.max_over_mean,
             certificate.score_loss * 100.0,
+            certificate.dropped,
+            certificate.extra,
             play.passes,
             times.p50,
         );

@@ -343,6 +343,10 @@ fn several_routers_print_a_line_each_with_the_figures_of_one_alone() {
     assert_eq!(lines.len(), 3, "{table}");
     assert!(lines[0].starts_with(&["router", "ε-Nash"]), "{table}");
     assert_eq!((lines[1][0], lines[1].last()), ("top_k", Some(&"unknown")), "no equilibrium");
+    let table = run(&["--router", "top_k_capacity"]).stdout;
+    let dropping = all.iter().find(|one| one["router"] == "top_k_capacity").expect("listed");
+    let pairs = format!("{} dropped, 0 extra", dropping["dropped"]);
+    assert!(dropping["dropped"].as_u64() > Some(0) && table.contains(&pairs), "{table}");
     let equilibrium = all.iter().find(|one| one["router"] == "equilibrium").expect("listed");
     let max_over_mean = equilibrium["max_over_mean"].as_f64().expect("a number");
     assert_eq!((lines[2][0], lines[2][3]), ("equilibrium", &*format!("{max_over_mean:.4}")));
