@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod arrival;
+pub mod cached_attention;
 pub mod components;
 pub mod expert;
 pub mod flock;

@@ -64,12 +64,36 @@ impl Rotary {
     /// # Panics
     /// When `rows` is not whole windows of `heads` heads.
     pub fn rotate(&self, rows: &mut [f32], heads: usize) {
+        let window = self.positions();
+        assert!(rows.len().is_multiple_of(window * heads * self.head_dim), "whole windows");
+        self.rotate_each(rows, heads, |row| row % window);
+    }
+
+    /// Rotates every head of every row, `[rows, heads · head_dim]`, in place; `positions` has one a row.
+    ///
+    /// # Panics
+    /// When there is not one position a row, or one is beyond the table.
+    pub fn rotate_at(&self, rows: &mut [f32], heads: usize, positions: &[usize]) {
+        assert_eq!(rows.len(), positions.len() * heads * self.head_dim, "one position a row");
+        self.rotate_each(rows, heads, |row| positions[row]);
+    }
+
+    /// Positions of the table.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        self.cos.len() / (self.head_dim / 2)
+    }
+
+    fn rotate_each(
+        &self,
+        rows: &mut [f32],
+        heads: usize,
+        position: impl Fn(usize) -> usize + Sync,
+    ) {
         let half = self.head_dim / 2;
-        let window = self.cos.len() / half;
         let row_len = heads * self.head_dim;
-        assert!(rows.len().is_multiple_of(window * row_len), "whole windows");
         rows.par_chunks_mut(row_len).enumerate().for_each(|(row, values)| {
-            let at = row % window * half;
+            let at = position(row) * half;
             let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
             for head in values.chunks_exact_mut(self.head_dim) {
                 let (first, second) = head.split_at_mut(half);
@@ -212,33 +236,45 @@ pub fn argmax(row: &[f32]) -> usize {
 }
 
 /// One head of one window: `queries`, `keys` and `values` are `[window, head_dim]`, as is `out`.
-fn attend(mut queries: Vec<f32>, keys: &[f32], values: &[f32], out: &mut [f32], head_dim: usize) {
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    queries.iter_mut().for_each(|q| *q *= scale);
+fn attend(queries: Vec<f32>, keys: &[f32], values: &[f32], out: &mut [f32], head_dim: usize) {
     let block = linear::ROW_BLOCK * head_dim;
     let blocks = queries.chunks(block).zip(out.chunks_mut(block)).enumerate();
     for (index, (queries, out)) in blocks {
         // Later keys are masked for every row of this block, so they are left out of the product.
         let first = index * linear::ROW_BLOCK;
-        let rows = queries.len() / head_dim;
-        let seen = first + rows;
-        let mut scores = vec![0.0; rows * seen];
-        linear::linear_serial(queries, &keys[..seen * head_dim], &mut scores, head_dim, seen);
-        let mut sums = [0.0; linear::ROW_BLOCK];
-        for (row, (scores, sum)) in scores.chunks_exact_mut(seen).zip(&mut sums).enumerate() {
-            let (visible, masked) = scores.split_at_mut(first + row + 1);
-            *sum = exponentials(visible);
-            masked.fill(0.0);
-        }
-        let mut by_component = vec![0.0; seen * head_dim];
-        for (component, column) in by_component.chunks_exact_mut(seen).enumerate() {
-            let values = values.iter().skip(component).step_by(head_dim);
-            column.iter_mut().zip(values).for_each(|(to, from)| *to = *from);
-        }
-        linear::linear_serial(&scores, &by_component, out, seen, head_dim);
-        for (out, sum) in out.chunks_exact_mut(head_dim).zip(&sums) {
-            out.iter_mut().for_each(|x| *x /= sum);
-        }
+        let seen = (first + queries.len() / head_dim) * head_dim;
+        attend_block(queries, first, (&keys[..seen], &values[..seen]), out, head_dim);
+    }
+}
+
+/// At most [`linear::ROW_BLOCK`] queries, `[rows, head_dim]`, at positions from `first` on, over `keys`
+/// and `values` of positions from 0 on, `[seen, head_dim]`: each sees those up to its own position.
+pub(crate) fn attend_block(
+    queries: &[f32],
+    first: usize,
+    (keys, values): (&[f32], &[f32]),
+    out: &mut [f32],
+    head_dim: usize,
+) {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let scaled: Vec<f32> = queries.iter().map(|q| q * scale).collect();
+    let (rows, seen) = (queries.len() / head_dim, keys.len() / head_dim);
+    let mut scores = vec![0.0; rows * seen];
+    linear::linear_serial(&scaled, keys, &mut scores, head_dim, seen);
+    let mut sums = [0.0; linear::ROW_BLOCK];
+    for (row, (scores, sum)) in scores.chunks_exact_mut(seen).zip(&mut sums).enumerate() {
+        let (visible, masked) = scores.split_at_mut(first + row + 1);
+        *sum = exponentials(visible);
+        masked.fill(0.0);
+    }
+    let mut by_component = vec![0.0; seen * head_dim];
+    for (component, column) in by_component.chunks_exact_mut(seen).enumerate() {
+        let values = values.iter().skip(component).step_by(head_dim);
+        column.iter_mut().zip(values).for_each(|(to, from)| *to = *from);
+    }
+    linear::linear_serial(&scores, &by_component, out, seen, head_dim);
+    for (out, sum) in out.chunks_exact_mut(head_dim).zip(&sums) {
+        out.iter_mut().for_each(|x| *x /= sum);
     }
 }
 

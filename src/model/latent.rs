@@ -5,12 +5,13 @@
 //! rotated and others that are not; the rotated ones of the keys are the same for all heads.
 
 use super::config::ModelConfig;
+use super::context::Context;
 use super::expected::Named;
 use super::keys::Keys;
 use super::names::{TensorNames, layer_tensor};
 use super::trunk::LayerWeights;
 use agents::linear::Weights;
-use agents::transformer::{AttentionShape, Rotary, causal_attention, frequencies, rms_norm};
+use agents::transformer::{Rotary, frequencies, rms_norm};
 use serde_json::Value;
 
 pub(super) const QUERY_DOWN: &str = "model.layers.{layer}.self_attn.q_a_proj.weight";
@@ -158,7 +159,7 @@ impl LatentConfig {
         latent: &LatentWeights,
         input: &[f32],
         heads: usize,
-        (rotary, window): (&Rotary, usize),
+        (layer, context): (usize, &mut Context),
     ) -> Vec<f32> {
         let q = match &latent.query_down {
             None => weights.query.product(input),
@@ -173,11 +174,11 @@ impl LatentConfig {
         let k = weights.key.product(&compressed);
         let v = weights.value.product(&compressed);
         let mut rotated_k = latent.rotated_key.product(input);
-        rotary.rotate(&mut rotated_k, 1);
+        context.rotate(&mut rotated_k, 1);
         let (still, turned, of_value) = (self.unrotated, self.rotated, self.value_dim);
         let mut rotated_q: Vec<f32> =
             q.chunks_exact(still + turned).flat_map(|head| &head[still..]).copied().collect();
-        rotary.rotate(&mut rotated_q, heads);
+        context.rotate(&mut rotated_q, heads);
 
         // One size of head for all three, filled up with zeros: they add nothing to a product.
         let head_dim = (still + turned).max(of_value);
@@ -198,8 +199,7 @@ impl LatentConfig {
         for (value, own) in values.chunks_exact_mut(head_dim).zip(v.chunks_exact(of_value)) {
             value[..of_value].copy_from_slice(own);
         }
-        let shape = AttentionShape { window, heads, kv_heads: heads, head_dim };
-        let attended = causal_attention(&queries, &keys, &values, shape);
+        let attended = context.attend(layer, (&queries, &keys, &values), (heads, heads, head_dim));
         let of_heads = attended.chunks_exact(head_dim).flat_map(|head| &head[..of_value]);
         weights.attention_out.product(&of_heads.copied().collect::<Vec<_>>())
     }

@@ -5,13 +5,13 @@
 //! run here; for a routed layer the caller gets its input and router logits and returns its output.
 
 use super::config::ModelConfig;
+use super::context::{Context, SequenceCache};
 use super::latent::LatentWeights;
-use agents::linear::{self, Weights};
+pub use super::pass::{MoeInput, Pass};
+use agents::linear::Weights;
 use agents::routing::sigmoid;
-use agents::transformer::{
-    AttentionShape, Rotary, causal_attention, cross_entropy, rms_norm, swiglu,
-};
-use rayon::prelude::*;
+use agents::transformer::{Rotary, rms_norm, swiglu};
+use std::sync::Arc;
 
 /// All weights of a model but its experts. Matrices are row-major `[outputs, inputs]`.
 #[derive(Clone, Debug)]
@@ -129,36 +129,6 @@ pub enum TokensError {
     },
 }
 
-/// A batch of windows on its way through the layers. Its calls come in one order: for each layer
-/// [`Pass::up_to_router`], then [`Pass::add_moe`] if that gave something; at last
-/// [`Pass::logits`] or [`Pass::losses`].
-#[derive(Debug)]
-pub struct Pass<'a> {
-    trunk: &'a Trunk,
-    rotary: Rotary,
-    window: usize,
-    /// Residual stream, `[tokens, width]`.
-    hidden: Vec<f32>,
-    moe_input: Vec<f32>,
-    router_logits: Vec<f32>,
-    shared: Vec<f32>,
-    /// The layer to come, or the one that waits for its experts' output.
-    layer: usize,
-    awaits_experts: bool,
-}
-
-/// What a routed layer starts from.
-#[derive(Clone, Copy, Debug)]
-pub struct MoeInput<'a> {
-    /// Normed hidden states, `[tokens, width]`: what the experts compute on.
-    pub hidden: &'a [f32],
-    /// Router logits, `[tokens, experts]`.
-    pub router_logits: &'a [f32],
-    /// What the shared expert gives, `[tokens, width]`, or empty where there is none.
-    /// [`Pass::add_moe`] adds it.
-    pub shared: &'a [f32],
-}
-
 impl Trunk {
     /// Starts a batch of windows of one length, each with a context of its own.
     ///
@@ -168,148 +138,66 @@ impl Trunk {
     /// # Panics
     /// When `ids` is not a whole number of windows.
     pub fn begin(&self, ids: &[u32], window: usize) -> Result<Pass<'_>, TokensError> {
-        let ModelConfig { width, vocab, max_positions, head_dim, .. } = self.config;
+        let max_positions = self.config.max_positions;
         assert!(window > 0 && ids.len().is_multiple_of(window), "whole windows");
         if window > max_positions {
             return Err(TokensError::Window { window, max_positions });
         }
+        let rotary = self.rotary(window);
+        self.pass(ids, Context::Windows { rotary, window })
+    }
+
+    /// Starts a batch of the next positions of sequences: `ids` are those of the first sequence, then of
+    /// the next; `rows` says how many each has. [`Pass::into_caches`] gives the caches back. `rotary` is a
+    /// table of [`Trunk::rotary`] that is long enough for all.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary, and sequences longer than the model's positions or the table.
+    ///
+    /// # Panics
+    /// When there is not one number of rows a sequence, or one id a row.
+    pub fn begin_next(
+        &self,
+        ids: &[u32],
+        rotary: &Arc<Rotary>,
+        caches: Vec<SequenceCache>,
+        rows: &[usize],
+    ) -> Result<Pass<'_>, TokensError> {
+        assert!(caches.len() == rows.len() && rows.iter().sum::<usize>() == ids.len(), "all rows");
+        let ends = caches.iter().zip(rows).map(|(cache, rows)| cache.positions() + rows);
+        let window = ends.max().unwrap_or(0);
+        let max_positions = self.config.max_positions.min(rotary.positions());
+        if window > max_positions {
+            return Err(TokensError::Window { window, max_positions });
+        }
+        self.pass(ids, Context::sequences(Arc::clone(rotary), caches, rows))
+    }
+
+    /// The rotary table of windows of one length.
+    ///
+    /// # Panics
+    /// When `window` is zero.
+    #[must_use]
+    pub fn rotary(&self, window: usize) -> Rotary {
+        match &self.config.latent {
+            Some(latent) => latent.rotary(window),
+            None => Rotary::new(window, self.config.head_dim, self.config.rope_theta),
+        }
+    }
+
+    /// A sequence without positions.
+    #[must_use]
+    pub fn empty_cache(&self) -> SequenceCache {
+        SequenceCache::of_layers(self.layers.len())
+    }
+
+    fn pass(&self, ids: &[u32], context: Context) -> Result<Pass<'_>, TokensError> {
+        let ModelConfig { width, vocab, .. } = self.config;
         if let Some(position) = ids.iter().position(|id| *id as usize >= vocab) {
             return Err(TokensError::Vocabulary { id: ids[position], position, vocab });
         }
         let rows = ids.iter().flat_map(|id| &self.embedding[*id as usize * width..][..width]);
-        Ok(Pass {
-            trunk: self,
-            rotary: match &self.config.latent {
-                Some(latent) => latent.rotary(window),
-                None => Rotary::new(window, head_dim, self.config.rope_theta),
-            },
-            window,
-            hidden: rows.copied().collect(),
-            moe_input: Vec::new(),
-            router_logits: Vec::new(),
-            shared: Vec::new(),
-            layer: 0,
-            awaits_experts: false,
-        })
-    }
-}
-
-impl Pass<'_> {
-    /// Tokens of the batch.
-    #[must_use]
-    pub fn tokens(&self) -> usize {
-        self.hidden.len() / self.trunk.config.width
-    }
-
-    /// Runs a layer up to its experts. A dense layer is run to its end and gives `None`.
-    ///
-    /// # Panics
-    /// When `layer` is not the next one, or the one before still awaits its experts.
-    pub fn up_to_router(&mut self, layer: usize) -> Option<MoeInput<'_>> {
-        assert!(!self.awaits_experts, "layer {} awaits its experts", self.layer);
-        assert_eq!(layer, self.layer, "layers run in order");
-        let trunk = self.trunk;
-        let weights = &trunk.layers[layer];
-        let attended = self.attention(weights);
-        add(&mut self.hidden, &attended);
-        let mut input = self.hidden.clone();
-        rms_norm(&mut input, &weights.feed_forward_norm, trunk.config.rms_eps);
-        match &weights.feed_forward {
-            FeedForwardWeights::Dense(network) => {
-                add(&mut self.hidden, &network.forward(&input));
-                self.layer += 1;
-                None
-            }
-            FeedForwardWeights::Routed { router, shared } => {
-                self.router_logits = router.product(&input);
-                self.shared = shared.as_ref().map_or_else(Vec::new, |it| it.forward(&input));
-                self.moe_input = input;
-                self.awaits_experts = true;
-                Some(MoeInput {
-                    hidden: &self.moe_input,
-                    router_logits: &self.router_logits,
-                    shared: &self.shared,
-                })
-            }
-        }
-    }
-
-    /// Runs the layers before `end`, all of them dense.
-    ///
-    /// # Panics
-    /// When one of them is routed, or the layer before still awaits its experts.
-    pub fn run_dense(&mut self, end: usize) {
-        while self.layer < end {
-            assert!(self.up_to_router(self.layer).is_none(), "only dense layers run by themselves");
-        }
-    }
-
-    /// Adds the output of a routed layer, `[tokens, width]`, to the residual stream, and what the
-    /// shared expert gave.
-    ///
-    /// # Panics
-    /// When `layer` does not await its experts, or `output` has another length.
-    pub fn add_moe(&mut self, layer: usize, output: &[f32]) {
-        assert!(self.awaits_experts && layer == self.layer, "layer {layer} awaits no experts");
-        add(&mut self.hidden, output);
-        if !self.shared.is_empty() {
-            add(&mut self.hidden, &self.shared);
-        }
-        self.awaits_experts = false;
-        self.layer += 1;
-    }
-
-    /// Logits of the next token, `[tokens, vocab]`.
-    ///
-    /// # Panics
-    /// Before the last layer is done.
-    #[must_use]
-    pub fn logits(&self) -> Vec<f32> {
-        self.trunk.head.product(&self.normed_output())
-    }
-
-    /// `−ln p(target)` of every token, in nats, without keeping the logits.
-    ///
-    /// # Panics
-    /// Before the last layer is done, when there is not one target a token, and when a target is
-    /// outside the vocabulary.
-    #[must_use]
-    pub fn losses(&self, targets: &[u32]) -> Vec<f64> {
-        let ModelConfig { width, vocab, .. } = self.trunk.config;
-        assert_eq!(targets.len(), self.tokens(), "one target a token");
-        let output = self.normed_output();
-        let rows = output.par_chunks(linear::ROW_BLOCK * width);
-        rows.zip(targets.par_chunks(linear::ROW_BLOCK))
-            .flat_map_iter(|(rows, targets)| {
-                let mut logits = vec![0.0; targets.len() * vocab];
-                self.trunk.head.product_serial(rows, &mut logits);
-                let rows = logits.chunks_exact(vocab).zip(targets);
-                rows.map(|(row, target)| cross_entropy(row, *target as usize)).collect::<Vec<_>>()
-            })
-            .collect()
-    }
-
-    fn normed_output(&self) -> Vec<f32> {
-        assert!(self.layer == self.trunk.layers.len(), "layer {} has not run", self.layer);
-        let mut output = self.hidden.clone();
-        rms_norm(&mut output, &self.trunk.final_norm, self.trunk.config.rms_eps);
-        output
-    }
-
-    fn attention(&self, weights: &LayerWeights) -> Vec<f32> {
-        let ModelConfig { heads, rms_eps, .. } = self.trunk.config;
-        let mut input = self.hidden.clone();
-        rms_norm(&mut input, &weights.attention_norm, rms_eps);
-        let window = (&self.rotary, self.window);
-        if let (Some(config), Some(latent)) = (&self.trunk.config.latent, &weights.latent) {
-            return config.attention(weights, latent, &input, heads, window);
-        }
-        let attended = self.trunk.attended(weights, &input, window);
-        let mut out = weights.attention_out.product(&attended);
-        if let Some(bias) = weights.biases.as_ref().and_then(|biases| biases.out.as_ref()) {
-            add_bias(&mut out, bias);
-        }
-        out
+        Ok(Pass::new(self, context, rows.copied().collect()))
     }
 }
 
@@ -320,7 +208,7 @@ impl Trunk {
         &self,
         weights: &LayerWeights,
         input: &[f32],
-        (rotary, window): (&Rotary, usize),
+        (layer, context): (usize, &mut Context),
     ) -> Vec<f32> {
         let ModelConfig { heads, kv_heads, head_dim, rms_eps, clip_qkv, .. } = self.config;
         let mut q = weights.query.product(input);
@@ -340,15 +228,14 @@ impl Trunk {
                 *x = x.clamp(-bound, bound);
             }
         }
-        rotary.rotate(&mut q, heads);
-        rotary.rotate(&mut k, kv_heads);
-        let shape = AttentionShape { window, heads, kv_heads, head_dim };
-        causal_attention(&q, &k, &v, shape)
+        context.rotate(&mut q, heads);
+        context.rotate(&mut k, kv_heads);
+        context.attend(layer, (&q, &k, &v), (heads, kv_heads, head_dim))
     }
 }
 
 impl SwiGlu {
-    fn forward(&self, x: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, x: &[f32]) -> Vec<f32> {
         let mut gate = self.gate.product(x);
         swiglu(&mut gate, &self.up.product(x));
         self.down.product(&gate)
@@ -356,7 +243,7 @@ impl SwiGlu {
 }
 
 impl SharedExpert {
-    fn forward(&self, x: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, x: &[f32]) -> Vec<f32> {
         let mut out = self.network.forward(x);
         if let Some(gate) = &self.gate {
             let gates = gate.product(x);
@@ -370,10 +257,10 @@ impl SharedExpert {
     }
 }
 
-fn add_bias(rows: &mut [f32], bias: &[f32]) {
+pub(super) fn add_bias(rows: &mut [f32], bias: &[f32]) {
     rows.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
 }
 
-fn add(hidden: &mut [f32], x: &[f32]) {
+pub(super) fn add(hidden: &mut [f32], x: &[f32]) {
     agents::transformer::add_scaled(hidden, 1.0, x);
 }

@@ -1,6 +1,7 @@
 //! Calibration tokens on their way through the exact model and through the quantized one, side by
 //! side.
 
+use super::super::context::Context;
 use super::super::eval::WINDOW_TOKENS;
 use super::super::experts::top_k;
 use super::super::trunk::{FeedForwardWeights, TokensError};
@@ -194,7 +195,8 @@ impl<T: Send + Sync> Walk<'_, T> {
         }
         let rotary = Rotary::new(WINDOW_TOKENS, config.head_dim, config.rope_theta);
         let attended = |model: &Model, x: &[f32]| {
-            model.trunk.attended(&model.trunk.layers[layer], x, (&rotary, WINDOW_TOKENS))
+            let mut context = Context::Windows { rotary: rotary.clone(), window: WINDOW_TOKENS };
+            model.trunk.attended(&model.trunk.layers[layer], x, (layer, &mut context))
         };
         let attended = Both {
             exact: attended(self.exact, &x.exact),
