@@ -11,6 +11,7 @@ pub mod admission;
 pub mod arrival;
 pub mod cached_attention;
 pub mod components;
+pub mod continuous;
 pub mod expert;
 pub mod flock;
 pub mod game;

@@ -25,10 +25,20 @@ impl Clock {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Sleeps until `at_ns` nanoseconds after the start (tokio rounds up to its millisecond tick);
-    /// returns at once where that has passed.
+    /// Sleeps until `at_ns` nanoseconds after the start; returns at once where that has passed.
+    ///
+    /// tokio rounds up to its millisecond, which would delay whatever is released by this clock: the
+    /// last two milliseconds the thread itself sleeps, which is right to some tens of microseconds.
     pub async fn sleep_until_ns(&self, at_ns: u64) {
-        tokio::time::sleep_until(self.start + Duration::from_nanos(at_ns)).await;
+        const ROUNDED_NS: u64 = 2_000_000;
+        let at = self.start + Duration::from_nanos(at_ns);
+        tokio::time::sleep_until(
+            self.start + Duration::from_nanos(at_ns.saturating_sub(ROUNDED_NS)),
+        )
+        .await;
+        std::thread::sleep(Duration::from_nanos(at_ns.saturating_sub(self.now_ns())));
+        // Where tokio's time is simulated, the thread's sleep does not move it.
+        tokio::time::sleep_until(at).await;
     }
 
     /// The wall-clock time of the start.

@@ -12,6 +12,7 @@ mod parquet;
 pub mod report;
 mod rows;
 mod run_dir;
+mod serving;
 mod summary;
 mod table;
 
@@ -22,6 +23,7 @@ pub use node_load::{ExpectedNodeLoads, LoadsFrom, PlacementFigures, ServedNodeLo
 pub use parquet::{Row, TableWriter, read_table};
 pub use rows::{RequestRow, RoundRow};
 pub use run_dir::RunDir;
+pub use serving::{GenerationFigures, GeneratorLag};
 pub use summary::{
     Convergence, FaultFigures, FlockComparison, Goal, MembershipFigures, Memory, NodeFigures,
     Outcomes, Pairs, PrecisionFigures, PruningFigures, Quality, SocialFigures, Status, Summary,

@@ -69,5 +69,9 @@ row! {
         outcome: String,
         /// Σ of the negative log-likelihood of its scored tokens, nats; absent where none was scored.
         loss_sum: Option<f64>,
+        /// When its first token was there; absent where nothing was generated.
+        first_token_ns: Option<u64>,
+        /// Tokens of its answer, likewise.
+        generated: Option<u64>,
     }
 }

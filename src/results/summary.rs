@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::SCHEMA_VERSION;
 use super::node_load::PlacementFigures;
+use super::serving::{GenerationFigures, GeneratorLag};
 use crate::measure::LatencyQuantiles;
 
 /// The figures of one run. A figure that was not measured, or is not a finite number, is `null`, and
@@ -38,6 +39,21 @@ pub struct Summary {
     /// Latency of answered requests, late ones too, from their intended start, ns. Requests given up
     /// are under `outcomes.error`.
     pub latency_ns: LatencyQuantiles,
+    /// From the intended start to the first token of an answer, ns; absent where nothing is generated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttft_ns: Option<LatencyQuantiles>,
+    /// Time of each further token: of every request with more than one the mean, ns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpot_ns: Option<LatencyQuantiles>,
+    /// From the intended start to the last token, ns: `latency_ns` by its name in serving.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub e2e_ns: Option<LatencyQuantiles>,
+    /// What was generated, and how; absent where nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<GenerationFigures>,
+    /// How late the load generator itself was; absent where no batch was released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator_lag_ns: Option<GeneratorLag>,
     /// How requests ended.
     pub outcomes: Outcomes,
     /// Conservation of token–expert pairs.
@@ -462,6 +478,11 @@ impl Summary {
             flock: None,
             throughput: Throughput::default(),
             latency_ns: LatencyQuantiles::default(),
+            ttft_ns: None,
+            tpot_ns: None,
+            e2e_ns: None,
+            generation: None,
+            generator_lag_ns: None,
             outcomes: Outcomes::default(),
             pairs: None,
             memory,

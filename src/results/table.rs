@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
+use super::serving::GeneratorLag;
 use super::summary::{FaultFigures, MembershipFigures, Quality, Status, Summary};
 
 /// At most 25 lines of plain text: what was measured, the figure, and what to hold it against.
@@ -112,6 +113,26 @@ pub fn summary_table(summary: &Summary) -> String {
         ""
     };
     row("latency p99.9", duration(latency.p999), few.to_owned());
+    if let (Some(ttft), Some(tpot), Some(of)) =
+        (&summary.ttft_ns, &summary.tpot_ns, &summary.generation)
+    {
+        let cut = if of.cut_requests > 0 {
+            format!(", {} requests cut to {} tokens", count(of.cut_requests), count(of.context))
+        } else {
+            String::new()
+        };
+        row("first token p50", duration(ttft.p50), format!("p99 {}{cut}", duration(ttft.p99)));
+        let steps = format!(
+            "p99 {}; a step takes {}, {} by the virtual clock",
+            duration(tpot.p99),
+            duration(of.step_ns.p50),
+            duration(of.virtual_step_ns)
+        );
+        row("token p50", duration(tpot.p50), steps);
+    }
+    if let Some(lag) = summary.generator_lag_ns.as_ref().filter(|lag| lag.lagged) {
+        row("generator lag", duration(lag.p99), lag_text(lag));
+    }
     let ended: Vec<String> = summary
         .outcomes
         .rows()
@@ -162,6 +183,15 @@ pub fn summary_table(summary: &Summary) -> String {
         );
     }
     aligned(summary, &rows)
+}
+
+/// What a lag that is too large means.
+pub(super) fn lag_text(lag: &GeneratorLag) -> String {
+    format!(
+        "p99 of batches, max {}: above {}, 1 % of the median latency, so latencies are the generator's too",
+        duration(lag.max),
+        duration(lag.p99_limit)
+    )
 }
 
 /// The figures of a run of as many pairs without faults.

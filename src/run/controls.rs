@@ -159,9 +159,9 @@ impl Controls<'_> {
         &self,
         (experts, kept): (Played<'_>, Option<&KeptExperts>),
     ) -> Result<Option<f64>, RoundError> {
-        let Plan { scenario, materials, intended_ns, .. } = self.plan;
-        let Some(windows) = materials.windows().map(|windows| windows.min(intended_ns.len()))
-        else {
+        let Plan { scenario, materials, demand, .. } = self.plan;
+        let requests = demand.intended_ns.len();
+        let Some(windows) = materials.windows().map(|windows| windows.min(requests)) else {
             return Ok(None);
         };
         let mut served = vec![0_u32; windows];

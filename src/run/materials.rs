@@ -3,12 +3,13 @@
 use crate::model::checkpoint::{Checkpoint, CheckpointError};
 use crate::model::tokenizer::{TextError, Tokenizer, read_text};
 use crate::model::trunk::Trunk;
-use crate::scenario::file::{PlacementRule, Source};
+use crate::scenario::file::{Generation, Lengths, PlacementRule, Source};
 use crate::scenario::{Scenario, slots_problem};
 use crate::source::{
-    CheckpointSource, KeptExperts, PrunedSource, ScoreSource, SourceError, SourceShape,
-    SyntheticSettings, SyntheticSource,
+    CheckpointSource, Generate, GeneratingSource, KeptExperts, PrunedSource, ScoreSource,
+    SourceError, SourceShape, SyntheticSettings, SyntheticSource,
 };
+use agents::continuous::RequestLength;
 use agents::game::{CostError, CostRegistry, GameShape};
 use agents::routing::Routing;
 use std::path::PathBuf;
@@ -159,6 +160,23 @@ impl Materials {
     fn check(&self, scenario: &Scenario, costs: &CostRegistry) -> Result<(), MaterialsError> {
         let shape = self.try_source()?.shape();
         self.try_calibration_source()?;
+        if let (Self::Checkpoint(model), Some(context)) =
+            (self, self.context(&scenario.load.generation))
+        {
+            // How long recorded prompts are is known later; they are cut to this.
+            let generation = &scenario.load.generation;
+            let most = u32::try_from(context).expect("positions of a model are few");
+            let length = match generation.lengths {
+                Lengths::Fixed => RequestLength {
+                    prompt: generation.prompt_tokens,
+                    generated: generation.generated_tokens,
+                },
+                Lengths::Trace | Lengths::None => RequestLength { prompt: most, generated: 1 },
+            };
+            model
+                .generating((&[length.within(most)], context))
+                .map_err(|source| MaterialsError::Source { what: "load.generation", source })?;
+        }
         let top_k = scenario.game.top_k.map_or(shape.top_k, |top_k| top_k as usize);
         if top_k > shape.experts {
             return Err(MaterialsError::TopK { top_k, experts: shape.experts });
@@ -183,7 +201,7 @@ impl Materials {
         if let Some((message, help)) = slots_problem(&scenario.nodes, kept).filter(|_| by_slots) {
             return Err(MaterialsError::ReplicaSlots { message, help });
         }
-        let tokens = scenario.load.batch_requests_max as usize * shape.tokens_per_request;
+        let tokens = usize::try_from(scenario.batch_tokens_max()).expect("checked to be small");
         let shape = GameShape { tokens, experts: kept, top_k };
         costs.build(&scenario.game.cost, &scenario.game.cost_parameters(), shape)?;
         Ok(())
@@ -193,6 +211,37 @@ impl Materials {
     #[must_use]
     pub(super) fn source<'a>(&'a self, kept: Option<&'a KeptExperts>) -> Box<dyn ScoreSource + 'a> {
         reduced(self.try_source().expect("checked when loaded"), kept)
+    }
+
+    /// Tokens of a prompt and its answer, at most; none where nothing is generated.
+    #[must_use]
+    pub(super) fn context(&self, generation: &Generation) -> Option<usize> {
+        let Self::Checkpoint(model) = self else { return None };
+        // A prompt and an answer have a token each.
+        let positions = model.checkpoint.config.max_positions.max(2);
+        let context = generation.context_max.map_or(positions, |max| positions.min(max as usize));
+        (!generation.is_off()).then_some(context)
+    }
+
+    /// A source that answers prompts of these lengths, each of at most so many tokens, over the experts
+    /// that are kept; none: over all.
+    ///
+    /// # Panics
+    /// When the source generates nothing.
+    #[must_use]
+    pub(super) fn generating_source<'a>(
+        &'a self,
+        kept: Option<&'a KeptExperts>,
+        lengths: (&'a [RequestLength], usize),
+    ) -> Box<dyn Generate + 'a> {
+        let Self::Checkpoint(model) = self else {
+            panic!("the scenario's checks want a checkpoint")
+        };
+        let whole = model.generating(lengths).expect("checked when loaded");
+        match kept {
+            None => Box::new(whole),
+            Some(kept) => Box::new(PrunedSource::new(Box::new(whole), kept)),
+        }
     }
 
     /// A source of calibration requests, likewise, and how many there are; a model without calibration
@@ -261,6 +310,15 @@ fn reduced<'a>(
 }
 
 impl ModelAndTexts {
+    fn generating<'a>(
+        &'a self,
+        lengths: (&'a [RequestLength], usize),
+    ) -> Result<GeneratingSource<'a>, SourceError> {
+        let (checkpoint, trunk, ids) = (&self.checkpoint, &self.trunk, &self.ids);
+        let model = CheckpointSource::new(checkpoint, trunk, ids, self.tokens_per_request)?;
+        GeneratingSource::new(model, trunk, ids, lengths)
+    }
+
     fn source<'a>(
         &'a self,
         what: &'static str,
@@ -272,7 +330,9 @@ impl ModelAndTexts {
                 let what = match source {
                     SourceError::Dense | SourceError::Checkpoint(_) => "source.checkpoint",
                     SourceError::LongRequest { .. } => "load.tokens_per_request",
-                    SourceError::ShortText { .. } | SourceError::Vocabulary { .. } => what,
+                    SourceError::ShortText { .. }
+                    | SourceError::ShortPrompts { .. }
+                    | SourceError::Vocabulary { .. } => what,
                 };
                 MaterialsError::Source { what, source }
             })

@@ -2,14 +2,19 @@
 
 mod calibrate;
 mod controls;
+mod decode;
+mod decoding;
+mod demand;
 mod fit;
 mod interrupt;
 mod materials;
+mod on_nodes;
 mod placement;
 mod plan;
 mod prune;
 mod read_when_used;
 mod record;
+mod requests;
 mod rounds;
 mod rules;
 mod serve;
@@ -29,8 +34,11 @@ use crate::scenario::{self, Scenario};
 use crate::source::trace::TraceError;
 use agents::game::Registries;
 use controls::Controls;
+use demand::Arrivals;
+use fit::FittedExperts;
 use interrupt::Interrupts;
 use materials::Materials;
+use placement::Placed;
 use plan::Plan;
 use record::Recorder;
 use std::collections::BTreeMap;
@@ -121,7 +129,8 @@ pub async fn run(
     let mut interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
     settings.progress.phase("loading");
     let materials = Materials::load(scenario, &settings.registries.costs)?;
-    let intended_ns = plan::intended_ns(scenario)?;
+    let demand =
+        Arrivals::of(scenario, materials.context(&scenario.load.generation))?.of_scenario(scenario);
     let path = settings
         .out
         .clone()
@@ -129,14 +138,7 @@ pub async fn run(
     let dir = RunDir::create(&path)?;
     let mut record = RunFiles::open(dir, scenario, &settings, clock)?;
 
-    settings.progress.phase("calibrating and quantizing");
-    let prepared = interrupts.or(async {
-        let registries = settings.registries;
-        let experts = fit::fit(&materials, scenario, registries, clock).await?;
-        settings.progress.phase("placing experts");
-        let placed = placement::place(&materials, scenario, registries, &experts, clock).await?;
-        Ok::<_, PlanError>((experts, placed))
-    });
+    let prepared = interrupts.or(prepare(&materials, scenario, &settings, clock));
     let prepared = match prepared.await {
         Ok(Ok(prepared)) => prepared,
         Ok(Err(error)) => {
@@ -145,20 +147,21 @@ pub async fn run(
         }
         Err(interrupted) => return Ok(record.end(None, Some(interrupted.into()), clock)),
     };
-    let plan = Plan::new(scenario, settings.registries, &materials, intended_ns, prepared);
+    let plan = Plan::new(scenario, settings.registries, &materials, demand, prepared);
     let shape = plan.source().shape();
     let node_loads = NodeLoadSums::over(plan.placed.slots(), plan.placed.round_robin);
-    let steps = plan.batches.len();
     let experts = (plan.bits(), plan.experts.kept().cloned());
-    let mut recorder = Recorder::open(&record.dir, scenario, shape, experts, steps, node_loads)?;
+    let mut recorder =
+        Recorder::open(&record.dir, scenario, shape, experts, &plan.demand, node_loads)?;
     let summary = &mut record.summary;
     (summary.memory, summary.precision) = (plan.memory(), plan.precision());
     summary.pruning = plan.pruning();
     summary.placement = Some(plan.placed.figures());
+    summary.generation = plan.generation();
 
     let (result, served) = plan.serve(&settings, clock, &mut interrupts, &mut recorder).await;
     let mut failure = result.err();
-    summary.nodes = plan.node_figures(&served.nodes, recorder.span_ns(), failure.as_ref());
+    summary.nodes = plan.node_figures(&served.nodes, recorder.requests.span_ns(), failure.as_ref());
     if scenario.nodes.engine != Engine::InProcess {
         summary.faults = Some(plan::fault_figures(&served.faults));
     }
@@ -168,13 +171,13 @@ pub async fn run(
             recorder.nodes_changed();
         }
     }
-    if let Some((loss, tokens)) = recorder.loss() {
+    if let Some((loss, tokens)) = recorder.requests.loss() {
         let loss_uniform = materials.vocabulary().map(|symbols| (symbols as f64).ln());
         summary.quality =
             Some(Quality { loss: Some(loss), loss_uniform, tokens, ..Quality::default() });
         if failure.is_none() {
             settings.progress.phase("playing the controls");
-            let controls = Controls { plan: &plan, answered: recorder.answered(), clock };
+            let controls = Controls { plan: &plan, answered: recorder.requests.answered(), clock };
             failure = match interrupts.or(controls.play(summary)).await {
                 Ok(played) => played.err(),
                 Err(interrupted) => Some(interrupted.into()),
@@ -182,6 +185,21 @@ pub async fn run(
         }
     }
     Ok(record.end(Some(recorder), failure, clock))
+}
+
+/// Fits the experts into their budget and places them on the nodes.
+async fn prepare(
+    materials: &Materials,
+    scenario: &Scenario,
+    settings: &RunSettings<'_>,
+    clock: &Clock,
+) -> Result<(FittedExperts, Placed), PlanError> {
+    let registries = settings.registries;
+    settings.progress.phase("calibrating and quantizing");
+    let experts = fit::fit(materials, scenario, registries, clock).await?;
+    settings.progress.phase("placing experts");
+    let placed = placement::place(materials, scenario, registries, &experts, clock).await?;
+    Ok((experts, placed))
 }
 
 /// The files of a run that are written at its start and again at its end.

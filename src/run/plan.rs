@@ -1,5 +1,6 @@
 //! Everything decided before the first request.
 
+use super::demand::Demand;
 use super::fit::FittedExperts;
 use super::materials::Materials;
 use super::placement::Placed;
@@ -8,14 +9,12 @@ use super::rules;
 use super::serve::ServeError;
 use crate::dispatch::{Faults, MembershipCounts, NodeStats};
 use crate::results::{
-    FaultFigures, ManifestNode, MembershipFigures, Memory, NodeFigures, PrecisionFigures,
-    PruningFigures,
+    FaultFigures, GenerationFigures, ManifestNode, MembershipFigures, Memory, NodeFigures,
+    PrecisionFigures, PruningFigures,
 };
 use crate::scenario::Scenario;
-use crate::scenario::file::{Arrival, Engine, PruneBy};
-use crate::source::trace::{TraceError, read_arrivals};
+use crate::scenario::file::{Engine, PruneBy};
 use crate::source::{KeptExperts, ScoreSource};
-use agents::arrival::{self, ArrivalProcess, BatchLimits, PlannedBatch};
 use agents::expert::Expert;
 use agents::game::Registries;
 use agents::round::Arena;
@@ -30,9 +29,7 @@ pub(super) struct Plan<'a> {
     pub(super) experts: FittedExperts,
     pub(super) placed: Placed,
     node_count: usize,
-    /// Intended arrivals, from the start of serving.
-    pub(super) intended_ns: Vec<u64>,
-    pub(super) batches: Vec<PlannedBatch>,
+    pub(super) demand: Demand,
 }
 
 impl<'a> Plan<'a> {
@@ -40,24 +37,11 @@ impl<'a> Plan<'a> {
         scenario: &'a Scenario,
         registries: &'a Registries,
         materials: &'a Materials,
-        intended_ns: Vec<u64>,
+        demand: Demand,
         (experts, placed): (FittedExperts, Placed),
     ) -> Self {
-        let load = &scenario.load;
-        let limits = BatchLimits {
-            requests_max: load.batch_requests_max as usize,
-            window_ns: u64::from(load.batch_window_ms) * 1_000_000,
-        };
-        Self {
-            batches: arrival::batches(&intended_ns, limits),
-            scenario,
-            registries,
-            materials,
-            experts,
-            placed,
-            node_count: node_count(scenario),
-            intended_ns,
-        }
+        let node_count = node_count(scenario);
+        Self { scenario, registries, materials, experts, placed, node_count, demand }
     }
 
     /// A source of the requests over the experts that are served.
@@ -123,6 +107,23 @@ impl<'a> Plan<'a> {
             experts: all as u64,
             pruned: (all - count(&self.experts.served)) as u64,
             unlike_frequency: pruned.kept_by_frequency.as_ref().map(unlike),
+        })
+    }
+
+    /// What is known of the answers before the first step.
+    pub(super) fn generation(&self) -> Option<GenerationFigures> {
+        let answers = self.demand.answers.as_ref()?;
+        let (mut steps, mut virtual_ns) = (0, 0);
+        for step in answers.steps(&self.demand.intended_ns) {
+            steps += 1;
+            virtual_ns +=
+                answers.limits.step_ns + u64::from(step.tokens()) * answers.limits.token_ns;
+        }
+        Some(GenerationFigures {
+            context: answers.context as u64,
+            cut_requests: answers.cut,
+            virtual_step_ns: virtual_ns.checked_div(steps),
+            ..GenerationFigures::default()
         })
     }
 
@@ -194,23 +195,6 @@ pub(super) fn fault_figures(faults: &Faults) -> FaultFigures {
 pub(super) fn membership_figures(counts: &MembershipCounts) -> MembershipFigures {
     let MembershipCounts { epoch, joined, left, expired, dropped, refused } = *counts;
     MembershipFigures { epoch, joined, left, expired, dropped, refused }
-}
-
-/// When the requests mean to arrive, in ns from the start of serving.
-///
-/// # Errors
-/// When the trace that the scenario names cannot be used.
-pub(super) fn intended_ns(scenario: &Scenario) -> Result<Vec<u64>, TraceError> {
-    let load = &scenario.load;
-    let process = match (load.arrival, &load.trace) {
-        (Arrival::Poisson, _) => ArrivalProcess::Poisson,
-        (Arrival::Constant, _) => ArrivalProcess::Constant,
-        (Arrival::Gamma, _) => ArrivalProcess::Gamma { variation: load.variation },
-        (Arrival::Burst, _) => ArrivalProcess::Burst { requests: load.burst_requests },
-        (Arrival::Trace, Some(path)) => ArrivalProcess::Trace(read_arrivals(path, load.requests)?),
-        (Arrival::Trace, None) => unreachable!("the scenario's checks demand a trace"),
-    };
-    Ok(arrival::intended_ns(&process, load.rate_per_s, load.requests, scenario.seed))
 }
 
 /// The nodes that a scenario names, and how each is reached.

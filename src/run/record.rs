@@ -1,13 +1,15 @@
 //! Records a run as it goes: rows to Parquet, sums for the summary. It reads rounds and replies and
 //! never reaches back into the world.
 
+use super::decode::{Answer, StepDone};
+use super::demand::Demand;
+use super::requests::Requests;
 use super::rounds::Round;
+use super::serve::{ServeError, Watch};
 use super::sums::{FlockSums, NodeLoadSums, PlaySums};
-use crate::measure::Latency;
-use crate::measure::latency::Interval;
 use crate::results::{
-    Goal, LayerFigures, Layers, Outcomes, Pairs, RequestRow, ResultsError, RoundRow, RunDir,
-    ServedNodeLoads, Summary, TableWriter, Throughput,
+    Goal, LayerFigures, Layers, Pairs, ResultsError, RoundRow, RunDir, ServedNodeLoads, Summary,
+    TableWriter, Throughput,
 };
 use crate::scenario::Scenario;
 use crate::source::{KeptExperts, SourceShape};
@@ -21,10 +23,8 @@ pub(super) struct Recorder {
     scenario: Scenario,
     shape: SourceShape,
     rounds: TableWriter<RoundRow>,
-    requests: TableWriter<RequestRow>,
-    latency: Latency,
+    pub(super) requests: Requests,
     state: blake3::Hasher,
-    outcomes: Outcomes,
     play: PlaySums,
     flock: FlockSums,
     node_loads: NodeLoadSums,
@@ -33,16 +33,10 @@ pub(super) struct Recorder {
     /// Which experts the loads are of, where some are pruned.
     kept: Option<KeptExperts>,
     pairs: Pairs,
-    tokens_answered: u64,
-    /// From the start of serving to the end of the last batch, on the run's clock.
-    serving_ns: Range<u64>,
-    /// The first request without a row.
-    next_request: u32,
-    answered: Vec<Vec<RequestId>>,
     payload_bytes: u64,
-    loss: f64,
-    tokens_scored: u64,
-    /// The first error of a writer; the run goes on to a partial summary.
+    /// Of a request, mean.
+    tokens_offered: f64,
+    /// The first error of the rounds' writer; the run goes on to a partial summary.
     failure: Option<ResultsError>,
 }
 
@@ -56,7 +50,7 @@ impl Recorder {
         scenario: &Scenario,
         shape: SourceShape,
         (bits, kept): (Vec<Vec<u32>>, Option<KeptExperts>),
-        steps: usize,
+        demand: &Demand,
         node_loads: NodeLoadSums,
     ) -> Result<Self, ResultsError> {
         let layer = |(layer, bits): (u32, Vec<u32>)| LayerFigures {
@@ -69,41 +63,153 @@ impl Recorder {
             shape,
             scenario: scenario.clone(),
             rounds: dir.table()?,
-            requests: dir.table()?,
-            latency: Latency::new(),
+            requests: Requests::open(dir, scenario, shape.tokens_per_request)?,
             state: blake3::Hasher::new(),
-            outcomes: Outcomes::default(),
             play: PlaySums::default(),
-            flock: FlockSums::over(steps),
+            flock: FlockSums::over(demand.steps()),
             node_loads,
             nodes_changed: false,
             layers: (0..).zip(bits).map(layer).collect(),
             kept,
             pairs: Pairs::default(),
-            tokens_answered: 0,
-            serving_ns: 0..0,
-            next_request: 0,
-            answered: Vec::new(),
             payload_bytes: 0,
-            loss: 0.0,
-            tokens_scored: 0,
+            tokens_offered: demand.tokens_mean(shape.tokens_per_request as u64),
             failure: None,
         })
     }
 
-    /// Notes when serving starts.
-    pub(super) fn serving_from(&mut self, now_ns: u64) {
-        self.serving_ns = now_ns..now_ns;
+    /// Notes that experts were not always hosted as they were placed: nothing is said of how well they
+    /// were.
+    pub(super) fn nodes_changed(&mut self) {
+        self.nodes_changed = true;
     }
 
-    /// Time from the start of serving to the end of the last batch, ns.
-    #[must_use]
-    pub(super) fn span_ns(&self) -> u64 {
-        self.serving_ns.end - self.serving_ns.start
+    /// Notes the pairs that were ordered and combined over the run, the last round's too where it
+    /// failed.
+    pub(super) fn pairs(&mut self, (dispatched, combined): (u64, u64)) {
+        self.pairs = Pairs { dispatched, combined, missing: dispatched - combined, shed: 0 };
     }
 
-    /// Records one round; `route_ns` is the router's time, `sent` and `received` payload bytes.
-    pub(super) fn round(
+    /// Closes the tables, writes histogram and layers, and fills what was recorded into `summary`.
+    ///
+    /// # Errors
+    /// When a file cannot be written; those already written stay.
+    pub(super) fn finish(
+        self,
+        dir: &RunDir,
+        summary: &mut Summary,
+        started_at: SystemTime,
+    ) -> Result<(), ResultsError> {
+        let elapsed_ns = self.requests.span_ns();
+        summary.state_hash = self.state.finalize().to_hex().to_string();
+        let gap_max = self.scenario.goals.relative_gap_max;
+        summary.convergence = self.play.convergence(&self.scenario.game.router, gap_max);
+        if self.scenario.game.social_optimum {
+            summary.convergence.social = Some(self.play.social());
+        }
+        summary.flock = self.flock.comparison();
+        if let Some(placement) = summary.placement.as_mut().filter(|_| !self.nodes_changed) {
+            placement.served = self.node_loads.served();
+        }
+        summary.throughput = self.throughput(elapsed_ns);
+        self.requests.sum_up(summary);
+        summary.pairs = Some(self.pairs);
+        summary.goals = self.goals(summary);
+        self.null_reasons(summary);
+        self.rounds.finish()?;
+        self.requests.finish(dir, started_at)?;
+        dir.write_layers(&Layers::new(self.layers))
+    }
+
+    /// Why a certificate is absent, where the play itself is the reason.
+    fn null_reasons(&self, summary: &mut Summary) {
+        if self.nodes_changed {
+            let reason = "workers came or went, so experts were not always hosted as placed";
+            for key in ServedNodeLoads::KEYS {
+                summary.null_reasons.insert(format!("placement.served.{key}"), reason.to_owned());
+            }
+        }
+        const OVER_QUOTA: &str = "the play exceeds a quota, so its potential is minus infinity";
+        if let Some(social) = &summary.convergence.social {
+            let reason = match social.optimum {
+                None => "a play had not k experts a token, or the cost has no convex total",
+                Some(_) if social.cost.is_none() => OVER_QUOTA,
+                Some(_)
+                    if summary.convergence.epsilon_nash.is_none_or(|epsilon| epsilon > 1e-9) =>
+                {
+                    "a play is no equilibrium: see epsilon_nash"
+                }
+                Some(_) => "the bound does not prove the optimum to within 1e-6",
+            };
+            let figures = [
+                ("cost", social.cost),
+                ("optimum", social.optimum),
+                ("optimum_bound", social.optimum_bound),
+                ("price_of_anarchy", social.price_of_anarchy),
+            ];
+            for (key, _) in figures.iter().filter(|(_, figure)| figure.is_none()) {
+                let path = format!("convergence.social.{key}");
+                summary.null_reasons.insert(path, reason.to_owned());
+            }
+        }
+        let router = (&summary.convergence.relative_gap, "convergence.relative_gap");
+        // A run that ended before the flock's last quarter did not measure it.
+        let flock = summary.flock.as_ref().filter(|flock| flock.max_over_mean_last.is_some());
+        let flock = flock.map(|flock| (&flock.relative_gap, "flock.relative_gap"));
+        let absent = [Some(router), flock].into_iter().flatten().filter(|(gap, _)| gap.is_none());
+        let keys: Vec<&str> = absent.map(|(_, key)| key).collect();
+        if self.play.rounds() > 0 {
+            for key in keys {
+                summary.null_reasons.insert(key.to_owned(), OVER_QUOTA.to_owned());
+                let epsilon = key.replace("relative_gap", "epsilon_nash");
+                summary.null_reasons.insert(epsilon, OVER_QUOTA.to_owned());
+            }
+        }
+    }
+
+    fn throughput(&self, elapsed_ns: u64) -> Throughput {
+        let rate = |count: u64| (elapsed_ns > 0).then(|| count as f64 * 1e9 / elapsed_ns as f64);
+        let (answered, in_time) = self.requests.tokens();
+        let offered = self.scenario.load.rate_per_s * self.tokens_offered;
+        Throughput {
+            tokens_per_s: rate(answered),
+            goodput_tokens_per_s: rate(in_time),
+            offered_tokens_per_s: Some(offered),
+            token_experts_per_s: rate(self.pairs.combined),
+            bytes_per_s: rate(self.payload_bytes),
+            elapsed_ns,
+        }
+    }
+
+    fn goals(&self, summary: &Summary) -> Vec<Goal> {
+        let goals = &self.scenario.goals;
+        let p99_ms = summary.latency_ns.p99.map(|ns| ns as f64 / 1e6);
+        let stated = [
+            ("relative_gap", goals.relative_gap_max, summary.convergence.relative_gap),
+            (
+                "max_over_mean_worst",
+                goals.max_over_mean_max,
+                summary.convergence.max_over_mean_worst,
+            ),
+            ("p99_ms", goals.p99_ms_max, p99_ms),
+        ];
+        stated
+            .into_iter()
+            .filter_map(|(name, limit, measured)| {
+                let limit = limit?;
+                let met = measured.is_some_and(|measured| measured <= limit);
+                Some(Goal { name: name.to_owned(), limit, measured, met })
+            })
+            .collect()
+    }
+}
+
+impl Watch for Recorder {
+    fn serving_from(&mut self, now_ns: u64) {
+        self.requests.serving_from(now_ns);
+    }
+
+    fn round(
         &mut self,
         round: &Round<'_>,
         arena: &Arena,
@@ -155,248 +261,42 @@ impl Recorder {
             bytes_sent,
             bytes_received,
         };
-        let written = self.rounds.push(row);
-        self.note(written);
-    }
-
-    /// Notes that experts were not always hosted as they were placed: nothing is said of how well they
-    /// were.
-    pub(super) fn nodes_changed(&mut self) {
-        self.nodes_changed = true;
-    }
-
-    /// Notes the pairs that were ordered and combined over the run, the last round's too where it
-    /// failed.
-    pub(super) fn pairs(&mut self, (dispatched, combined): (u64, u64)) {
-        self.pairs = Pairs { dispatched, combined, missing: dispatched - combined, shed: 0 };
-    }
-
-    /// Records the requests of a batch that were shed at `now_ns`, before work on it began.
-    pub(super) fn shed(&mut self, requests: &[RequestId], intended_ns: &[u64], now_ns: u64) {
-        for request in requests {
-            let intended_ns = self.serving_ns.start + intended_ns[request.index()];
-            self.outcomes.shed += 1;
-            self.next_request = request.0 + 1;
-            self.not_served(u64::from(request.0), intended_ns, now_ns, "shed");
-        }
-    }
-
-    /// Records the answered requests of a batch: `times_ns` from its start to its end on the run's
-    /// clock, `intended_ns` from the start of serving, `losses` one a request where text is scored.
-    pub(super) fn batch(
-        &mut self,
-        (step, requests): (StepId, Vec<RequestId>),
-        intended_ns: &[u64],
-        times_ns: Range<u64>,
-        losses: Option<&[f64]>,
-    ) {
-        self.serving_ns.end = times_ns.end;
-        let last = requests.last().map_or(0, |request| request.0 + 1);
-        self.next_request = self.next_request.max(last);
-        let tokens = self.shape.tokens_per_request as u64;
-        let late_after_ns = u64::from(self.scenario.load.deadline_ms) * 1_000_000;
-        for (place, request) in requests.iter().enumerate() {
-            let intended_ns = self.serving_ns.start + intended_ns[request.index()];
-            let latency_ns = times_ns.end.saturating_sub(intended_ns);
-            self.latency.record_from(intended_ns, times_ns.end);
-            self.tokens_answered += tokens;
-            let loss_sum = losses.map(|losses| losses[place]);
-            if let Some(loss) = loss_sum {
-                self.loss += loss;
-                self.tokens_scored += tokens;
-            }
-            let late = latency_ns > late_after_ns;
-            *(if late { &mut self.outcomes.late } else { &mut self.outcomes.ok }) += 1;
-            self.request(RequestRow {
-                request: u64::from(request.0),
-                step: Some(u64::from(step.0)),
-                tokens,
-                intended_ns,
-                started_ns: Some(times_ns.start),
-                finished_ns: times_ns.end,
-                latency_ns,
-                outcome: if late { "late" } else { "ok" }.to_owned(),
-                loss_sum,
-            });
-        }
-        self.answered.push(requests);
-    }
-
-    /// The requests that were answered, batch by batch.
-    #[must_use]
-    pub(super) fn answered(&self) -> &[Vec<RequestId>] {
-        &self.answered
-    }
-
-    /// Records as errors the requests that have arrived but will not be answered. Those that had
-    /// not arrived yet are no requests of this run.
-    pub(super) fn give_up(&mut self, intended_ns: &[u64], now_ns: u64) {
-        if self.serving_ns.is_empty() && self.serving_ns.start == 0 {
-            // Serving never began, so nothing has arrived.
-            return;
-        }
-        self.serving_ns.end = now_ns;
-        let waiting = intended_ns.iter().enumerate().skip(self.next_request as usize);
-        let start_ns = self.serving_ns.start;
-        let arrived = waiting.map(|(id, at)| (id as u64, start_ns + at));
-        for (request, intended_ns) in arrived.take_while(|(_, at)| *at <= now_ns) {
-            self.outcomes.error += 1;
-            self.not_served(request, intended_ns, now_ns, "error");
-        }
-    }
-
-    fn not_served(&mut self, request: u64, intended_ns: u64, now_ns: u64, outcome: &str) {
-        self.request(RequestRow {
-            request,
-            step: None,
-            tokens: self.shape.tokens_per_request as u64,
-            intended_ns,
-            started_ns: None,
-            finished_ns: now_ns,
-            latency_ns: now_ns.saturating_sub(intended_ns),
-            outcome: outcome.to_owned(),
-            loss_sum: None,
-        });
-    }
-
-    /// The first error of a writer, if any.
-    pub(super) fn failure(&mut self) -> Option<ResultsError> {
-        self.failure.take()
-    }
-
-    /// Mean loss in nats a token and the tokens it was taken over; none where no text was scored.
-    #[must_use]
-    pub(super) fn loss(&self) -> Option<(f64, u64)> {
-        (self.tokens_scored > 0)
-            .then(|| (self.loss / self.tokens_scored as f64, self.tokens_scored))
-    }
-
-    /// Closes the tables, writes histogram and layers, and fills what was recorded into `summary`.
-    ///
-    /// # Errors
-    /// When a file cannot be written; those already written stay.
-    pub(super) fn finish(
-        self,
-        dir: &RunDir,
-        summary: &mut Summary,
-        started_at: SystemTime,
-    ) -> Result<(), ResultsError> {
-        let elapsed_ns = self.span_ns();
-        summary.state_hash = self.state.finalize().to_hex().to_string();
-        let gap_max = self.scenario.goals.relative_gap_max;
-        summary.convergence = self.play.convergence(&self.scenario.game.router, gap_max);
-        if self.scenario.game.social_optimum {
-            summary.convergence.social = Some(self.play.social());
-        }
-        summary.flock = self.flock.comparison();
-        if let Some(placement) = summary.placement.as_mut().filter(|_| !self.nodes_changed) {
-            placement.served = self.node_loads.served();
-        }
-        summary.throughput = self.throughput(elapsed_ns);
-        summary.latency_ns = self.latency.quantiles();
-        summary.outcomes = self.outcomes;
-        summary.pairs = Some(self.pairs);
-        summary.goals = self.goals(summary);
-        self.null_reasons(summary);
-        self.rounds.finish()?;
-        self.requests.finish()?;
-        let (tag, latency) = ("requests".to_owned(), self.latency);
-        let interval =
-            Interval { start_ns: self.serving_ns.start, duration_ns: elapsed_ns, tag, latency };
-        dir.write_hlog("requests", started_at, &[interval])?;
-        dir.write_layers(&Layers::new(self.layers))
-    }
-
-    fn request(&mut self, row: RequestRow) {
-        let written = self.requests.push(row);
-        self.note(written);
-    }
-
-    fn note(&mut self, written: Result<(), ResultsError>) {
-        if let Err(error) = written {
+        if let Err(error) = self.rounds.push(row) {
             self.failure.get_or_insert(error);
         }
     }
 
-    /// Why a certificate is absent, where the play itself is the reason.
-    fn null_reasons(&self, summary: &mut Summary) {
-        if self.nodes_changed {
-            let reason = "workers came or went, so experts were not always hosted as placed";
-            for key in ServedNodeLoads::KEYS {
-                summary.null_reasons.insert(format!("placement.served.{key}"), reason.to_owned());
-            }
-        }
-        const OVER_QUOTA: &str = "the play exceeds a quota, so its potential is minus infinity";
-        if let Some(social) = &summary.convergence.social {
-            let reason = match social.optimum {
-                None => "a play had not k experts a token, or the cost has no convex total",
-                Some(_) if social.cost.is_none() => OVER_QUOTA,
-                Some(_)
-                    if summary.convergence.epsilon_nash.is_none_or(|epsilon| epsilon > 1e-9) =>
-                {
-                    "a play is no equilibrium: see epsilon_nash"
-                }
-                Some(_) => "the bound does not prove the optimum to within 1e-6",
-            };
-            let figures = [
-                ("cost", social.cost),
-                ("optimum", social.optimum),
-                ("optimum_bound", social.optimum_bound),
-                ("price_of_anarchy", social.price_of_anarchy),
-            ];
-            for (key, _) in figures.iter().filter(|(_, figure)| figure.is_none()) {
-                let path = format!("convergence.social.{key}");
-                summary.null_reasons.insert(path, reason.to_owned());
-            }
-        }
-        let router = (&summary.convergence.relative_gap, "convergence.relative_gap");
-        // A run that ended before the flock's last quarter did not measure it.
-        let flock = summary.flock.as_ref().filter(|flock| flock.max_over_mean_last.is_some());
-        let flock = flock.map(|flock| (&flock.relative_gap, "flock.relative_gap"));
-        let absent = [Some(router), flock].into_iter().flatten().filter(|(gap, _)| gap.is_none());
-        let keys: Vec<&str> = absent.map(|(_, key)| key).collect();
-        if self.play.rounds() > 0 {
-            for key in keys {
-                summary.null_reasons.insert(key.to_owned(), OVER_QUOTA.to_owned());
-                let epsilon = key.replace("relative_gap", "epsilon_nash");
-                summary.null_reasons.insert(epsilon, OVER_QUOTA.to_owned());
-            }
-        }
+    fn released(&mut self, lag_ns: u64) {
+        self.requests.released(lag_ns);
     }
 
-    fn throughput(&self, elapsed_ns: u64) -> Throughput {
-        let rate = |count: u64| (elapsed_ns > 0).then(|| count as f64 * 1e9 / elapsed_ns as f64);
-        let offered = self.scenario.load.rate_per_s * self.shape.tokens_per_request as f64;
-        Throughput {
-            tokens_per_s: rate(self.tokens_answered),
-            goodput_tokens_per_s: rate(self.outcomes.ok * self.shape.tokens_per_request as u64),
-            offered_tokens_per_s: Some(offered),
-            token_experts_per_s: rate(self.pairs.combined),
-            bytes_per_s: rate(self.payload_bytes),
-            elapsed_ns,
-        }
+    fn shed(&mut self, requests: &[RequestId], intended_ns: &[u64], now_ns: u64) {
+        self.requests.shed(requests, intended_ns, now_ns);
     }
 
-    fn goals(&self, summary: &Summary) -> Vec<Goal> {
-        let goals = &self.scenario.goals;
-        let p99_ms = summary.latency_ns.p99.map(|ns| ns as f64 / 1e6);
-        let stated = [
-            ("relative_gap", goals.relative_gap_max, summary.convergence.relative_gap),
-            (
-                "max_over_mean_worst",
-                goals.max_over_mean_max,
-                summary.convergence.max_over_mean_worst,
-            ),
-            ("p99_ms", goals.p99_ms_max, p99_ms),
-        ];
-        stated
-            .into_iter()
-            .filter_map(|(name, limit, measured)| {
-                let limit = limit?;
-                let met = measured.is_some_and(|measured| measured <= limit);
-                Some(Goal { name: name.to_owned(), limit, measured, met })
-            })
-            .collect()
+    fn batch(
+        &mut self,
+        batch: (StepId, Vec<RequestId>),
+        intended_ns: &[u64],
+        times_ns: Range<u64>,
+        losses: Option<&[f64]>,
+    ) {
+        self.requests.batch(batch, intended_ns, times_ns, losses);
+    }
+
+    fn step(&mut self, step: StepDone) {
+        self.requests.step(&step);
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        self.requests.answer(answer);
+    }
+
+    fn goes_on(&mut self) -> Result<bool, ServeError> {
+        match self.failure.take().or_else(|| self.requests.failure()) {
+            Some(error) => Err(error.into()),
+            None => Ok(true),
+        }
     }
 }
 

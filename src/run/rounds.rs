@@ -71,21 +71,36 @@ pub(super) async fn play_batch(
     dispatch: &mut impl Dispatch,
     clock: &Clock,
     (step, requests): (StepId, &[RequestId]),
-    mut watch: impl FnMut(&Round<'_>, &mut Arena),
+    watch: impl FnMut(&Round<'_>, &mut Arena),
 ) -> Result<Option<Vec<f64>>, RoundError> {
-    let shape = source.shape();
-    let seats: Vec<RequestId> = requests
-        .iter()
-        .flat_map(|request| std::iter::repeat_n(*request, shape.tokens_per_request))
-        .collect();
+    let tokens = source.shape().tokens_per_request;
+    let seats: Vec<RequestId> =
+        requests.iter().flat_map(|request| std::iter::repeat_n(*request, tokens)).collect();
     source.begin(requests);
+    play_layers(source, arena, dispatch, clock, (step, &seats), watch).await?;
+    Ok(source.finish())
+}
+
+/// Plays what the source has taken up through all layers; `seats` has the request of each row.
+///
+/// # Errors
+/// The first round that fails.
+pub(super) async fn play_layers(
+    source: &mut dyn ScoreSource,
+    arena: &mut Arena,
+    dispatch: &mut impl Dispatch,
+    clock: &Clock,
+    (step, seats): (StepId, &[RequestId]),
+    mut watch: impl FnMut(&Round<'_>, &mut Arena),
+) -> Result<(), RoundError> {
+    let shape = source.shape();
     for layer in (0..shape.layers).map(LayerId::from_index) {
         let input = source.perceive(layer);
         for ((layer, expert), hosts) in dispatch.moved().into_iter().flatten() {
             arena.set_hosts(layer, expert, hosts);
         }
         arena.set_available(|node| dispatch.is_available(node));
-        let perception = Perception { step, layer, requests: &seats, logits: &input.logits };
+        let perception = Perception { step, layer, requests: seats, logits: &input.logits };
         let decision =
             arena.decide(&perception).map_err(|source| RoundError::Game { step, layer, source })?;
 
@@ -105,5 +120,5 @@ pub(super) async fn play_batch(
         watch(&round, arena);
         source.absorb(layer, &output);
     }
-    Ok(source.finish())
+    Ok(())
 }

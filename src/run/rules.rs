@@ -82,7 +82,7 @@ fn build(
     nodes: usize,
     hosts: impl Fn(LayerId, ExpertId) -> Vec<NodeId>,
 ) -> Arena {
-    let SourceShape { tokens_per_request, top_k, routing, .. } = source.shape();
+    let SourceShape { top_k, routing, .. } = source.shape();
     let layers = bits
         .into_iter()
         .enumerate()
@@ -97,7 +97,7 @@ fn build(
         })
         .collect();
     Arena::new(WorldSettings {
-        tokens_max: scenario.load.batch_requests_max as usize * tokens_per_request,
+        tokens_max: usize::try_from(scenario.batch_tokens_max()).expect("checked to be small"),
         nodes,
         layers,
         rules: Rules {

@@ -1,25 +1,24 @@
-//! Serving: nodes are started, batches are played when they close, and the nodes are always ended.
+//! Serving: batches are played when they close.
 
-use super::controls::shards_on;
+use super::decode::{Answer, StepDone};
+use super::demand::Demand;
 use super::interrupt::{Interrupted, Interrupts};
+use super::on_nodes::Job;
 use super::plan::Plan;
 use super::record::Recorder;
 use super::rounds::{Round, RoundError, play_batch};
 use super::{Progress, RunSettings};
-use crate::dispatch::{
-    Deadlines, Dispatch, DispatchError, InProcess, Joined, JoinedSettings, Local, LocalSettings,
-    OwnWorker, Remote, Served,
-};
+use crate::dispatch::{Dispatch, DispatchError, Served};
 use crate::measure::Clock;
 use crate::model::checkpoint::CheckpointError;
 use crate::results::ResultsError;
 use crate::scenario::file::{self, Engine};
 use agents::admission::Admission;
-use agents::ids::RequestId;
+use agents::ids::{RequestId, StepId};
 use agents::round::{Arena, Stage};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// What ended a run that had started.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +40,81 @@ pub enum ServeError {
     Interrupted(#[from] Interrupted),
 }
 
+/// Hears how serving goes, and may end it.
+pub(super) trait Watch {
+    /// Serving starts.
+    fn serving_from(&mut self, now_ns: u64);
+
+    /// A round is done; `route_ns` is the router's time, the last are payload bytes sent and received.
+    fn round(&mut self, round: &Round<'_>, arena: &Arena, route_ns: u64, payload: (u64, u64));
+
+    /// A batch starts this long after it could have: it had closed and the one before had ended.
+    fn released(&mut self, lag_ns: u64);
+
+    /// Requests of a batch are shed before work on it begins.
+    fn shed(&mut self, requests: &[RequestId], intended_ns: &[u64], now_ns: u64);
+
+    /// Requests of a batch are answered: `times_ns` from its start to its end on the run's clock,
+    /// `intended_ns` from the start of serving, `losses` one a request where text is scored.
+    fn batch(
+        &mut self,
+        batch: (StepId, Vec<RequestId>),
+        intended_ns: &[u64],
+        times_ns: Range<u64>,
+        losses: Option<&[f64]>,
+    );
+
+    /// A step of continuous batching is done.
+    fn step(&mut self, step: StepDone);
+
+    /// A request has its whole answer.
+    fn answered(&mut self, answer: Answer);
+
+    /// Whether the next batch is worth starting.
+    ///
+    /// # Errors
+    /// What ends serving as a failure.
+    fn goes_on(&mut self) -> Result<bool, ServeError>;
+}
+
+/// What serving needs beside what it serves and where.
+pub(super) struct Serving<'a> {
+    pub(super) clock: &'a Clock,
+    pub(super) progress: &'a dyn Progress,
+    /// The router's time of the latest round.
+    route_ns: Arc<AtomicU64>,
+    /// Columns of hidden rows that go to other processes; none where all is in this one.
+    sent_width: Option<usize>,
+}
+
+impl Serving<'_> {
+    /// Hands a round on, with the router's time and the payload.
+    pub(super) fn round(&self, round: &Round<'_>, arena: &Arena, watch: &mut impl Watch) {
+        let payload = self.sent_width.map_or((0, 0), |width| payload_bytes(round, width));
+        watch.round(round, arena, self.route_ns.load(Ordering::Relaxed), payload);
+    }
+}
+
+/// Serves a plan's demand once, and records it.
+pub(super) struct ServeOnce<'a> {
+    pub(super) plan: &'a Plan<'a>,
+    pub(super) clock: &'a Clock,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) recorder: &'a mut Recorder,
+    /// Outside of what an interrupt drops: it knows what was ordered when the run was stopped.
+    pub(super) arena: Arena,
+}
+
+impl Job for ServeOnce<'_> {
+    async fn work(&mut self, dispatch: &mut impl Dispatch) -> Result<(), ServeError> {
+        self.progress.phase("serving");
+        let demand = &self.plan.demand;
+        let (arena, recorder) = (&mut self.arena, &mut *self.recorder);
+        let on = (self.progress, self.clock);
+        self.plan.serve_demand(demand, arena, dispatch, on, recorder).await
+    }
+}
+
 impl Plan<'_> {
     /// Starts the nodes, serves all batches on them, and always ends the nodes.
     pub(super) async fn serve(
@@ -50,160 +124,94 @@ impl Plan<'_> {
         interrupts: &mut Interrupts,
         recorder: &mut Recorder,
     ) -> (Result<(), ServeError>, Served) {
-        let nodes = &self.scenario.nodes;
-        let deadlines = Deadlines {
-            compute: Duration::from_millis(u64::from(nodes.deadline_ms)),
-            ..Deadlines::default()
-        };
-        settings.progress.phase("starting nodes");
-        match nodes.engine {
-            Engine::InProcess => {
-                self.serve_on(InProcess::new(), settings, clock, interrupts, recorder).await
-            }
-            Engine::Local => {
-                let threads = nodes.threads as usize;
-                let local = LocalSettings {
-                    threads,
-                    deadlines,
-                    hedge_budget: nodes.hedge_budget,
-                    ..LocalSettings::default()
-                };
-                match interrupts.or(Local::spawn(settings.program, nodes.count, local)).await {
-                    Ok(Ok(local)) => {
-                        self.serve_on(local, settings, clock, interrupts, recorder).await
-                    }
-                    Ok(Err(error)) => (Err(error.into()), Served::default()),
-                    Err(interrupted) => (Err(interrupted.into()), Served::default()),
-                }
-            }
-            Engine::Peers => match interrupts
-                .or(Remote::connect(&nodes.peers, deadlines, nodes.hedge_budget))
-                .await
-            {
-                Ok(Ok(remote)) => {
-                    self.serve_on(remote, settings, clock, interrupts, recorder).await
-                }
-                Ok(Err(error)) => (Err(error.into()), Served::default()),
-                Err(interrupted) => (Err(interrupted.into()), Served::default()),
-            },
-            Engine::Join => {
-                settings.progress.phase("waiting for workers");
-                let joined = Joined::start(joined_settings(nodes, settings, deadlines));
-                match interrupts.or(joined).await {
-                    Ok(Ok(joined)) => {
-                        self.serve_on(joined, settings, clock, interrupts, recorder).await
-                    }
-                    Ok(Err(error)) => (Err(error.into()), Served::default()),
-                    Err(interrupted) => (Err(interrupted.into()), Served::default()),
-                }
-            }
+        let arena = self.arena(self.source().as_ref());
+        let mut job = ServeOnce { plan: self, clock, progress: settings.progress, recorder, arena };
+        let (result, served) = self.on_nodes(settings, interrupts, &mut job).await;
+        job.recorder.pairs(job.arena.pairs());
+        if result.is_err() {
+            job.recorder.requests.give_up(&self.demand, clock.now_ns());
         }
+        (result, served)
     }
 
-    async fn serve_on(
+    /// Serves a demand in steps where answers are generated, in batches otherwise.
+    pub(super) async fn serve_demand(
         &self,
-        mut dispatch: impl Dispatch,
-        settings: &RunSettings<'_>,
-        clock: &Clock,
-        interrupts: &mut Interrupts,
-        recorder: &mut Recorder,
-    ) -> (Result<(), ServeError>, Served) {
-        // Outside of what an interrupt drops: it knows what was ordered when the run was stopped.
-        let mut arena = self.arena(self.source().as_ref());
-        let served = interrupts.or(async {
-            settings.progress.phase("loading shards");
-            dispatch.load(shards_on(&self.experts.served, |l, e| self.placed.hosts(l, e))).await?;
-            settings.progress.phase("serving");
-            self.serve_batches(&mut arena, &mut dispatch, settings.progress, clock, recorder).await
-        });
-        let served = served.await.unwrap_or_else(|interrupted| Err(interrupted.into()));
-        recorder.pairs(arena.pairs());
-        if served.is_err() {
-            recorder.give_up(&self.intended_ns, clock.now_ns());
+        demand: &Demand,
+        arena: &mut Arena,
+        dispatch: &mut impl Dispatch,
+        (progress, clock): (&dyn Progress, &Clock),
+        watch: &mut impl Watch,
+    ) -> Result<(), ServeError> {
+        let route_ns = time_router(arena, *clock);
+        let remote = self.scenario.nodes.engine != Engine::InProcess;
+        let sent_width = remote.then(|| self.source().shape().width);
+        let serving = Serving { clock, progress, route_ns, sent_width };
+        match &demand.answers {
+            None => self.serve_batches(demand, arena, dispatch, &serving, watch).await,
+            Some(answers) => {
+                self.serve_steps((demand, answers), arena, dispatch, &serving, watch).await
+            }
         }
-        (served, dispatch.close().await)
     }
 
     /// The loop. Batches start when they close, or as soon after as the one before has ended.
     async fn serve_batches(
         &self,
+        demand: &Demand,
         arena: &mut Arena,
         dispatch: &mut impl Dispatch,
-        progress: &dyn Progress,
-        clock: &Clock,
-        recorder: &mut Recorder,
+        serving: &Serving<'_>,
+        watch: &mut impl Watch,
     ) -> Result<(), ServeError> {
         let mut source = self.source();
-        let width = source.shape().width;
-        let route_ns = time_router(arena, *clock);
-        let remote = self.scenario.nodes.engine != Engine::InProcess;
+        let clock = serving.clock;
         let serving_from_ns = clock.now_ns();
-        recorder.serving_from(serving_from_ns);
-        let requests = self.intended_ns.len() as u64;
+        watch.serving_from(serving_from_ns);
+        let requests = demand.intended_ns.len() as u64;
         let mut admission = self.admission();
-        for batch in &self.batches {
-            clock.sleep_until_ns(serving_from_ns + batch.closes_ns).await;
+        // When the batch before had ended.
+        let mut free_ns = serving_from_ns;
+        for batch in &demand.batches {
+            let closes_ns = serving_from_ns + batch.closes_ns;
+            clock.sleep_until_ns(closes_ns).await;
             let started_ns = clock.now_ns();
+            watch.released(started_ns - closes_ns.max(free_ns));
+            free_ns = started_ns;
             let mut ids: Vec<RequestId> = batch.request_ids().collect();
             if let Some(admission) = &mut admission {
-                let intended = |id: &RequestId| (*id, self.intended_ns[id.index()]);
+                let intended = |id: &RequestId| (*id, demand.intended_ns[id.index()]);
                 let asked: Vec<_> = ids.iter().map(intended).collect();
                 let now_ns = started_ns - serving_from_ns;
                 let (admitted, shed) = admission.split(&asked, batch.closes_ns, now_ns);
-                recorder.shed(&shed, &self.intended_ns, started_ns);
+                watch.shed(&shed, &demand.intended_ns, started_ns);
                 ids = admitted;
-                if ids.is_empty() {
-                    tokio::task::yield_now().await;
-                    continue;
+            }
+            if !ids.is_empty() {
+                let played = play_batch(
+                    source.as_mut(),
+                    arena,
+                    dispatch,
+                    clock,
+                    (batch.step, &ids),
+                    |round, arena| serving.round(round, arena, watch),
+                );
+                let losses = played.await?;
+                free_ns = clock.now_ns();
+                if let Some(admission) = &mut admission {
+                    admission.served(free_ns - started_ns);
                 }
+                let times_ns = started_ns..free_ns;
+                watch.batch((batch.step, ids), &demand.intended_ns, times_ns, losses.as_deref());
+                serving.progress.answered(u64::from(batch.requests.end), requests);
             }
-            let played = play_batch(
-                source.as_mut(),
-                arena,
-                dispatch,
-                clock,
-                (batch.step, &ids),
-                |round, arena| {
-                    let payload = if remote { payload_bytes(round, width) } else { (0, 0) };
-                    recorder.round(round, arena, route_ns.load(Ordering::Relaxed), payload);
-                },
-            );
-            let losses = played.await?;
-            let times = started_ns..clock.now_ns();
-            if let Some(admission) = &mut admission {
-                admission.served(times.end - times.start);
+            if !watch.goes_on()? {
+                break;
             }
-            recorder.batch((batch.step, ids), &self.intended_ns, times, losses.as_deref());
-            if let Some(error) = recorder.failure() {
-                return Err(error.into());
-            }
-            progress.answered(u64::from(batch.requests.end), requests);
             // Under overload nothing else waits, and an interrupt would never be heard.
             tokio::task::yield_now().await;
         }
         Ok(())
-    }
-}
-
-fn joined_settings(
-    nodes: &file::Nodes,
-    settings: &RunSettings<'_>,
-    deadlines: Deadlines,
-) -> JoinedSettings {
-    let listen = nodes.listen.as_deref().and_then(|listen| listen.parse().ok());
-    JoinedSettings {
-        listen: listen.expect("the scenario's checks demand an address"),
-        seats: nodes.count as usize,
-        min_workers: nodes.min_workers.unwrap_or(nodes.count) as usize,
-        lease: Duration::from_millis(nodes.lease_ms.into()),
-        join_wait: Duration::from_secs(nodes.join_wait_s.into()),
-        run_token: settings.run_token.clone(),
-        own_worker: settings.hosts_worker.then(|| OwnWorker {
-            program: settings.program.to_owned(),
-            threads: nodes.threads as usize,
-        }),
-        deadlines,
-        hedge_budget: nodes.hedge_budget,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Checks that no single key can fail: names that others define, keys that contradict each other,
 //! files that are not there.
 
+mod generation;
 mod precision;
 
 use std::path::Path;
@@ -115,7 +116,7 @@ fn cost(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
     let (Source::Synthetic { experts, .. }, Some(top_k)) = (&scenario.source, game.top_k) else {
         return;
     };
-    let tokens = batch_tokens_max(scenario);
+    let tokens = scenario.batch_tokens_max();
     let kept = scenario.precision.kept_experts(*experts as usize);
     let playable =
         (1..=kept).contains(&(top_k as usize)) && (1..=BATCH_TOKENS_MAX).contains(&tokens);
@@ -163,7 +164,7 @@ fn information(scenario: &Scenario, found: &mut Found<'_>) {
             });
         }
         Information::Partial { dispatchers } => {
-            let tokens = batch_tokens_max(scenario);
+            let tokens = scenario.batch_tokens_max();
             let keys = ["game.information.dispatchers", "game.information"];
             let keys = [&keys[..], &BATCH_KEYS].concat();
             found.unless(u64::from(dispatchers) <= tokens, &keys, || {
@@ -310,14 +311,11 @@ const BATCH_TOKENS_MAX: u64 = 1 << 20;
 /// What the largest batch follows from.
 const BATCH_KEYS: [&str; 2] = ["load.batch_requests_max", "load.tokens_per_request"];
 
-fn batch_tokens_max(scenario: &Scenario) -> u64 {
-    u64::from(scenario.load.batch_requests_max) * u64::from(scenario.load.tokens_per_request)
-}
-
 fn load(scenario: &Scenario, found: &mut Found<'_>) {
     let load = &scenario.load;
     let (requests, tokens) = (load.batch_requests_max, load.tokens_per_request);
-    found.unless(batch_tokens_max(scenario) <= BATCH_TOKENS_MAX, &BATCH_KEYS, || {
+    generation::find(scenario, found);
+    found.unless(scenario.batch_tokens_max() <= BATCH_TOKENS_MAX, &BATCH_KEYS, || {
         let message = format!(
             "`load.batch_requests_max` {requests} times `load.tokens_per_request` {tokens} exceeds \
              {BATCH_TOKENS_MAX} tokens a batch"

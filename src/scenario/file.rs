@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
+pub use super::generation::{Generation, Lengths};
 
 /// The one `schema_version` this version reads.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -48,6 +49,18 @@ pub struct Scenario {
     /// What the run must reach; a missed goal ends it with exit code 3. Goals left out are not checked.
     #[serde(default)]
     pub goals: Goals,
+}
+
+impl Scenario {
+    /// Tokens that are in play together, at most: of a batch, or of a step where answers are generated.
+    /// Calibration and controls play batches then too.
+    #[must_use]
+    pub fn batch_tokens_max(&self) -> u64 {
+        let Load { batch_requests_max, tokens_per_request, generation, .. } = &self.load;
+        let batch = u64::from(*batch_requests_max) * u64::from(*tokens_per_request);
+        let step = if generation.is_off() { 0 } else { generation.step_tokens_max };
+        batch.max(u64::from(step))
+    }
 }
 
 /// Where affinities (and hidden states) come from.
@@ -425,6 +438,9 @@ pub struct Load {
     /// Which requests are served. Default `all`.
     #[serde(default)]
     pub admission: Admission,
+    /// Answers that requests have decoded token by token; by default requests are windows of text.
+    #[serde(default)]
+    pub generation: Generation,
 }
 
 /// Which requests are served.

@@ -6,6 +6,7 @@
 mod budget;
 mod conflicts;
 pub mod file;
+mod generation;
 mod problem;
 mod read;
 mod set;

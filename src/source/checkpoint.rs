@@ -49,6 +49,17 @@ pub enum SourceError {
         /// Tokens of a request.
         tokens_per_request: usize,
     },
+    /// The text is no longer than a prompt.
+    #[error(
+        "the text has {tokens} tokens but prompts may take {longest}: give more text, or lower \
+         load.generation.context_max or prompt_tokens"
+    )]
+    ShortPrompts {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of the longest prompt.
+        longest: usize,
+    },
     /// Requests are longer than the model's positions.
     #[error(
         "a request of {tokens_per_request} tokens exceeds the {max_positions} positions of the \
@@ -114,6 +125,11 @@ impl<'a> CheckpointSource<'a> {
     #[must_use]
     pub fn windows(&self) -> usize {
         self.inputs.len() / self.shape.tokens_per_request
+    }
+
+    /// The model's layer of a layer of the game.
+    pub(super) fn routed_layer(&self, layer: LayerId) -> usize {
+        self.routed_layers[layer.index()]
     }
 
     fn gather(&self, ids: &[u32], requests: &[RequestId]) -> Vec<u32> {

@@ -4,12 +4,14 @@
 //! out the layer's input, and goes on when it gets the layer's output.
 
 mod checkpoint;
+mod generate;
 pub mod matrix;
 mod pruned;
 mod synthetic;
 pub mod trace;
 
 pub use checkpoint::{CheckpointSource, SourceError};
+pub use generate::{Generate, GeneratingSource};
 pub use pruned::{KeptExperts, PrunedSource};
 pub use synthetic::{SyntheticSettings, SyntheticSource};
 

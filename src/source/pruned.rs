@@ -1,7 +1,8 @@
 //! A source whose pruned experts are gone, with their router rows: the game is played over the rest.
 
-use super::{LayerInput, ScoreSource, SourceShape};
+use super::{Generate, LayerInput, ScoreSource, SourceShape};
 use crate::model::checkpoint::{CheckpointError, ExpertWeights};
+use agents::continuous::StepPart;
 use agents::expert::Expert;
 use agents::ids::{ExpertId, LayerId, RequestId};
 
@@ -12,18 +13,18 @@ pub type KeptExperts = Vec<Vec<ExpertId>>;
 /// Another source over the experts that are kept. Columns of pruned experts are taken out of the
 /// logits, which is a logit of −∞: the softmax, the gates and every certificate are those of the
 /// reduced game.
-pub struct PrunedSource<'a> {
-    whole: Box<dyn ScoreSource + 'a>,
+pub struct PrunedSource<'a, S: ScoreSource + ?Sized> {
+    whole: Box<S>,
     kept: &'a KeptExperts,
 }
 
-impl<'a> PrunedSource<'a> {
+impl<'a, S: ScoreSource + ?Sized> PrunedSource<'a, S> {
     /// The source without the experts that are not kept.
     ///
     /// # Panics
     /// When `kept` has not one list a layer, or the lists differ in length.
     #[must_use]
-    pub fn new(whole: Box<dyn ScoreSource + 'a>, kept: &'a KeptExperts) -> Self {
+    pub fn new(whole: Box<S>, kept: &'a KeptExperts) -> Self {
         assert_eq!(whole.shape().layers, kept.len(), "one list a layer");
         assert!(kept.iter().all(|layer| layer.len() == kept[0].len()), "equally many a layer");
         Self { whole, kept }
@@ -44,7 +45,7 @@ impl<'a> PrunedSource<'a> {
     }
 }
 
-impl ScoreSource for PrunedSource<'_> {
+impl<S: ScoreSource + ?Sized> ScoreSource for PrunedSource<'_, S> {
     fn shape(&self) -> SourceShape {
         let whole = self.whole.shape();
         SourceShape { experts: self.kept.first().map_or(whole.experts, Vec::len), ..whole }
@@ -82,5 +83,19 @@ impl ScoreSource for PrunedSource<'_> {
 
     fn finish(&mut self) -> Option<Vec<f64>> {
         self.whole.finish()
+    }
+}
+
+impl<S: Generate + ?Sized> Generate for PrunedSource<'_, S> {
+    fn begin_step(&mut self, parts: &[StepPart]) {
+        self.whole.begin_step(parts);
+    }
+
+    fn end_step(&mut self) -> Vec<u32> {
+        self.whole.end_step()
+    }
+
+    fn cache_bytes(&self) -> usize {
+        self.whole.cache_bytes()
     }
 }

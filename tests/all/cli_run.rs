@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::binary::{Ended, Folder, SYNTHETIC};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
+    "hist/generator-lag.hlog",
     "hist/requests.hlog",
     "layers.json",
     "manifest.json",
@@ -28,6 +29,8 @@ const SUMMARY_KEYS: &str = "
     convergence.max_over_mean_top_k
     throughput.tokens_per_s throughput.token_experts_per_s throughput.bytes_per_s
     latency_ns.count latency_ns.p50 latency_ns.p90 latency_ns.p99 latency_ns.p999 latency_ns.max
+    generator_lag_ns.count generator_lag_ns.p50 generator_lag_ns.p99 generator_lag_ns.max
+    generator_lag_ns.p99_limit generator_lag_ns.lagged
     outcomes.ok outcomes.late outcomes.timeout outcomes.shed outcomes.error outcomes.partial
     memory.expert_bytes memory.expert_bytes_f32 memory.bits_per_weight memory.saving
     quality.loss quality.loss_f32 quality.loss_uniform quality.tokens

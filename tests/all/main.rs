@@ -15,6 +15,7 @@ mod cli_route;
 mod cli_run;
 mod cli_scenarios;
 mod cli_stored;
+mod decode;
 mod families;
 mod gguf;
 mod launch_kubernetes;

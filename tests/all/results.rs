@@ -563,5 +563,7 @@ fn request(at: u64) -> RequestRow {
         latency_ns: 900,
         outcome: if at.is_multiple_of(11) { "shed" } else { "ok" }.to_owned(),
         loss_sum: (at.is_multiple_of(2)).then_some(at as f64 * 0.1),
+        first_token_ns: None,
+        generated: None,
     }
 }

@@ -474,6 +474,7 @@ fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_sam
         "goals.p99_ms_max=1",
         "game.window_ms=1",
         "nodes.min_workers=1",
+        "load.generation.context_max=64",
     ];
     fs::write(elsewhere.path().join("text.txt"), "birds").expect("a text");
     fs::write(&copy, GOOD).expect("the file is written");
@@ -528,7 +529,7 @@ fn the_schema_covers_the_shipped_scenarios_and_refuses_unknown_keys_everywhere()
             assert!(limited, "{part}");
         }
     });
-    assert_eq!(sections, 13, "the root, two sources, three informations and seven other sections");
+    assert_eq!(sections, 14, "the root, two sources, three informations and eight other sections");
 }
 
 fn each_schema(schema: &serde_json::Value, visit: &mut impl FnMut(&serde_json::Value)) {

@@ -30,6 +30,7 @@ pub(super) fn cards(summary: &Summary) -> Markup {
                 ("bits a weight", number(summary.memory.bits_per_weight)),
             ]))
             (latency(summary))
+            (answers(summary))
             (card("Tokens a second", number(rate.tokens_per_s), &[
                 ("token-experts a second", number(rate.token_experts_per_s)),
                 ("payload", bytes_per_s(rate.bytes_per_s)),
@@ -85,6 +86,30 @@ fn latency(summary: &Summary) -> Markup {
             (p999, duration(latency.p999)),
             ("max", duration(latency.max)),
             ("requests", count(latency.count)),
+            (
+                "generator lag p99",
+                duration(summary.generator_lag_ns.as_ref().and_then(|lag| lag.p99)),
+            ),
+        ],
+    )
+}
+
+fn answers(summary: &Summary) -> Markup {
+    let (Some(ttft), Some(tpot), Some(of)) =
+        (&summary.ttft_ns, &summary.tpot_ns, &summary.generation)
+    else {
+        return html! {};
+    };
+    card(
+        "Time to first token p99",
+        duration(ttft.p99),
+        &[
+            ("p50", duration(ttft.p50)),
+            ("time of a further token, p50", duration(tpot.p50)),
+            ("p99", duration(tpot.p99)),
+            ("a step, p50", duration(of.step_ns.p50)),
+            ("by the virtual clock", duration(of.virtual_step_ns)),
+            ("requests cut to the context", count(of.cut_requests)),
         ],
     )
 }

@@ -6,6 +6,7 @@ use super::RunRecord;
 use super::cards::cards;
 use super::pictures::{convergence, flock, latency, load, precision};
 use crate::results::format::{ABSENT, bytes, count, duration, nats, number, percent};
+use crate::results::table::lag_text;
 use crate::results::{Manifest, Status, Summary};
 
 /// The page as text: the same bytes for the same record. It loads nothing and runs nothing.
@@ -31,7 +32,7 @@ pub fn render(record: &RunRecord) -> String {
                 (section("flock", "Flock and equilibrium", flock(record)))
                 (section("load", "Load per expert", load(record)))
                 (section("quality", "Loss", quality(summary)))
-                (section("latency", "Latency", latency(record)))
+                (section("latency", "Latency", html! { (lag(summary)) (latency(record)) }))
                 (section("outcomes", "Outcomes", outcomes(summary)))
                 (section("nodes", "Nodes", nodes(summary)))
                 (section("precision", "Bits per expert", precision(record)))
@@ -186,6 +187,16 @@ fn quality(summary: &Summary) -> Markup {
     html! {
         p { "Cross-entropy in nats a token over " (count(quality.tokens)) " tokens; lower is better. The last column is this run minus the control." }
         (table(["model", "nats a token", "this run − it"], rows.collect()))
+    }
+}
+
+/// A sentence where the load generator was too late for its latencies to be the system's.
+fn lag(summary: &Summary) -> Markup {
+    let lag = summary.generator_lag_ns.as_ref().filter(|lag| lag.lagged);
+    html! {
+        @if let Some(lag) = lag {
+            p.banner { strong { "The load generator lagged. " } (duration(lag.p99)) " " (lag_text(lag)) "." }
+        }
     }
 }
 

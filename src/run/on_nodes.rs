@@ -1,0 +1,108 @@
+//! Nodes: started, given their experts, worked on, and always ended.
+
+use super::RunSettings;
+use super::controls::shards_on;
+use super::interrupt::Interrupts;
+use super::plan::Plan;
+use super::serve::ServeError;
+use crate::dispatch::{
+    Deadlines, Dispatch, InProcess, Joined, JoinedSettings, Local, LocalSettings, OwnWorker,
+    Remote, Served,
+};
+use crate::scenario::file::{self, Engine};
+use std::time::Duration;
+
+/// What is done on nodes that hold their experts.
+pub(super) trait Job {
+    /// Does it; an interrupt drops it at any await.
+    async fn work(&mut self, dispatch: &mut impl Dispatch) -> Result<(), ServeError>;
+}
+
+impl Plan<'_> {
+    /// Starts the nodes, loads the experts, does the job, and always ends the nodes.
+    pub(super) async fn on_nodes(
+        &self,
+        settings: &RunSettings<'_>,
+        interrupts: &mut Interrupts,
+        job: &mut impl Job,
+    ) -> (Result<(), ServeError>, Served) {
+        let nodes = &self.scenario.nodes;
+        let deadlines = Deadlines {
+            compute: Duration::from_millis(u64::from(nodes.deadline_ms)),
+            ..Deadlines::default()
+        };
+        settings.progress.phase("starting nodes");
+        match nodes.engine {
+            Engine::InProcess => self.on_started(InProcess::new(), settings, interrupts, job).await,
+            Engine::Local => {
+                let threads = nodes.threads as usize;
+                let local = LocalSettings {
+                    threads,
+                    deadlines,
+                    hedge_budget: nodes.hedge_budget,
+                    ..LocalSettings::default()
+                };
+                match interrupts.or(Local::spawn(settings.program, nodes.count, local)).await {
+                    Ok(Ok(local)) => self.on_started(local, settings, interrupts, job).await,
+                    Ok(Err(error)) => (Err(error.into()), Served::default()),
+                    Err(interrupted) => (Err(interrupted.into()), Served::default()),
+                }
+            }
+            Engine::Peers => match interrupts
+                .or(Remote::connect(&nodes.peers, deadlines, nodes.hedge_budget))
+                .await
+            {
+                Ok(Ok(remote)) => self.on_started(remote, settings, interrupts, job).await,
+                Ok(Err(error)) => (Err(error.into()), Served::default()),
+                Err(interrupted) => (Err(interrupted.into()), Served::default()),
+            },
+            Engine::Join => {
+                settings.progress.phase("waiting for workers");
+                let joined = Joined::start(joined_settings(nodes, settings, deadlines));
+                match interrupts.or(joined).await {
+                    Ok(Ok(joined)) => self.on_started(joined, settings, interrupts, job).await,
+                    Ok(Err(error)) => (Err(error.into()), Served::default()),
+                    Err(interrupted) => (Err(interrupted.into()), Served::default()),
+                }
+            }
+        }
+    }
+
+    async fn on_started(
+        &self,
+        mut dispatch: impl Dispatch,
+        settings: &RunSettings<'_>,
+        interrupts: &mut Interrupts,
+        job: &mut impl Job,
+    ) -> (Result<(), ServeError>, Served) {
+        let done = interrupts.or(async {
+            settings.progress.phase("loading shards");
+            dispatch.load(shards_on(&self.experts.served, |l, e| self.placed.hosts(l, e))).await?;
+            job.work(&mut dispatch).await
+        });
+        let done = done.await.unwrap_or_else(|interrupted| Err(interrupted.into()));
+        (done, dispatch.close().await)
+    }
+}
+
+fn joined_settings(
+    nodes: &file::Nodes,
+    settings: &RunSettings<'_>,
+    deadlines: Deadlines,
+) -> JoinedSettings {
+    let listen = nodes.listen.as_deref().and_then(|listen| listen.parse().ok());
+    JoinedSettings {
+        listen: listen.expect("the scenario's checks demand an address"),
+        seats: nodes.count as usize,
+        min_workers: nodes.min_workers.unwrap_or(nodes.count) as usize,
+        lease: Duration::from_millis(nodes.lease_ms.into()),
+        join_wait: Duration::from_secs(nodes.join_wait_s.into()),
+        run_token: settings.run_token.clone(),
+        own_worker: settings.hosts_worker.then(|| OwnWorker {
+            program: settings.program.to_owned(),
+            threads: nodes.threads as usize,
+        }),
+        deadlines,
+        hedge_budget: nodes.hedge_budget,
+    }
+}

@@ -1,0 +1,285 @@
+//! Records how requests ended: a row each, the histograms of their times, and the sums.
+
+use super::decode::{Answer, StepDone};
+use super::decoding::Decoding;
+use super::demand::Demand;
+use crate::measure::Latency;
+use crate::measure::latency::Interval;
+use crate::results::{
+    GeneratorLag, Outcomes, RequestRow, ResultsError, RunDir, Summary, TableWriter,
+};
+use crate::scenario::Scenario;
+use agents::ids::{RequestId, StepId};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::SystemTime;
+
+/// Rows and sums of a run's requests.
+pub(super) struct Requests {
+    table: TableWriter<RequestRow>,
+    tokens_per_request: u64,
+    late_after_ns: u64,
+    latency: Latency,
+    generator_lag: Latency,
+    outcomes: Outcomes,
+    tokens_answered: u64,
+    tokens_in_time: u64,
+    /// From the start of serving to the end of the last batch, on the run's clock.
+    serving_ns: Range<u64>,
+    /// Every request before this one has a row, and so have those in `ended`.
+    next_request: u32,
+    ended: BTreeSet<u32>,
+    decoding: Option<Decoding>,
+    answered: Vec<Vec<RequestId>>,
+    loss: f64,
+    tokens_scored: u64,
+    /// The first error of the table's writer.
+    failure: Option<ResultsError>,
+}
+
+impl Requests {
+    /// Opens the table of a run directory.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(super) fn open(
+        dir: &RunDir,
+        scenario: &Scenario,
+        tokens_per_request: usize,
+    ) -> Result<Self, ResultsError> {
+        Ok(Self {
+            table: dir.table()?,
+            tokens_per_request: tokens_per_request as u64,
+            late_after_ns: u64::from(scenario.load.deadline_ms) * 1_000_000,
+            latency: Latency::new(),
+            generator_lag: Latency::new(),
+            outcomes: Outcomes::default(),
+            tokens_answered: 0,
+            tokens_in_time: 0,
+            serving_ns: 0..0,
+            next_request: 0,
+            ended: BTreeSet::new(),
+            decoding: None,
+            answered: Vec::new(),
+            loss: 0.0,
+            tokens_scored: 0,
+            failure: None,
+        })
+    }
+
+    /// Notes when serving starts.
+    pub(super) fn serving_from(&mut self, now_ns: u64) {
+        self.serving_ns = now_ns..now_ns;
+    }
+
+    /// Time from the start of serving to the end of the last batch, ns.
+    #[must_use]
+    pub(super) fn span_ns(&self) -> u64 {
+        self.serving_ns.end - self.serving_ns.start
+    }
+
+    /// Notes how long after it could have started a batch was started.
+    pub(super) fn released(&mut self, lag_ns: u64) {
+        self.generator_lag.record(lag_ns);
+    }
+
+    /// Records the requests of a batch that were shed at `now_ns`, before work on it began.
+    pub(super) fn shed(&mut self, requests: &[RequestId], intended_ns: &[u64], now_ns: u64) {
+        for request in requests {
+            let intended_ns = self.serving_ns.start + intended_ns[request.index()];
+            self.outcomes.shed += 1;
+            self.not_served((*request, self.tokens_per_request), intended_ns, now_ns, "shed");
+        }
+    }
+
+    /// Records the answered requests of a batch: `times_ns` from its start to its end on the run's
+    /// clock, `intended_ns` from the start of serving, `losses` one a request where text is scored.
+    pub(super) fn batch(
+        &mut self,
+        (step, requests): (StepId, Vec<RequestId>),
+        intended_ns: &[u64],
+        times_ns: Range<u64>,
+        losses: Option<&[f64]>,
+    ) {
+        self.serving_ns.end = times_ns.end;
+        let tokens = self.tokens_per_request;
+        for (place, request) in requests.iter().enumerate() {
+            let intended_ns = self.serving_ns.start + intended_ns[request.index()];
+            let latency_ns = times_ns.end.saturating_sub(intended_ns);
+            self.latency.record_from(intended_ns, times_ns.end);
+            let loss_sum = losses.map(|losses| losses[place]);
+            if let Some(loss) = loss_sum {
+                self.loss += loss;
+                self.tokens_scored += tokens;
+            }
+            let outcome = self.answered_after(latency_ns, tokens);
+            self.row(RequestRow {
+                request: u64::from(request.0),
+                step: Some(u64::from(step.0)),
+                tokens,
+                intended_ns,
+                started_ns: Some(times_ns.start),
+                finished_ns: times_ns.end,
+                latency_ns,
+                outcome: outcome.to_owned(),
+                loss_sum,
+                first_token_ns: None,
+                generated: None,
+            });
+        }
+        self.answered.push(requests);
+    }
+
+    /// Records a step of continuous batching.
+    pub(super) fn step(&mut self, step: &StepDone) {
+        self.serving_ns.end = step.times_ns.end;
+        self.decoding.get_or_insert_default().step(step);
+    }
+
+    /// Records a request that has its whole answer.
+    pub(super) fn answer(&mut self, answer: Answer) {
+        let Answer { request, length, step, intended_ns, finished_ns, .. } = answer;
+        self.serving_ns.end = finished_ns;
+        let latency_ns = finished_ns.saturating_sub(intended_ns);
+        self.latency.record(latency_ns);
+        self.decoding.get_or_insert_default().answer(&answer);
+        let tokens = u64::from(length.total());
+        let outcome = self.answered_after(latency_ns, tokens);
+        self.row(RequestRow {
+            request: u64::from(request.0),
+            step: Some(u64::from(step.0)),
+            tokens,
+            intended_ns,
+            started_ns: Some(answer.started_ns),
+            finished_ns,
+            latency_ns,
+            outcome: outcome.to_owned(),
+            loss_sum: None,
+            first_token_ns: Some(answer.first_token_ns),
+            generated: Some(u64::from(length.generated)),
+        });
+    }
+
+    /// Counts an answered request and gives its outcome.
+    fn answered_after(&mut self, latency_ns: u64, tokens: u64) -> &'static str {
+        self.tokens_answered += tokens;
+        if latency_ns > self.late_after_ns {
+            self.outcomes.late += 1;
+            return "late";
+        }
+        self.outcomes.ok += 1;
+        self.tokens_in_time += tokens;
+        "ok"
+    }
+
+    /// The requests that were answered, batch by batch.
+    #[must_use]
+    pub(super) fn answered(&self) -> &[Vec<RequestId>] {
+        &self.answered
+    }
+
+    /// Records as errors the requests that have arrived but will not be answered. Those that had
+    /// not arrived yet are no requests of this run.
+    pub(super) fn give_up(&mut self, demand: &Demand, now_ns: u64) {
+        if self.serving_ns.is_empty() && self.serving_ns.start == 0 {
+            // Serving never began, so nothing has arrived.
+            return;
+        }
+        self.serving_ns.end = now_ns;
+        let start_ns = self.serving_ns.start;
+        for request in
+            self.next_request..u32::try_from(demand.intended_ns.len()).unwrap_or(u32::MAX)
+        {
+            let request = RequestId(request);
+            let intended_ns = start_ns + demand.intended_ns[request.index()];
+            if intended_ns > now_ns {
+                break;
+            }
+            if !self.ended.contains(&request.0) {
+                self.outcomes.error += 1;
+                let tokens = demand.tokens(request, self.tokens_per_request);
+                self.not_served((request, tokens), intended_ns, now_ns, "error");
+            }
+        }
+    }
+
+    fn not_served(
+        &mut self,
+        (request, tokens): (RequestId, u64),
+        intended_ns: u64,
+        now_ns: u64,
+        outcome: &str,
+    ) {
+        self.row(RequestRow {
+            request: u64::from(request.0),
+            step: None,
+            tokens,
+            intended_ns,
+            started_ns: None,
+            finished_ns: now_ns,
+            latency_ns: now_ns.saturating_sub(intended_ns),
+            outcome: outcome.to_owned(),
+            loss_sum: None,
+            first_token_ns: None,
+            generated: None,
+        });
+    }
+
+    fn row(&mut self, row: RequestRow) {
+        self.ended.insert(u32::try_from(row.request).expect("ids of requests have 32 bits"));
+        while self.ended.remove(&self.next_request) {
+            self.next_request += 1;
+        }
+        if let Err(error) = self.table.push(row) {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    /// The first error of the writer, if any.
+    pub(super) fn failure(&mut self) -> Option<ResultsError> {
+        self.failure.take()
+    }
+
+    /// Mean loss in nats a token and the tokens it was taken over; none where no text was scored.
+    #[must_use]
+    pub(super) fn loss(&self) -> Option<(f64, u64)> {
+        (self.tokens_scored > 0)
+            .then(|| (self.loss / self.tokens_scored as f64, self.tokens_scored))
+    }
+
+    /// Tokens of requests that were answered, and of those that were answered in time.
+    #[must_use]
+    pub(super) fn tokens(&self) -> (u64, u64) {
+        (self.tokens_answered, self.tokens_in_time)
+    }
+
+    /// Fills what was recorded into `summary`.
+    pub(super) fn sum_up(&self, summary: &mut Summary) {
+        summary.latency_ns = self.latency.quantiles();
+        summary.generator_lag_ns = (self.generator_lag.count() > 0)
+            .then(|| GeneratorLag::of(&self.generator_lag, &self.latency));
+        summary.outcomes = self.outcomes;
+        if let Some(decoding) = &self.decoding {
+            decoding.sum_up(&self.latency, summary);
+        }
+    }
+
+    /// Closes the table and writes the histograms.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(super) fn finish(self, dir: &RunDir, started_at: SystemTime) -> Result<(), ResultsError> {
+        let duration_ns = self.span_ns();
+        self.table.finish()?;
+        let write = |name: &str, latency: Latency| {
+            let (tag, start_ns) = (name.to_owned(), self.serving_ns.start);
+            dir.write_hlog(name, started_at, &[Interval { start_ns, duration_ns, tag, latency }])
+        };
+        if let Some(Decoding { ttft, tpot, .. }) = self.decoding {
+            write("ttft", ttft)?;
+            write("tpot", tpot)?;
+        }
+        write("requests", self.latency)?;
+        write("generator-lag", self.generator_lag)
+    }
+}
