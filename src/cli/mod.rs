@@ -1,6 +1,7 @@
 //! The command line. Every command prints its result to standard output, as text or with `--json`
 //! as one JSON object; logs, progress and errors go to standard error.
 
+mod capacity;
 mod check;
 mod eval;
 mod kubernetes;
@@ -33,6 +34,8 @@ struct Cli {
 enum Command {
     /// Run a scenario
     Run(run::RunArgs),
+    /// Find the highest rate that holds a latency goal
+    Capacity(capacity::CapacityArgs),
     /// Serve experts as one node
     Worker(worker::WorkerArgs),
     /// Check a scenario and report every problem at once
@@ -89,6 +92,7 @@ pub fn main_with(registries: &Registries) -> ExitCode {
     log_to_stderr(matches!(command, Command::Worker(_)));
     let outcome = match command {
         Command::Run(args) => run::run(args, registries),
+        Command::Capacity(args) => capacity::capacity(args, registries),
         Command::Worker(args) => worker::worker(&args),
         Command::Check(args) => check::check(&args, registries),
         Command::Schema => check::schema(),

@@ -6,7 +6,7 @@ use super::{Failure, Outcome, check, kubernetes, print, print_json, slurm, worke
 use crate::dispatch::NodeSpec;
 use crate::measure::Clock;
 use crate::results::summary_table;
-use crate::run::{self, RunEnd, RunSettings, ServeError};
+use crate::run::{self, PlanError, RunEnd, RunSettings, ServeError};
 use crate::scenario::{Scenario, sets_of_nodes};
 use agents::game::Registries;
 use clap::Args;
@@ -80,6 +80,19 @@ fn play(
     out: Option<PathBuf>,
     task: Option<&Task>,
 ) -> Result<RunEnd, Failure> {
+    on_runtime(scenario, registries, out, task, async |settings, clock| {
+        run::run(scenario, settings, clock).await
+    })
+}
+
+/// Does `work` as the scenario's own task: on a pool of its threads, with its progress drawn.
+pub(super) fn on_runtime<T: Send>(
+    scenario: &Scenario,
+    registries: &Registries,
+    out: Option<PathBuf>,
+    task: Option<&Task>,
+    work: impl AsyncFnOnce(RunSettings<'_>, &Clock) -> Result<T, PlanError> + Send,
+) -> Result<T, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| Failure::Dependency(format!("cannot find this program: {error}")))?;
     // Connections have threads of their own, so that computing never delays a reply's arrival.
@@ -108,7 +121,7 @@ fn play(
     let end = pool.install(|| {
         runtime.block_on(async {
             let clock = Clock::start();
-            run::run(scenario, settings, &clock).await
+            work(settings, &clock).await
         })
     });
     bar.clear();

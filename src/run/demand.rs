@@ -96,6 +96,14 @@ impl Arrivals {
         Ok(Self { process, lengths, context })
     }
 
+    /// How many requests there can be at most; none where that is not bounded.
+    pub(super) fn requests_max(&self) -> Option<usize> {
+        match &self.process {
+            ArrivalProcess::Trace(recorded) => Some(recorded.len()),
+            _ => None,
+        }
+    }
+
     /// What the scenario asks for.
     pub(super) fn of_scenario(&self, scenario: &Scenario) -> Demand {
         let load = &scenario.load;

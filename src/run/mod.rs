@@ -1,6 +1,7 @@
 //! A run: load, fit, serve, record, report.
 
 mod calibrate;
+mod capacity;
 mod controls;
 mod decode;
 mod decoding;
@@ -20,6 +21,9 @@ mod rules;
 mod serve;
 mod sums;
 
+pub use capacity::{
+    ATTEMPTS_MAX, Capacity, CapacityGoal, Probe, Verdict, capacity, requests_needed,
+};
 pub use fit::FitError;
 pub use interrupt::Interrupted;
 pub use materials::MaterialsError;

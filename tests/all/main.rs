@@ -4,6 +4,7 @@ mod arrivals;
 mod binary;
 mod checkpoints;
 mod cli_bad_input;
+mod cli_capacity;
 mod cli_ended_early;
 mod cli_faults;
 mod cli_membership;
