@@ -134,6 +134,19 @@ impl<'c> Block<'c> {
         choice.iter().for_each(|expert| loads[*expert as usize] += 1);
     }
 
+    /// As [`Self::swap`], of the open token at this place and the experts of its list.
+    pub(super) fn swap_listed(
+        &mut self,
+        at: usize,
+        on: impl Iterator<Item = u32>,
+        top_k: usize,
+        loads: &mut [i32],
+    ) {
+        let (token, lists) = (self.open[at], std::mem::take(&mut self.lists));
+        self.swap(token, lists.list(at, token).experts, on, top_k, loads);
+        self.lists = lists;
+    }
+
     /// Replaces, in a token's choice, those of the listed experts it is on by others of them.
     pub(super) fn swap(
         &mut self,
@@ -169,8 +182,8 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    fn new(experts: usize, width: f32) -> Self {
-        let curves = Curves::new(experts, width);
+    fn new(experts: usize, rise: f32, fall: f32) -> Self {
+        let curves = Curves::new(experts, rise, fall);
         Self { loads: vec![0; experts], curves, largest_edge: 0.0, scores: 0 }
     }
 
@@ -188,8 +201,10 @@ pub(super) struct Pass<'g> {
     pub(super) game: Game<'g>,
     pub(super) kind: Instructions,
     pub(super) prices: &'g Prices,
-    /// w: margins and distances from the boundary below it count.
+    /// w: margins below it, and distances below the boundary, count.
     pub(super) width: f32,
+    /// Distances above the boundary count up to this; w where tokens settle.
+    pub(super) rise: f32,
     /// Whether tokens with a margin of `width` leave the open ones.
     pub(super) settle: bool,
 }
@@ -197,7 +212,7 @@ pub(super) struct Pass<'g> {
 impl Pass<'_> {
     /// Visits all open tokens.
     pub(super) fn run(&self, blocks: &mut [Block<'_>]) -> Tally {
-        let new = || Tally::new(self.game.scores.experts(), self.width);
+        let new = || Tally::new(self.game.scores.experts(), self.rise, self.width);
         let visit = |mut tally: Tally, block: &mut Block<'_>| {
             self.visit(block, &mut tally);
             tally
@@ -247,7 +262,8 @@ impl Pass<'_> {
         let (scores, prices, k) = (self.game.scores, self.prices, self.game.top_k);
         tally.scores += (tokens.len() * scores.experts()) as u64;
         let tokens = tokens.iter().copied();
-        visit_rows(self.kind, scores, tokens, prices, k, Some(self.width), |found| {
+        let band = Some((self.width, self.rise));
+        visit_rows(self.kind, scores, tokens, prices, k, band, |found| {
             let token = found.token;
             let (last, next) = found.edge;
             if found.tied || unsure(found.edge) {
@@ -334,7 +350,7 @@ impl Pass<'_> {
         exact: &mut Exact,
         kept: &mut Kept,
     ) {
-        exact.look(&self.game, token, self.prices.each(), self.width);
+        exact.look(&self.game, token, self.prices.each(), (self.width, self.rise));
         let (last, next) = exact.edge;
         tally.scores += self.game.scores.experts() as u64;
         tally.largest_edge = tally.largest_edge.max(last.abs()).max(next.abs());
@@ -401,7 +417,7 @@ impl Exact {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "only to tell near from far")]
-    fn look(&mut self, game: &Game<'_>, token: u32, prices: &[f32], width: f32) {
+    fn look(&mut self, game: &Game<'_>, token: u32, prices: &[f32], band: (f32, f32)) {
         let (row, experts) = (game.scores.row(token as usize), prices.len());
         let key = |expert: usize| f64::from(row[expert]) - f64::from(prices[expert]);
         let first = token as usize * game.top_k % experts;
@@ -418,7 +434,7 @@ impl Exact {
         self.keys.clear();
         for expert in 0..experts {
             let key = key(expert);
-            if key > last - f64::from(width) && key < next + f64::from(width) {
+            if key > last - f64::from(band.0) && key < next + f64::from(band.1) {
                 self.near.push(index(expert));
                 self.keys.push(key as f32);
             }

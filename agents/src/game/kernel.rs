@@ -71,8 +71,8 @@ pub(super) struct Seen<'r> {
     pub(super) chosen: &'r [u32],
     /// The k-th largest priced score and the next.
     pub(super) edge: (f32, f32),
-    /// The experts whose priced score is less than `band` below the k-th and less than `band`
-    /// above the next, ascending, and these scores.
+    /// The experts whose priced score is less than the first of `band` below the k-th and less than
+    /// the second above the next, ascending, and these scores.
     pub(super) near: (&'r [u32], &'r [f32]),
 }
 
@@ -83,7 +83,7 @@ pub(super) fn visit_rows(
     tokens: impl Iterator<Item = u32>,
     prices: &Prices,
     top_k: usize,
-    band: Option<f32>,
+    band: Option<(f32, f32)>,
     mut visit: impl FnMut(Seen<'_>),
 ) {
     assert_eq!(scores.experts(), prices.experts, "one price an expert");
@@ -127,7 +127,7 @@ struct Rows<'g> {
     scores: Scores<'g>,
     prices: &'g Prices,
     top_k: usize,
-    band: Option<f32>,
+    band: Option<(f32, f32)>,
 }
 
 /// Most candidates of a row that are narrowed down by vectors.
@@ -162,8 +162,8 @@ impl Rows<'_> {
             }
             let edge = self.select::<V>(token, &mut scratch);
             let near = match (edge, self.band) {
-                (Some((last, next)), Some(band)) => {
-                    near::<V>(last - band, next + band, &mut scratch)
+                (Some((last, next)), Some((below, above))) => {
+                    near::<V>(last - below, next + above, &mut scratch)
                 }
                 _ => 0,
             };
@@ -298,7 +298,7 @@ pub(super) mod tests {
 
     fn rows(kind: Instructions, scores: Scores<'_>, prices: &[f32], k: usize) -> Vec<Row> {
         let (mut rows, tokens) = (Vec::new(), 0..u32::try_from(scores.tokens()).expect("few"));
-        visit_rows(kind, scores, tokens, &Prices::new(prices), k, Some(0.1), |seen| {
+        visit_rows(kind, scores, tokens, &Prices::new(prices), k, Some((0.1, 0.2)), |seen| {
             rows.push(if seen.tied {
                 (true, Vec::new(), [0; 2], Vec::new())
             } else {
@@ -346,7 +346,7 @@ pub(super) mod tests {
                     assert_eq!(chosen, &sorted);
                     let (last, next) = (f32::from_bits(edge[0]), f32::from_bits(edge[1]));
                     assert!(last == best[k - 1].0 && next == best[k].0);
-                    let close = |key: f32| key > last - 0.1 && key < next + 0.1;
+                    let close = |key: f32| key > last - 0.1 && key < next + 0.2;
                     let all = (0..).zip(&keys).filter(|(_, key)| close(**key));
                     let all: Vec<(u32, u32)> = all.map(|(e, key)| (e, key.to_bits())).collect();
                     assert_eq!(near, &all);

@@ -56,7 +56,7 @@ pub(super) fn settle_and_repair(
         let broken = closed.first_broken(reached, 1.0);
         if ended == Ended::Balanced && broken.is_none() {
             if more > 0 {
-                market.accept(&swaps, &mut blocks);
+                market.accept(&mut swaps, &mut blocks);
             }
             let prices = supply.settle(&swaps.prices, &swaps.delivered);
             drop(blocks);
@@ -164,9 +164,11 @@ impl Changed {
 }
 
 impl<'g> Market<'g> {
-    fn pass(&mut self, blocks: &mut [Block<'_>], width: f32, settle: bool) -> Tally {
+    /// Visits the open tokens; `rise` is how far above the boundary distances count, `width` how far
+    /// below it and up to which margin tokens stay open.
+    fn pass(&mut self, blocks: &mut [Block<'_>], rise: f32, width: f32, settle: bool) -> Tally {
         let prices = Prices::new(&self.prices);
-        let pass = Pass { game: self.game, kind: self.kind, prices: &prices, width, settle };
+        let pass = Pass { game: self.game, kind: self.kind, prices: &prices, width, rise, settle };
         let tally = pass.run(blocks);
         self.visits += tally.scores;
         tally
@@ -208,7 +210,7 @@ impl<'g> Market<'g> {
     /// Moves prices once, by what all tokens say.
     fn follow_batch(&mut self, width: f32) -> Option<Changed> {
         let tokens = self.game.scores.tokens();
-        let tally = self.pass(&mut Block::sample(tokens, tokens), width, false);
+        let tally = self.pass(&mut Block::sample(tokens, tokens), width, width, false);
         if !self.in_range(&tally) {
             return None;
         }
@@ -226,9 +228,9 @@ impl<'g> Market<'g> {
         let mut blocks = Block::sample(tokens, size);
         let scale = tokens as f64 / size as f64;
         let fair = self.game.top_k as f64 * size as f64 / self.prices.len() as f64;
-        let mut before = f64::INFINITY;
+        let (mut before, mut rise) = (f64::INFINITY, RISE * width);
         for turn in 0..MOST_SAMPLE_SWEEPS {
-            let tally = self.pass(&mut blocks, width, false);
+            let tally = self.pass(&mut blocks, rise, width, false);
             if !self.in_range(&tally) {
                 return None;
             }
@@ -239,8 +241,10 @@ impl<'g> Market<'g> {
             }
             let changes = self.changes(&tally.curves, &loads, scale);
             self.apply(&changes);
-            let Changed { largest, .. } = Changed::by(&changes);
-            let far = largest >= width * 0.99;
+            let (fallen, risen) = range(changes.iter().copied());
+            let (fallen, risen) = (narrow(-fallen), narrow(risen));
+            let largest = fallen.max(risen);
+            let far = fallen >= width * 0.99 || risen >= rise * 0.99;
             if !far && (off < 0.3 * fair.sqrt() || off > 0.8 * before || turn > 4) {
                 return Some(if size == tokens {
                     (2.0 * largest).max(f32::MIN_POSITIVE)
@@ -250,7 +254,9 @@ impl<'g> Market<'g> {
             }
             before = off;
             let floor = self.scale * (64.0 / size as f32).sqrt();
-            width = if far { width * 4.0 } else { (2.0 * largest).max(floor) };
+            let follows = 2.0 * fallen.max(SECOND_CHANGE * risen);
+            width = if fallen >= width * 0.99 { width * 4.0 } else { follows.max(floor) };
+            rise = (RISE * width).max(if risen >= rise * 0.99 { RISE * rise } else { 0.0 });
         }
         None
     }
@@ -266,7 +272,7 @@ impl<'g> Market<'g> {
         let experts = self.prices.len();
         let (mut width, mut before, mut reopened) = (first, u64::MAX, 0);
         loop {
-            let tally = self.pass(blocks, width, true);
+            let tally = self.pass(blocks, width, width, true);
             if !self.in_range(&tally) {
                 return None;
             }
@@ -414,16 +420,16 @@ impl<'g> Market<'g> {
     }
 
     /// Gives the tokens the choices that the repair found.
-    fn accept(&mut self, swaps: &Swaps<'_>, blocks: &mut [Block<'_>]) {
-        let mut number = 0;
+    fn accept(&mut self, swaps: &mut Swaps<'_>, blocks: &mut [Block<'_>]) {
+        let moved = swaps.moved().to_vec();
+        let (mut first, mut moved) = (0, moved.into_iter().map(|token| token as usize).peekable());
         for block in blocks {
-            let lists: Vec<(u32, Vec<u32>)> =
-                block.lists().map(|list| (list.token, list.experts.to_vec())).collect();
-            for (token, listed) in lists {
+            let after = first + block.open.len();
+            while let Some(number) = moved.next_if(|number| *number < after) {
                 let on = swaps.experts(number).filter(|(_, on)| *on).map(|(expert, _)| expert);
-                block.swap(token, &listed, on, self.game.top_k, &mut self.loads);
-                number += 1;
+                block.swap_listed(number - first, on, self.game.top_k, &mut self.loads);
             }
+            first = after;
         }
     }
 }
@@ -452,6 +458,11 @@ const FIRST_SAMPLE: usize = 512;
 const SAMPLE_GROWTH: usize = 16;
 const MOST_SAMPLE_SWEEPS: u32 = 12;
 const SPAN_ROWS: usize = 15;
+
+/// How far above the boundary a sample's distances count, in widths. There each token has k scores
+/// at most, below it all others, and from a cold start the prices of crowded experts rise by far
+/// more than those of others fall.
+const RISE: f32 = 4.0;
 
 /// Deviations of a load that a width allows for, in units of its standard error.
 const NOISE: f64 = 2.0;

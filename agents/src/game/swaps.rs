@@ -35,6 +35,10 @@ pub(super) struct Swaps<'g> {
     pub(super) relaxed: u64,
     /// Distance of the nearest deficit so far: what lies no nearer is not looked at.
     nearest: f64,
+    /// Nodes reached from the node that is looked at, to be queued if they are still near enough.
+    fresh: Vec<usize>,
+    /// Tokens that were moved, some of them more than once.
+    moved: Vec<u32>,
 }
 
 /// A token may be on this expert.
@@ -82,7 +86,16 @@ impl<'g> Swaps<'g> {
             queue: BinaryHeap::new(),
             relaxed: 0,
             nearest: f64::INFINITY,
+            fresh: Vec::new(),
+            moved: Vec::new(),
         }
+    }
+
+    /// The tokens that were moved, by number, ascending.
+    pub(super) fn moved(&mut self) -> &[u32] {
+        self.moved.sort_unstable();
+        self.moved.dedup();
+        &self.moved
     }
 
     /// Units that are not where they can stay.
@@ -171,53 +184,84 @@ impl<'g> Swaps<'g> {
     }
 
     fn relax_from(&mut self, node: usize) {
-        let Self { prices, distance, from, reached, queue, relaxed, entries, starts, .. } = self;
-        let best_off = &mut self.best_off;
-        let (start, price, sink) = (distance[node], prices[node], self.delivered.len());
-        let nearest = &mut self.nearest;
-        let excess = &self.excess;
-        let mut relax = |to: usize, cost: f64, (left, joined), nearest: &mut f64| {
-            // Rounding can leave an arc below 0 by a few units in the last place.
-            let reach = start + cost.max(0.0);
-            if reach < distance[to] && reach < *nearest {
-                if excess[to] < 0 {
-                    *nearest = reach;
-                }
-                if distance[to] == f64::INFINITY {
-                    reached.push(to);
-                }
-                (distance[to], from[to]) = (reach, (node, left, joined));
-                queue.push(Reverse((reach.to_bits(), to)));
-            }
-        };
+        let sink = self.delivered.len();
         if node == sink {
-            for (expert, (own, load)) in prices.iter().zip(&self.delivered).enumerate() {
-                relax(expert, own - price - self.supply.marginal(expert, *load), (0, 0), nearest);
+            for expert in 0..sink {
+                let freed = self.supply.marginal(expert, self.delivered[expert]);
+                self.reach(expert, self.prices[expert] - self.prices[sink] - freed, node, (0, 0));
             }
-            *relaxed += sink as u64;
-            return;
+            self.relaxed += sink as u64;
+        } else {
+            self.relax_moves(node);
+            let added = self.supply.marginal(node, self.delivered[node] + 1);
+            self.reach(sink, added - self.prices[node] + self.prices[sink], node, (0, 0));
         }
+        // Most nodes are reached before the nearest deficit is known: only now is it known which
+        // of them may lead to a nearer one.
+        let Self { fresh, queue, distance, nearest, .. } = self;
+        for to in fresh.drain(..) {
+            if distance[to] <= *nearest {
+                queue.push(Reverse((distance[to].to_bits(), to)));
+            }
+        }
+    }
+
+    /// Reaches the experts that tokens on this one may move to.
+    fn relax_moves(&mut self, node: usize) {
+        let Self { entries, starts, prices, distance, from, reached, excess, .. } = self;
+        let (best_off, fresh) = (&mut self.best_off, &mut self.fresh);
+        let (start, price) = (distance[node], prices[node]);
+        let mut nearest = self.nearest;
         for left in &self.members[node] {
             let own = entries[*left as usize];
             let token = own.token as usize;
             let own_value = f64::from(own.score) - price;
-            if start + (own_value - best_off[token]).max(0.0) >= *nearest {
+            if start + (own_value - best_off[token]).max(0.0) >= nearest {
                 continue;
             }
             let (first, last) = (starts[token], starts[token + 1]);
             let mut best = f64::NEG_INFINITY;
             for (joined, other) in (first..).zip(&entries[first as usize..last as usize]) {
+                if other.on {
+                    continue;
+                }
                 let to = other.expert as usize;
-                let value =
-                    if other.on { f64::NEG_INFINITY } else { f64::from(other.score) - prices[to] };
+                let value = f64::from(other.score) - prices[to];
                 best = best.max(value);
-                relax(to, own_value - value, (*left, joined), nearest);
+                // Rounding can leave an arc below 0 by a few units in the last place.
+                let reach = start + (own_value - value).max(0.0);
+                if reach >= nearest || reach >= distance[to] {
+                    continue;
+                }
+                if excess[to] < 0 {
+                    nearest = reach;
+                }
+                if distance[to] == f64::INFINITY {
+                    reached.push(to);
+                }
+                (distance[to], from[to]) = (reach, (node, *left, joined));
+                fresh.push(to);
             }
             best_off[token] = best;
-            *relaxed += u64::from(last - first);
+            self.relaxed += u64::from(last - first);
         }
-        let added = self.supply.marginal(node, self.delivered[node] + 1);
-        relax(sink, added - price + prices[sink], (0, 0), nearest);
+        self.nearest = nearest;
+    }
+
+    /// Reaches a node along an arc of that cost from another.
+    fn reach(&mut self, to: usize, cost: f64, node: usize, (left, joined): (u32, u32)) {
+        let reach = self.distance[node] + cost.max(0.0);
+        if reach >= self.nearest || reach >= self.distance[to] {
+            return;
+        }
+        if self.excess[to] < 0 {
+            self.nearest = reach;
+        }
+        if self.distance[to] == f64::INFINITY {
+            self.reached.push(to);
+        }
+        (self.distance[to], self.from[to]) = (reach, (node, left, joined));
+        self.fresh.push(to);
     }
 
     fn push(&mut self, source: usize, target: usize) {
@@ -230,8 +274,10 @@ impl<'g> Swaps<'g> {
             } else if before == sink {
                 self.delivered[node] -= 1;
             } else {
+                let token = self.entries[left as usize].token;
                 self.entries[left as usize].on = false;
-                self.best_off[self.entries[left as usize].token as usize] = f64::INFINITY;
+                self.best_off[token as usize] = f64::INFINITY;
+                self.moved.push(token);
                 self.entries[joined as usize].on = true;
                 let members = &mut self.members[before];
                 let place = members.iter().position(|entry| *entry == left);
