@@ -2,9 +2,8 @@
 
 use super::{Failure, Outcome};
 use crate::dispatch::is_host_and_port;
-use crate::worker::{self, Join, Settings};
+use crate::worker::{self, Join, Listen, Settings};
 use clap::Args;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The environment variable with the token of a run, so that no list of processes shows it.
@@ -12,9 +11,9 @@ const RUN_TOKEN: &str = "NASHFLOCK_RUN_TOKEN";
 
 #[derive(Args)]
 pub(super) struct WorkerArgs {
-    /// Address to listen on; port 0 takes a free one, which is printed as JSON
+    /// Address to listen on, or unix:PATH; port 0 takes a free one, which is printed as JSON
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5001")]
-    listen: SocketAddr,
+    listen: Listen,
     /// Join the run of the coordinator that listens there, as one of its nodes
     #[arg(long, value_name = "HOST:PORT")]
     join: Option<String>,
@@ -65,7 +64,7 @@ pub(super) fn worker(args: &WorkerArgs) -> Outcome {
         lifeline: args.lifeline,
         insecure_non_loopback: args.insecure_non_loopback,
         join,
-        ..Settings::new(args.listen)
+        ..Settings::new(args.listen.clone())
     };
     serve(settings)
 }
@@ -77,9 +76,10 @@ pub(super) fn run_token() -> String {
 
 /// Serves as one node until told to stop.
 pub(super) fn serve(settings: Settings) -> Outcome {
-    // Computation has threads of its own, so few are needed for the connections.
+    // Computation has threads of its own; with one thread for the connections no step waits until
+    // another wakes up.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .enable_all()
         .build()
         .map_err(|error| Failure::Dependency(format!("cannot start the runtime: {error}")))?;

@@ -155,16 +155,17 @@ impl Course<'_, '_> {
     fn post(&mut self, id: AttemptId) -> Result<(), LinkError> {
         let attempt = self.trip.attempt(id);
         let count = self.with.peers.len();
-        let peer = self.with.peers.get(attempt.node.index());
+        let peer = self.with.peers.get_mut(attempt.node.index());
         let peer =
             peer.ok_or_else(|| LinkError::Refused(format!("there are only {count} nodes")))?;
-        let link = match (&peer.lost, &peer.link) {
+        let link = match (&peer.lost, &mut peer.link) {
             (Some(detail), _) => return Err(LinkError::Lost(detail.clone())),
             (None, None) => return Err(LinkError::Lost("it ended the stream".into())),
             (None, Some(link)) => link,
         };
         *self.with.sequence += 1;
-        let ticket = self.ticket(*self.with.sequence);
+        let (step, layer) = (self.orders.step, self.orders.layer);
+        let ticket = Ticket { step, layer, sequence: *self.with.sequence };
         let request = wire::encode_order(
             ticket,
             &attempt.order,

@@ -2,7 +2,7 @@
 
 use crate::{
     wire::REPLY_HEADER_BYTES_MAX,
-    worker::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, KEEPALIVE, STREAM_WINDOW_BYTES},
+    worker::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, KEEPALIVE, STREAM_WINDOW_BYTES, UNIX},
 };
 use bytes::Bytes;
 use proto::{
@@ -31,7 +31,8 @@ use tonic_health::pb::{
 /// Pause between two looks at a node that is starting.
 const HEALTH_PAUSE: Duration = Duration::from_millis(20);
 
-/// Requests that wait for a node to take them: those of hedges and of rounds that went on without it.
+/// Requests that wait on a stream for the node to take them: those of hedges and of rounds that went
+/// on without it.
 const REQUESTS_MAX: usize = 4;
 
 /// How long a node may take. Every call has one of these.
@@ -53,12 +54,16 @@ impl Default for Deadlines {
     }
 }
 
-/// A node's address, `HOST:PORT`, with the transport settings of this project.
+/// A node's address, `HOST:PORT` or `unix:PATH`, with the transport settings of this project.
 ///
 /// # Errors
 /// When it is not an address.
 pub fn endpoint(address: &str) -> Result<Endpoint, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+    let uri = match address.strip_prefix(UNIX) {
+        Some(_) => address.to_owned(),
+        None => format!("http://{address}"),
+    };
+    let endpoint = Endpoint::from_shared(uri)
         .map_err(|error| format!("\"{address}\" is not HOST:PORT: {error}"))?;
     Ok(endpoint
         .tcp_nodelay(true)
@@ -87,23 +92,33 @@ pub(super) enum LinkError {
 /// The channel for uploads.
 pub(super) type Control = ExpertServiceClient<Channel>;
 
-/// One node: a channel for control and, so that bulk data never delays it, another for the stream.
+/// One node: a channel for control and, so that bulk data never delays it, others for the streams.
 #[derive(Debug)]
 pub(super) struct Link {
     control: Control,
-    requests: mpsc::Sender<ComputeRequest>,
-    replies: Streaming<ComputeReply>,
+    /// At least one.
+    streams: Vec<DataStream>,
     /// The node's limit.
     pub(super) message_bytes_max: usize,
 }
 
+/// Orders to a node and its replies, on a connection of their own.
+#[derive(Debug)]
+struct DataStream {
+    requests: mpsc::Sender<ComputeRequest>,
+    replies: Streaming<ComputeReply>,
+    /// Requests that are not answered.
+    open: usize,
+}
+
 impl Link {
-    /// Waits until the node is ready and opens its stream.
+    /// Waits until the node is ready and opens a stream on each data channel.
     pub(super) async fn open(
         control: Channel,
-        data: Channel,
+        data: Vec<Channel>,
         deadline: Duration,
     ) -> Result<Self, LinkError> {
+        assert!(!data.is_empty(), "orders need a channel");
         let at = Instant::now() + deadline;
         wait_until_serving(control.clone(), at, deadline).await?;
         let mut control = ExpertServiceClient::new(control);
@@ -112,14 +127,19 @@ impl Link {
             timeout_at(at, control.status(StatusRequest {})).await.map_err(late)??.into_inner();
         let message_bytes_max = usize::try_from(status.message_bytes_max)
             .map_err(|_| LinkError::Bad("its message limit exceeds the address space".into()))?;
-        let (requests, outbox) = mpsc::channel(REQUESTS_MAX);
-        let mut data = ExpertServiceClient::new(data)
-            .max_decoding_message_size(message_bytes_max.saturating_add(REPLY_HEADER_BYTES_MAX));
-        let replies = timeout_at(at, data.compute(ReceiverStream::new(outbox)))
-            .await
-            .map_err(late)??
-            .into_inner();
-        Ok(Self { control, requests, replies, message_bytes_max })
+        let reply_bytes_max = message_bytes_max.saturating_add(REPLY_HEADER_BYTES_MAX);
+        let mut streams = Vec::with_capacity(data.len());
+        for channel in data {
+            let (requests, outbox) = mpsc::channel(REQUESTS_MAX);
+            let mut data =
+                ExpertServiceClient::new(channel).max_decoding_message_size(reply_bytes_max);
+            let replies = timeout_at(at, data.compute(ReceiverStream::new(outbox)))
+                .await
+                .map_err(late)??
+                .into_inner();
+            streams.push(DataStream { requests, replies, open: 0 });
+        }
+        Ok(Self { control, streams, message_bytes_max })
     }
 
     /// A handle for uploads, which may run beside other nodes' uploads.
@@ -127,16 +147,20 @@ impl Link {
         self.control.clone()
     }
 
-    /// Puts a request on the stream, without waiting.
+    /// Puts a request on the stream with the fewest that are not answered, without waiting.
     ///
     /// # Errors
-    /// [`LinkError::Busy`] where the node has taken none of the last [`REQUESTS_MAX`].
-    pub(super) fn post(&self, request: ComputeRequest) -> Result<(), LinkError> {
-        match self.requests.try_send(request) {
-            Err(TrySendError::Full(_)) => Err(LinkError::Busy),
+    /// [`LinkError::Busy`] where the node has taken none of the last [`REQUESTS_MAX`] of it.
+    pub(super) fn post(&mut self, request: ComputeRequest) -> Result<(), LinkError> {
+        let stream = self.streams.iter_mut().min_by_key(|stream| stream.open);
+        let stream = stream.expect("a link has a stream");
+        match stream.requests.try_send(request) {
+            Err(TrySendError::Full(_)) => return Err(LinkError::Busy),
             // A closed stream is no error here: its cause is what the stream of replies says next.
-            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
         }
+        stream.open += 1;
+        Ok(())
     }
 
     /// The next reply, whichever request it answers.
@@ -144,10 +168,19 @@ impl Link {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<ComputeReply, LinkError>> {
-        Pin::new(&mut self.replies).poll_next(cx).map(|reply| match reply {
-            Some(reply) => Ok(reply?),
-            None => Err(LinkError::Lost("it ended the stream".into())),
-        })
+        for stream in &mut self.streams {
+            match Pin::new(&mut stream.replies).poll_next(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Some(reply)) => {
+                    stream.open = stream.open.saturating_sub(1);
+                    return Poll::Ready(Ok(reply?));
+                }
+                Poll::Ready(None) => {
+                    return Poll::Ready(Err(LinkError::Lost("it ended the stream".into())));
+                }
+            }
+        }
+        Poll::Pending
     }
 }
 

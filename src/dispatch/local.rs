@@ -1,19 +1,22 @@
 //! Worker processes of this machine, which end with the process that started them.
 
-use super::{Deadlines, Dispatch, DispatchError, Remote, Served, ShardAssignment, remote::Peer};
-use crate::worker::DRAIN_MS_MAX;
+use super::{
+    Dispatch, DispatchError, Remote, RemoteSettings, Served, ShardAssignment, remote::Peer,
+};
+use crate::worker::{DRAIN_MS_MAX, Listen, SOCKET_FOLDER_PREFIX};
 use agents::{
     ids::NodeId,
     orders::{Orders, Replies},
 };
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
-    path::Path,
+    io,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
 };
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
     process::{Child, ChildStdin, Command},
@@ -40,10 +43,20 @@ pub struct LocalSettings {
     pub shard_bytes_max: usize,
     /// Largest request and largest reply, in bytes.
     pub message_bytes_max: usize,
-    /// How long a worker may take for each thing.
-    pub deadlines: Deadlines,
-    /// Pairs that hedges may cost for each pair ordered; 0 hedges nothing.
-    pub hedge_budget: f64,
+    /// What the workers listen on.
+    pub sockets: SocketKind,
+    /// How they are talked to.
+    pub remote: RemoteSettings,
+}
+
+/// What workers of this machine listen on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SocketKind {
+    /// Socket files in a folder that only this user can enter.
+    #[default]
+    Unix,
+    /// Free TCP ports of the loopback interface.
+    Tcp,
 }
 
 impl Default for LocalSettings {
@@ -53,18 +66,21 @@ impl Default for LocalSettings {
             threads: 1,
             shard_bytes_max: 4 << 30,
             message_bytes_max: 64 << 20,
-            deadlines: Deadlines::default(),
-            hedge_budget: 0.05,
+            sockets: SocketKind::default(),
+            remote: RemoteSettings::default(),
         }
     }
 }
 
-/// Worker processes on free loopback ports. When this is dropped they are killed; when this
-/// process is killed they notice that their standard input ended, and end too.
+/// Worker processes of this machine. When this is dropped they are killed; when this process is
+/// killed they notice that their standard input ended, end too and remove their socket files and the
+/// folder of these.
 #[derive(Debug)]
 pub struct Local {
     remote: Remote,
     workers: Vec<Worker>,
+    /// Dropped after the workers.
+    _sockets: Option<TempDir>,
 }
 
 #[derive(Debug)]
@@ -87,21 +103,32 @@ impl Local {
         settings: LocalSettings,
     ) -> Result<Self, DispatchError> {
         let nodes = || (0..count).map(NodeId);
+        let sockets = match settings.sockets {
+            SocketKind::Tcp => None,
+            SocketKind::Unix => Some(socket_folder().map_err(|error| {
+                let detail = format!("cannot make a folder for sockets: {error}");
+                DispatchError::Start { node: NodeId(0), detail, log: Vec::new() }
+            })?),
+        };
         let mut workers = Vec::new();
         for node in nodes() {
-            workers.push(Worker::spawn(program, settings).map_err(|error| {
+            let listen = match &sockets {
+                Some(folder) => Listen::Unix(folder.path().join(node.to_string())),
+                None => Listen::Tcp(([127, 0, 0, 1], 0).into()),
+            };
+            workers.push(Worker::spawn(program, &listen, settings).map_err(|error| {
                 let detail = format!("cannot run {}: {error}", program.display());
                 DispatchError::Start { node, detail, log: Vec::new() }
             })?);
         }
         let mut peers = Vec::new();
         for (node, worker) in nodes().zip(&mut workers) {
-            match worker.connect(node, settings.deadlines).await {
+            match worker.connect(node, settings.remote).await {
                 Ok(peer) => peers.push(peer),
                 Err(error) => return Err(worker.explain(error).await),
             }
         }
-        Ok(Self { remote: Remote::new(peers, settings.deadlines, settings.hedge_budget), workers })
+        Ok(Self { remote: Remote::new(peers, settings.remote), workers, _sockets: sockets })
     }
 
     /// Process ids of the workers that have not been seen to end, by node.
@@ -143,7 +170,7 @@ impl Dispatch for Local {
     }
 
     async fn close(self) -> Served {
-        let Self { remote, mut workers } = self;
+        let Self { remote, mut workers, _sockets } = self;
         let served = remote.close().await;
         for worker in &mut workers {
             worker.lifeline = None;
@@ -160,9 +187,9 @@ impl Dispatch for Local {
 }
 
 impl Worker {
-    fn spawn(program: &Path, settings: LocalSettings) -> std::io::Result<Self> {
+    fn spawn(program: &Path, listen: &Listen, settings: LocalSettings) -> io::Result<Self> {
         let mut child = Command::new(program)
-            .args(["worker", "--listen", "127.0.0.1:0", "--lifeline"])
+            .args(["worker", "--lifeline", "--listen", &listen.to_string()])
             .args(["--threads", &settings.threads.to_string()])
             .args(["--shard-bytes-max", &settings.shard_bytes_max.to_string()])
             .args(["--message-bytes-max", &settings.message_bytes_max.to_string()])
@@ -180,7 +207,12 @@ impl Worker {
         Ok(Self { child, lifeline, log, logging })
     }
 
-    async fn connect(&mut self, node: NodeId, deadlines: Deadlines) -> Result<Peer, DispatchError> {
+    async fn connect(
+        &mut self,
+        node: NodeId,
+        settings: RemoteSettings,
+    ) -> Result<Peer, DispatchError> {
+        let deadlines = settings.deadlines;
         let failed = |detail| DispatchError::Start { node, detail, log: Vec::new() };
         let stdout = self.child.stdout.take().expect("stdout is piped and taken once");
         let announced = timeout(deadlines.start, first_line(stdout)).await;
@@ -191,7 +223,7 @@ impl Worker {
             .ok_or_else(|| failed(format!("it announced no address but \"{}\"", line.trim())))?
             .to_string();
         tokio::select! {
-            peer = Peer::connect(node, &address, deadlines) => peer,
+            peer = Peer::connect(node, &address, settings) => peer,
             _ = self.child.wait() => Err(failed("it ended while it started".into())),
         }
     }
@@ -215,8 +247,18 @@ impl Worker {
     }
 }
 
-/// The address of `{"listening":"HOST:PORT"}`.
-fn listening(line: &str) -> Option<SocketAddr> {
+/// A folder for socket files that only this user can enter. The path of a socket has about a hundred
+/// bytes at most, so a long temporary folder is not used.
+fn socket_folder() -> io::Result<TempDir> {
+    const FOLDER_BYTES_MAX: usize = 64;
+    let folder = std::env::temp_dir();
+    let is_short = folder.is_absolute() && folder.as_os_str().len() <= FOLDER_BYTES_MAX;
+    let folder = if is_short { folder } else { PathBuf::from("/tmp") };
+    tempfile::Builder::new().prefix(SOCKET_FOLDER_PREFIX).tempdir_in(folder)
+}
+
+/// The address of `{"listening":"IP:PORT"}` or `{"listening":"unix:PATH"}`.
+fn listening(line: &str) -> Option<Listen> {
     let value: serde_json::Value = serde_json::from_str(line).ok()?;
     value.get("listening")?.as_str()?.parse().ok()
 }
@@ -282,6 +324,7 @@ mod tests {
     #[test]
     fn only_the_announcement_is_an_address() {
         assert!(listening("{\"listening\":\"127.0.0.1:5001\"}\n").is_some());
+        assert!(listening("{\"listening\":\"unix:/tmp/0\"}\n").is_some());
         for other in ["", "{}", "{\"listening\":5001}", "{\"listening\":\"here\"}", "hello"] {
             assert_eq!(listening(other), None, "{other}");
         }

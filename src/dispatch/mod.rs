@@ -11,14 +11,16 @@ mod node_spec;
 pub mod placement;
 mod remote;
 mod round_trip;
+mod settings;
 
 pub use in_process::InProcess;
 pub use joined::{Joined, JoinedSettings, MembershipCounts, OwnWorker};
 pub use link::{Deadlines, endpoint};
-pub use local::{Local, LocalSettings};
+pub use local::{Local, LocalSettings, SocketKind};
 pub use node_spec::{NodeSpec, NodeSpecError};
 pub(crate) use node_spec::{is_host_and_port, is_ip_and_port};
 pub use remote::Remote;
+pub use settings::RemoteSettings;
 
 use agents::{
     expert::Expert,

@@ -1,7 +1,7 @@
 //! Nodes over gRPC: core types only, the wire types are behind `link` and `wire`.
 
 use super::{
-    Deadlines, Dispatch, DispatchError, Faults, Ledger, Served, ShardAssignment,
+    Deadlines, Dispatch, DispatchError, Faults, Ledger, RemoteSettings, Served, ShardAssignment,
     deliver::Delivery,
     departures::Departures,
     endpoint,
@@ -46,48 +46,46 @@ pub(super) struct Peer {
 }
 
 impl Remote {
-    /// Connects to nodes at `HOST:PORT`, whose ids follow this order, and waits until they serve.
-    /// Hedges may cost `hedge_budget` pairs for each pair ordered.
+    /// Connects to nodes at `HOST:PORT` or `unix:PATH`, whose ids follow this order, and waits until
+    /// they serve.
     ///
     /// # Errors
     /// [`DispatchError::Start`] for the first that is not there in time.
     pub async fn connect(
         addresses: &[String],
-        deadlines: Deadlines,
-        hedge_budget: f64,
+        settings: RemoteSettings,
     ) -> Result<Self, DispatchError> {
         let mut peers = Vec::with_capacity(addresses.len());
         for (node, address) in addresses.iter().enumerate() {
-            peers.push(Peer::connect(NodeId::from_index(node), address, deadlines).await?);
+            peers.push(Peer::connect(NodeId::from_index(node), address, settings).await?);
         }
-        Ok(Self::new(peers, deadlines, hedge_budget))
+        Ok(Self::new(peers, settings))
     }
 
-    /// The same over given channels, one pair for control and data a node: the seam for other
-    /// transports than TCP.
+    /// The same over given channels, for each node one for control and at least one for data: the
+    /// seam for other transports than sockets.
     ///
     /// # Errors
     /// As [`Self::connect`].
     pub async fn over(
-        channels: Vec<(Channel, Channel)>,
-        deadlines: Deadlines,
-        hedge_budget: f64,
+        channels: Vec<(Channel, Vec<Channel>)>,
+        settings: RemoteSettings,
     ) -> Result<Self, DispatchError> {
         let mut peers = Vec::with_capacity(channels.len());
         for (node, (control, data)) in channels.into_iter().enumerate() {
-            let link = Link::open(control, data, deadlines.start).await;
+            let link = Link::open(control, data, settings.deadlines.start).await;
             peers.push(Peer::new(
                 link.map_err(|error| not_started(NodeId::from_index(node), error))?,
             ));
         }
-        Ok(Self::new(peers, deadlines, hedge_budget))
+        Ok(Self::new(peers, settings))
     }
 
-    pub(super) fn new(peers: Vec<Peer>, deadlines: Deadlines, hedge_budget: f64) -> Self {
+    pub(super) fn new(peers: Vec<Peer>, settings: RemoteSettings) -> Self {
         Self {
-            health: Health::new(peers.len(), hedge_budget),
+            health: Health::new(peers.len(), settings.hedge_budget),
             peers,
-            deadlines,
+            deadlines: settings.deadlines,
             holders: Holders::new(),
             faults: Faults::default(),
             departures: Departures::default(),
@@ -97,14 +95,9 @@ impl Remote {
     }
 
     /// Nodes that come and go: `seats` of them, all vacant. Those that depart are lost at once.
-    pub(super) fn vacant(
-        seats: usize,
-        departures: Departures,
-        deadlines: Deadlines,
-        hedge_budget: f64,
-    ) -> Self {
+    pub(super) fn vacant(seats: usize, departures: Departures, settings: RemoteSettings) -> Self {
         let peers = (0..seats).map(|_| Peer::vacant()).collect();
-        let mut remote = Self { departures, ..Self::new(peers, deadlines, hedge_budget) };
+        let mut remote = Self { departures, ..Self::new(peers, settings) };
         (0..seats).for_each(|node| remote.health.lose(NodeId::from_index(node)));
         remote
     }
@@ -179,15 +172,16 @@ impl Peer {
     pub(super) async fn connect(
         node: NodeId,
         address: &str,
-        deadlines: Deadlines,
+        settings: RemoteSettings,
     ) -> Result<Self, DispatchError> {
         let endpoint = endpoint(address).map_err(|detail| DispatchError::Start {
             node,
             detail,
             log: Vec::new(),
         })?;
-        let (control, data) = (endpoint.connect_lazy(), endpoint.connect_lazy());
-        Link::open(control, data, deadlines.start).await.map(Self::new).map_err(|error| {
+        let control = endpoint.connect_lazy();
+        let data = (0..settings.data_connections.max(1)).map(|_| endpoint.connect_lazy()).collect();
+        Link::open(control, data, settings.deadlines.start).await.map(Self::new).map_err(|error| {
             not_started(
                 node,
                 match error {

@@ -7,9 +7,9 @@ use super::plan::Plan;
 use super::serve::ServeError;
 use crate::dispatch::{
     Deadlines, Dispatch, InProcess, Joined, JoinedSettings, Local, LocalSettings, OwnWorker,
-    Remote, Served,
+    Remote, RemoteSettings, Served, SocketKind,
 };
-use crate::scenario::file::{self, Engine};
+use crate::scenario::file::{self, Engine, Sockets};
 use std::time::Duration;
 
 /// What is done on nodes that hold their experts.
@@ -27,10 +27,7 @@ impl Plan<'_> {
         job: &mut impl Job,
     ) -> (Result<(), ServeError>, Served) {
         let nodes = &self.scenario.nodes;
-        let deadlines = Deadlines {
-            compute: Duration::from_millis(u64::from(nodes.deadline_ms)),
-            ..Deadlines::default()
-        };
+        let remote = remote_settings(nodes);
         settings.progress.phase("starting nodes");
         match nodes.engine {
             Engine::InProcess => self.on_started(InProcess::new(), settings, interrupts, job).await,
@@ -38,8 +35,11 @@ impl Plan<'_> {
                 let threads = nodes.threads as usize;
                 let local = LocalSettings {
                     threads,
-                    deadlines,
-                    hedge_budget: nodes.hedge_budget,
+                    sockets: match nodes.sockets {
+                        Sockets::Unix => SocketKind::Unix,
+                        Sockets::Tcp => SocketKind::Tcp,
+                    },
+                    remote,
                     ..LocalSettings::default()
                 };
                 match interrupts.or(Local::spawn(settings.program, nodes.count, local)).await {
@@ -48,17 +48,14 @@ impl Plan<'_> {
                     Err(interrupted) => (Err(interrupted.into()), Served::default()),
                 }
             }
-            Engine::Peers => match interrupts
-                .or(Remote::connect(&nodes.peers, deadlines, nodes.hedge_budget))
-                .await
-            {
+            Engine::Peers => match interrupts.or(Remote::connect(&nodes.peers, remote)).await {
                 Ok(Ok(remote)) => self.on_started(remote, settings, interrupts, job).await,
                 Ok(Err(error)) => (Err(error.into()), Served::default()),
                 Err(interrupted) => (Err(interrupted.into()), Served::default()),
             },
             Engine::Join => {
                 settings.progress.phase("waiting for workers");
-                let joined = Joined::start(joined_settings(nodes, settings, deadlines));
+                let joined = Joined::start(joined_settings(nodes, settings, remote));
                 match interrupts.or(joined).await {
                     Ok(Ok(joined)) => self.on_started(joined, settings, interrupts, job).await,
                     Ok(Err(error)) => (Err(error.into()), Served::default()),
@@ -85,10 +82,19 @@ impl Plan<'_> {
     }
 }
 
+fn remote_settings(nodes: &file::Nodes) -> RemoteSettings {
+    let compute = Duration::from_millis(u64::from(nodes.deadline_ms));
+    RemoteSettings {
+        deadlines: Deadlines { compute, ..Deadlines::default() },
+        hedge_budget: nodes.hedge_budget,
+        data_connections: nodes.data_connections as usize,
+    }
+}
+
 fn joined_settings(
     nodes: &file::Nodes,
     settings: &RunSettings<'_>,
-    deadlines: Deadlines,
+    remote: RemoteSettings,
 ) -> JoinedSettings {
     let listen = nodes.listen.as_deref().and_then(|listen| listen.parse().ok());
     JoinedSettings {
@@ -102,7 +108,6 @@ fn joined_settings(
             program: settings.program.to_owned(),
             threads: nodes.threads as usize,
         }),
-        deadlines,
-        hedge_budget: nodes.hedge_budget,
+        remote,
     }
 }

@@ -331,6 +331,12 @@ pub struct Nodes {
     /// ordered, 0 to 1; needs replicas. Default 0.05.
     #[schemars(range(min = 0, max = 1))]
     pub hedge_budget: f64,
+    /// What the workers of engine `local` listen on. Default `unix`.
+    pub sockets: Sockets,
+    /// Connections that carry orders and replies, for each node, 1 to 16; health and shards have another.
+    /// Default 1.
+    #[schemars(range(min = 1, max = 16))]
+    pub data_connections: u32,
 }
 
 impl Default for Nodes {
@@ -350,8 +356,21 @@ impl Default for Nodes {
             threads: 1,
             deadline_ms: 10_000,
             hedge_budget: 0.05,
+            sockets: Sockets::Unix,
+            data_connections: 1,
         }
     }
+}
+
+/// What worker processes of the same machine listen on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Sockets {
+    /// Socket files in a folder that only this user can enter.
+    #[default]
+    Unix,
+    /// TCP ports of the loopback interface.
+    Tcp,
 }
 
 /// Which nodes host which experts. `eplb` and `planned` go by the loads of the calibration requests

@@ -2,17 +2,20 @@
 
 pub mod compute;
 mod join;
+mod listen;
 mod serve;
 pub mod store;
 
 pub use join::{Join, JoinError};
+pub use listen::Listen;
+pub(crate) use listen::{SOCKET_FOLDER_PREFIX, UNIX};
 
 use join::Left;
+use listen::Incoming;
 use proto::expert_service_server::ExpertServiceServer;
 use serve::{Node, Shared};
 use std::{
     io::{self, Read as _, Write as _},
-    net::SocketAddr,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -24,10 +27,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::Stream;
-use tonic::transport::{
-    Server,
-    server::{Connected, TcpIncoming},
-};
+use tonic::transport::{Server, server::Connected};
 use tonic_health::ServingStatus;
 
 /// How long a draining node waits for what is in flight.
@@ -52,8 +52,8 @@ pub const KEEPALIVE: Duration = Duration::from_secs(5);
 /// What a node is told when it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where to listen; port 0 lets the system choose.
-    pub listen: SocketAddr,
+    /// Where to listen.
+    pub listen: Listen,
     /// Threads that compute.
     pub threads: usize,
     /// Encoded bytes of all shards together.
@@ -73,9 +73,9 @@ pub struct Settings {
 impl Settings {
     /// Two threads, 4 GiB of shards, messages of 64 MiB, no lifeline, loopback only.
     #[must_use]
-    pub fn new(listen: SocketAddr) -> Self {
+    pub fn new(listen: impl Into<Listen>) -> Self {
         Self {
-            listen,
+            listen: listen.into(),
             threads: 2,
             shard_bytes_max: 4 << 30,
             message_bytes_max: 64 << 20,
@@ -91,13 +91,10 @@ impl Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The address is in use or not of this machine.
-    #[error(
-        "cannot listen on {address}: {source}; choose another address with --listen IP:PORT \
-         (port 0 takes a free one)"
-    )]
+    #[error("cannot listen on {address}: {source}; {}", Self::remedy(.address, .source))]
     Bind {
         /// Asked for.
-        address: SocketAddr,
+        address: Listen,
         /// The system's answer.
         source: io::Error,
     },
@@ -108,7 +105,7 @@ pub enum WorkerError {
     )]
     NonLoopback {
         /// Asked for.
-        address: SocketAddr,
+        address: Listen,
     },
     /// A setting is out of its range.
     #[error("{0}")]
@@ -145,20 +142,18 @@ impl WorkerError {
 
 /// Serves until SIGTERM, SIGINT or the end of the lifeline, then drains.
 ///
-/// When it is ready it prints one JSON line on standard output: `{"listening":"HOST:PORT"}`, unless
-/// that is switched off.
+/// When it is ready it prints one JSON line on standard output, unless that is switched off:
+/// `{"listening":"IP:PORT"}` or `{"listening":"unix:PATH"}`.
 ///
 /// # Errors
 /// See [`WorkerError`].
 pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
-    let address = settings.listen;
-    if !address.ip().is_loopback() && !settings.insecure_non_loopback {
+    let address = settings.listen.clone();
+    if !address.is_local() && !settings.insecure_non_loopback {
         return Err(WorkerError::NonLoopback { address });
     }
-    let incoming =
-        TcpIncoming::bind(address).map_err(|source| WorkerError::Bind { address, source })?;
+    let (incoming, listening) = address.bind()?;
     let system = |action| move |source| WorkerError::System { action, source };
-    let listening = incoming.local_addr().map_err(system("read the listen address"))?;
     let mut terminate =
         signal(SignalKind::terminate()).map_err(system("listen for the terminate signal"))?;
     let mut interrupt =
@@ -212,7 +207,10 @@ pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
             .map_err(system("announce the listen address"))?;
     }
     tracing::info!("listening on {listening} with {threads} compute threads");
-    node.serve(incoming.with_nodelay(Some(true)), shutdown).await?;
+    match incoming {
+        Incoming::Tcp(incoming) => node.serve(incoming, shutdown).await?,
+        Incoming::Unix(incoming, _file) => node.serve(incoming, shutdown).await?,
+    }
     failure.map_or(Ok(()), |error| Err(error.into()))
 }
 

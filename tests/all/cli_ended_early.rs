@@ -17,12 +17,20 @@ const REQUESTS: u64 = 10_000;
 /// A run into `out` on two workers that has answered a few requests.
 fn serving(folder: &Folder) -> (Running, Vec<u32>) {
     let args = ["run", "scenario.toml", "--out", "out", "--json", "--nodes", "local:2"];
-    let run = Running::start(folder.command(&args));
+    fs::create_dir(folder.path("tmp")).expect("a new folder");
+    let mut command = folder.command(&args);
+    command.env("TMPDIR", folder.path("tmp"));
+    let run = Running::start(command);
     let workers = run.workers(2);
+    assert_eq!(temporary_files(folder), 1, "a folder of sockets");
     until("the tables are opened", || folder.path("out/requests.parquet.partial").exists());
     // A batch closes each 50 ms.
     std::thread::sleep(Duration::from_millis(1_500));
     (run, workers)
+}
+
+fn temporary_files(folder: &Folder) -> usize {
+    fs::read_dir(folder.path("tmp")).expect("it is there").count()
 }
 
 fn slow() -> Folder {
@@ -42,6 +50,7 @@ fn an_interrupted_run_keeps_what_it_has_and_leaves_no_worker() {
         assert_eq!(ended.code, Some(130), "{name}: {}", ended.stderr);
         assert_eq!(ended.stderr, format!("interrupted by {said}\n"));
         assert!(!workers.iter().any(|pid| is_alive(*pid)), "{name}: the run waits for its workers");
+        assert_eq!(temporary_files(&folder), 0, "{name}: the sockets are removed");
         let summary = check_run_dir(&folder.path("out"), 1, REQUESTS - 1);
         assert_eq!(summary, ended.json());
         assert_eq!(summary["status"], "interrupted");
@@ -80,6 +89,7 @@ fn a_lost_worker_ends_the_run_with_4_and_a_message_that_names_it() {
     let ended = run.end();
     assert_eq!(ended.code, Some(4), "{}", ended.stderr);
     assert!(!workers.iter().any(|pid| is_alive(*pid)), "the other worker is stopped");
+    assert_eq!(temporary_files(&folder), 0, "the socket of the lost worker is removed as well");
 
     let summary = check_run_dir(&folder.path("out"), 1, REQUESTS - 1);
     assert_eq!(summary, ended.json());
@@ -98,12 +108,13 @@ fn a_lost_worker_ends_the_run_with_4_and_a_message_that_names_it() {
 }
 
 #[test]
-fn workers_end_by_themselves_when_their_run_is_killed() {
+fn workers_end_by_themselves_and_leave_no_socket_when_their_run_is_killed() {
     let folder = slow();
     let (run, workers) = serving(&folder);
     signal("KILL", run.pid());
     assert_eq!(run.end().code, None, "a signal ended it");
     until("the lifeline ends the workers", || !workers.iter().any(|pid| is_alive(*pid)));
+    assert_eq!(temporary_files(&folder), 0);
     let manifest = RunDir::open(&folder.path("out")).expect("a run directory").read_manifest();
     assert_eq!(manifest.expect("readable").exit_code, None, "it tells that the run was killed");
 }

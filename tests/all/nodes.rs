@@ -8,8 +8,8 @@ use agents::{
     rng::stream,
 };
 use nashflock::dispatch::{
-    Deadlines, Dispatch, DispatchError, InProcess, Local, LocalSettings, Remote, ShardAssignment,
-    placement::RoundRobin,
+    Deadlines, Dispatch, DispatchError, InProcess, Local, LocalSettings, Remote, RemoteSettings,
+    ShardAssignment, SocketKind, placement::RoundRobin,
 };
 use proptest::prelude::*;
 use std::{path::Path, sync::Arc, time::Duration};
@@ -102,8 +102,11 @@ pub(crate) fn settings() -> LocalSettings {
 }
 
 async fn local(nodes: u32) -> Local {
-    let mut local =
-        Local::spawn(Path::new(PROGRAM), nodes, settings()).await.expect("workers start");
+    local_with(nodes, settings()).await
+}
+
+async fn local_with(nodes: u32, settings: LocalSettings) -> Local {
+    let mut local = Local::spawn(Path::new(PROGRAM), nodes, settings).await.expect("workers start");
     local.load(shards(place(nodes as usize))).await.expect("shards fit");
     local
 }
@@ -129,13 +132,17 @@ pub(crate) fn row_by_row(orders: &Orders, hidden: &[f32]) -> Vec<(ExpertId, Toke
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replies_have_the_same_bits_in_process_on_one_worker_and_on_three() {
+async fn replies_have_the_same_bits_in_process_and_on_workers_over_any_sockets() {
     let hidden = numbers(99, 300 * WIDTH);
-    for nodes in [1, 3] {
+    for (nodes, sockets, data_connections) in
+        [(1, SocketKind::Tcp, 1), (3, SocketKind::Unix, 1), (2, SocketKind::Tcp, 3)]
+    {
+        let remote = RemoteSettings { data_connections, ..RemoteSettings::default() };
+        let settings = LocalSettings { sockets, remote, ..settings() };
         let placement = place(nodes);
         let mut in_process = InProcess::new();
         in_process.load(shards(placement)).await.expect("always fits");
-        let mut local = local(u32::try_from(nodes).expect("small")).await;
+        let mut local = local_with(u32::try_from(nodes).expect("small"), settings).await;
         let (mut requests, mut pairs) = (0, 0);
         for (seed, tokens) in [(1, 300), (2, 1), (3, 65), (4, 128)] {
             let orders = orders(placement, tokens, seed);
@@ -144,7 +151,11 @@ async fn replies_have_the_same_bits_in_process_on_one_worker_and_on_three() {
             let near = in_process.send(&orders, hidden, WIDTH).await.expect("computes");
             let far = local.send(&orders, hidden, WIDTH).await.expect("computes");
             assert_eq!(bits(&orders, &near), expected, "in process, {tokens} tokens");
-            assert_eq!(bits(&orders, &far), expected, "{nodes} workers, {tokens} tokens");
+            assert_eq!(
+                bits(&orders, &far),
+                expected,
+                "{nodes} workers, {sockets:?}, {tokens} tokens"
+            );
             requests += orders.nodes.len() as u64;
             pairs += 2 * tokens as u64;
         }
@@ -255,7 +266,7 @@ async fn a_killed_worker_is_reported_with_its_log_and_the_others_go_on_until_the
     let sentence = lost.to_string();
     let DispatchError::NodeLost { node: NodeId(1), log, .. } = lost else { panic!("{sentence}") };
     assert!(sentence.contains("signal: 9") && sentence.contains("listening on"), "{sentence}");
-    assert!(log.iter().any(|line| line.contains("listening on 127.0.0.1:")), "{log:?}");
+    assert!(log.iter().any(|line| line.contains("listening on unix:/")), "{log:?}");
 
     let mut rest = orders.clone();
     rest.nodes.remove(1);
@@ -279,7 +290,7 @@ async fn dropping_the_dispatcher_leaves_no_process() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_reply_is_never_taken_for_a_later_one() {
     let mut settings = settings();
-    settings.deadlines.compute = Duration::from_secs(2);
+    settings.remote.deadlines.compute = Duration::from_secs(2);
     let mut local = Local::spawn(Path::new(PROGRAM), 1, settings).await.expect("it starts");
     let placement = place(1);
     local.load(shards(placement)).await.expect("fits");
@@ -306,9 +317,10 @@ async fn a_program_that_is_no_worker_or_no_peer_is_a_start_error() {
     }
     // Long enough to be refused on a busy machine; the attempts go on until it ends.
     let deadlines = Deadlines { start: Duration::from_secs(3), ..Deadlines::default() };
+    let settings = RemoteSettings { deadlines, ..RemoteSettings::default() };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
     let address = closed.expect("a free port").to_string();
-    let error = Remote::connect(std::slice::from_ref(&address), deadlines, 0.0)
+    let error = Remote::connect(std::slice::from_ref(&address), settings)
         .await
         .expect_err("nobody listens");
     let sentence = error.to_string();

@@ -7,7 +7,7 @@ use agents::{
     orders::{ExpertGroup, NodeOrder, Orders},
 };
 use nashflock::{
-    dispatch::{Deadlines, Dispatch, Remote},
+    dispatch::{Dispatch, Remote, RemoteSettings},
     wire,
 };
 use proto::{
@@ -244,7 +244,7 @@ async fn a_message_over_the_limit_is_refused_on_both_sides() {
     assert_eq!(reply.fault(), ComputeFault::OverLimit, "9000 rows of output: {}", reply.detail);
 
     let mut remote =
-        Remote::connect(std::slice::from_ref(&worker.address), Deadlines::default(), 0.0)
+        Remote::connect(std::slice::from_ref(&worker.address), RemoteSettings::default())
             .await
             .expect("it serves");
     let order = |tokens: u32| Orders {

@@ -9,7 +9,8 @@ pub use own_worker::OwnWorker;
 pub use register::MembershipCounts;
 
 use super::{
-    Deadlines, Dispatch, DispatchError, Remote, Served, ShardAssignment, departures::Departures,
+    Dispatch, DispatchError, Remote, RemoteSettings, Served, ShardAssignment,
+    departures::Departures,
 };
 use crate::measure::Clock;
 use agents::{
@@ -41,10 +42,8 @@ pub struct JoinedSettings {
     pub run_token: String,
     /// A worker of this process's own, which joins as any other; none for none.
     pub own_worker: Option<OwnWorker>,
-    /// How long a worker may take for each thing.
-    pub deadlines: Deadlines,
-    /// Pairs that hedges may cost for each pair ordered; 0 hedges nothing.
-    pub hedge_budget: f64,
+    /// How the workers are talked to.
+    pub remote: RemoteSettings,
 }
 
 /// Nodes that come and go. A worker that joins gets its shards beside the rounds and work once it has
@@ -105,7 +104,7 @@ impl Joined {
             DispatchError::Start { node: NodeId(0), detail, log: Vec::new() }
         })?;
         let joined = Self {
-            remote: Remote::vacant(seats, departures, settings.deadlines, settings.hedge_budget),
+            remote: Remote::vacant(seats, departures, settings.remote),
             changes: register.changes(),
             register,
             settings,

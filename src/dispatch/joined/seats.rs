@@ -5,7 +5,7 @@ use super::super::{
     remote::{Peer, Uploaded, upload_all},
     round_trip::Holders,
 };
-use super::{Deadlines, DispatchError, Joined, ShardAssignment};
+use super::{DispatchError, Joined, RemoteSettings, ShardAssignment};
 use agents::{
     ids::{ExpertId, LayerId, NodeId},
     membership::{Pass, Phase, Share, shares},
@@ -154,16 +154,16 @@ impl Joined {
                 ShardAssignment { node, layer: shard.layer, expert: shard.expert, expert_weights }
             };
             let assignments = lacking.iter().map(assignment).collect();
-            let deadlines = self.settings.deadlines;
+            let remote = self.settings.remote;
             let known = seat.waiting.as_ref().or_else(|| self.remote.seated(node));
             let control = known.and_then(Peer::control);
             let pass = member.pass;
             self.uploads.spawn(async move {
                 let result = match control {
-                    Some(control) => {
-                        upload_all(control, assignments, deadlines).await.map(|done| (None, done))
-                    }
-                    None => connect(node, &worker.address, assignments, deadlines).await,
+                    Some(control) => upload_all(control, assignments, remote.deadlines)
+                        .await
+                        .map(|done| (None, done)),
+                    None => connect(node, &worker.address, assignments, remote).await,
                 };
                 Upload { pass, shards: lacking, result }
             });
@@ -250,10 +250,10 @@ async fn connect(
     node: NodeId,
     address: &str,
     shards: Vec<ShardAssignment>,
-    deadlines: Deadlines,
+    settings: RemoteSettings,
 ) -> Result<(Option<Peer>, Vec<Uploaded>), DispatchError> {
-    let peer = Peer::connect(node, address, deadlines).await?;
+    let peer = Peer::connect(node, address, settings).await?;
     let control = peer.control().expect("it was connected just now");
-    let uploaded = upload_all(control, shards, deadlines).await?;
+    let uploaded = upload_all(control, shards, settings.deadlines).await?;
     Ok((Some(peer), uploaded))
 }
