@@ -6,6 +6,7 @@ use super::{
 };
 use crate::measure::Clock;
 use crate::wire::{self, NodeWork, WireError};
+use agents::ids::{ExpertId, LayerId};
 use proto::{
     ComputeFault, ComputeReply, ComputeRequest, ShardChunk, ShardReceipt, StatusReply,
     StatusRequest, expert_service_server::ExpertService,
@@ -16,11 +17,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     time::timeout,
 };
 use tokio_stream::Stream;
@@ -28,6 +29,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Streams and uploads at once, of all coordinators together. Each holds at most one message.
 const CALLS_MAX: usize = 64;
+
+/// Bytes of hidden states, and bytes of weights times their tokens, up to which an order is computed where it
+/// arrives, in some microseconds. The kernels do not ask for other threads below this either.
+const SMALL_HIDDEN_BYTES: usize = 1 << 17;
+const SMALL_WEIGHT_BYTES: usize = 1 << 15;
 
 /// How long an upload may pause between chunks before its reserved room is given back.
 const CHUNK_WAIT: Duration = Duration::from_secs(30);
@@ -50,10 +56,17 @@ pub(super) struct Shared {
 /// One call under way; a drain waits for its end.
 struct Call(Arc<Shared>);
 
-/// The replies of one stream. The call ends when the transport has taken the last of them.
+/// One stream: a reply to each request, in their order, until the coordinator ends the stream or the
+/// node drains. A request that has arrived is answered even then. The transport takes one request
+/// after the other from here, in its own task: waking another for each step would cost more than a
+/// small step does. The call ends when the transport has taken the last reply.
 pub(super) struct Replies {
-    replies: mpsc::Receiver<Result<ComputeReply, Status>>,
-    _call: Call,
+    requests: Streaming<ComputeRequest>,
+    /// The reply to the last request, where that computes.
+    computing: Option<oneshot::Receiver<ComputeReply>>,
+    drain: Pin<Box<dyn Future<Output = ()> + Send>>,
+    has_ended: bool,
+    call: Call,
 }
 
 impl Shared {
@@ -95,7 +108,18 @@ impl Shared {
         Ok(Call(self.clone()))
     }
 
-    /// Runs on a compute thread. The time that `request` waited for it counts against its deadline.
+    /// Whether an order is answered sooner than a compute thread wakes up.
+    fn is_small(&self, request: &ComputeRequest) -> bool {
+        let layer = LayerId(request.layer);
+        let cost = |group: &proto::ExpertGroup| {
+            let bytes = self.store.bytes(layer, ExpertId(group.expert)).unwrap_or(0);
+            bytes.saturating_mul(group.rows.len())
+        };
+        request.hidden.len() <= SMALL_HIDDEN_BYTES
+            && request.groups.iter().map(cost).fold(0, usize::saturating_add) <= SMALL_WEIGHT_BYTES
+    }
+
+    /// Runs on a compute thread, or for a small order on the stream's. The time that `request` waited for it counts against its deadline.
     fn answer(&self, request: ComputeRequest, since_arrival: Clock) -> ComputeReply {
         let reply = wire::reply_to(&request);
         let computed = wire::decode_order(request, self.message_bytes_max).and_then(|work| {
@@ -140,11 +164,54 @@ impl Drop for Call {
     }
 }
 
+impl Replies {
+    fn new(requests: Streaming<ComputeRequest>, call: Call) -> Self {
+        let mut draining = call.0.draining.subscribe();
+        let drain = Box::pin(async move {
+            // An error means that the node is gone: then this is, too.
+            let _ = draining.wait_for(|draining| *draining).await;
+        });
+        Self { requests, computing: None, drain, has_ended: false, call }
+    }
+
+    fn end(&mut self, status: Status) -> Poll<Option<Result<ComputeReply, Status>>> {
+        self.has_ended = true;
+        Poll::Ready(Some(Err(status)))
+    }
+}
+
 impl Stream for Replies {
     type Item = Result<ComputeReply, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.replies.poll_recv(cx)
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(computing) = &mut this.computing {
+                let reply = ready!(Pin::new(computing).poll(cx));
+                this.computing = None;
+                return match reply {
+                    Ok(reply) => Poll::Ready(Some(Ok(reply))),
+                    Err(_) => {
+                        this.end(Status::internal("the computation panicked: see the node's log"))
+                    }
+                };
+            }
+            if this.has_ended {
+                return Poll::Ready(None);
+            }
+            match Pin::new(&mut this.requests).poll_next(cx) {
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Ready(Some(Err(status))) => return this.end(status),
+                Poll::Ready(Some(Ok(request))) => match take(&this.call.0, request) {
+                    Taken::Answered(reply) => return Poll::Ready(Some(Ok(reply))),
+                    Taken::Computing(computing) => this.computing = Some(computing),
+                },
+                Poll::Pending => {
+                    ready!(this.drain.as_mut().poll(cx));
+                    return this.end(draining());
+                }
+            }
+        }
     }
 }
 
@@ -199,9 +266,7 @@ impl ExpertService for Node {
         request: Request<Streaming<ComputeRequest>>,
     ) -> Result<Response<Replies>, Status> {
         let call = self.0.enter()?;
-        let (sender, replies) = mpsc::channel(1);
-        tokio::spawn(answer_all(self.0.clone(), request.into_inner(), sender));
-        Ok(Response::new(Replies { replies, _call: call }))
+        Ok(Response::new(Replies::new(request.into_inner(), call)))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
@@ -256,41 +321,25 @@ async fn receive(
     if bytes.len() == total_bytes { Ok(bytes) } else { Err(wrong(bytes.len())) }
 }
 
-/// One reply to each request, in their order, until the coordinator ends the stream or the node
-/// drains. A request that has arrived is answered even then.
-async fn answer_all(
-    shared: Arc<Shared>,
-    mut requests: Streaming<ComputeRequest>,
-    replies: mpsc::Sender<Result<ComputeReply, Status>>,
-) {
-    let mut drain = shared.draining.subscribe();
-    loop {
-        let request = tokio::select! {
-            biased;
-            request = requests.message() => request.transpose(),
-            _ = drain.wait_for(|draining| *draining) => Some(Err(draining())),
-        };
-        let reply = match request {
-            None => return,
-            Some(Err(status)) => Err(status),
-            Some(Ok(request)) => answer(&shared, request).await,
-        };
-        let ends = reply.is_err();
-        if replies.send(reply).await.is_err() || ends {
-            return;
-        }
-    }
+/// A request that was taken from its stream.
+enum Taken {
+    Answered(ComputeReply),
+    Computing(oneshot::Receiver<ComputeReply>),
 }
 
-/// Computes away from the async threads, which keep answering health and keepalive.
-async fn answer(shared: &Arc<Shared>, request: ComputeRequest) -> Result<ComputeReply, Status> {
+/// Answers a small request at once. Larger ones compute away from the async threads, which keep
+/// answering health and keepalive.
+fn take(shared: &Arc<Shared>, request: ComputeRequest) -> Taken {
     let since_arrival = Clock::start();
     shared.requests.fetch_add(1, Relaxed);
+    if shared.is_small(&request) {
+        return Taken::Answered(shared.answer(request, since_arrival));
+    }
     let (done, reply) = oneshot::channel();
     let job = shared.clone();
     shared.pool.spawn(move || {
         // An error means that the stream ended meanwhile.
         let _ = done.send(job.answer(request, since_arrival));
     });
-    reply.await.map_err(|_| Status::internal("the computation panicked: see the node's log"))
+    Taken::Computing(reply)
 }

@@ -88,6 +88,12 @@ impl Store {
         self.held().shards.get(&(layer, expert)).map(|shard| shard.expert.clone())
     }
 
+    /// The encoded bytes of an expert, if this node holds it.
+    #[must_use]
+    pub fn bytes(&self, layer: LayerId, expert: ExpertId) -> Option<usize> {
+        self.held().shards.get(&(layer, expert)).map(|shard| shard.bytes)
+    }
+
     /// Shards held and their encoded bytes.
     #[must_use]
     pub fn usage(&self) -> (usize, usize) {
