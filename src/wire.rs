@@ -14,6 +14,7 @@ use proto::{
     ComputeFault, ComputeReply, ComputeRequest, JoinReply, Message as _, RenewRequest, ShardChunk,
     ShardHeader,
 };
+use std::mem;
 use std::time::Duration;
 
 /// Widest hidden state that is accepted, in values.
@@ -47,13 +48,13 @@ impl WireError {
 /// Why a reply cannot be combined.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplyError {
-    /// The node answered with a fault: its sentence.
+    /// The node answered with a fault, and others would too: its sentence.
     #[error("{0}")]
     Refused(String),
     /// The node got to the request after its deadline.
     #[error("the request expired")]
     Expired,
-    /// The reply does not answer the request.
+    /// The reply does not answer the request, or one of them arrived damaged.
     #[error("{0}")]
     Bad(String),
 }
@@ -120,9 +121,39 @@ pub fn encode_order(
         hidden_crc32: crc32fast::hash(&hidden),
         hidden,
         groups: order.groups.iter().map(group).collect(),
+        header_crc32: 0,
     };
     check_bytes("request", request.encoded_len(), message_bytes_max)?;
-    Ok(request)
+    Ok(seal_request(request))
+}
+
+/// The request with the checksum of its header. Tensor and header are checked apart, so that the
+/// tensor is passed over once and not copied for it.
+#[must_use]
+pub fn seal_request(mut request: ComputeRequest) -> ComputeRequest {
+    request.header_crc32 = request_header_crc32(&mut request);
+    request
+}
+
+fn request_header_crc32(request: &mut ComputeRequest) -> u32 {
+    let (hidden, sealed) = (mem::take(&mut request.hidden), mem::take(&mut request.header_crc32));
+    let found = crc32fast::hash(&request.encode_to_vec());
+    (request.hidden, request.header_crc32) = (hidden, sealed);
+    found
+}
+
+/// The reply with the checksum of its header.
+#[must_use]
+pub fn seal_reply(mut reply: ComputeReply) -> ComputeReply {
+    reply.header_crc32 = reply_header_crc32(&mut reply);
+    reply
+}
+
+fn reply_header_crc32(reply: &mut ComputeReply) -> u32 {
+    let (outputs, sealed) = (mem::take(&mut reply.outputs), mem::take(&mut reply.header_crc32));
+    let found = crc32fast::hash(&reply.encode_to_vec());
+    (reply.outputs, reply.header_crc32) = (outputs, sealed);
+    found
 }
 
 /// What a node shall compute.
@@ -131,9 +162,11 @@ pub fn encode_order(
 /// The fault to answer with, when the request breaks the contract or its reply would exceed
 /// `message_bytes_max`.
 pub fn decode_order(
-    request: ComputeRequest,
+    mut request: ComputeRequest,
     message_bytes_max: usize,
 ) -> Result<NodeWork, WireError> {
+    let found = request_header_crc32(&mut request);
+    check_crc32("header", found, request.header_crc32)?;
     let bad = |detail| WireError::new(ComputeFault::BadShape, detail);
     let step = u32::try_from(request.step)
         .map_err(|_| bad(format!("step {} does not fit 32 bits", request.step)))?;
@@ -153,7 +186,7 @@ pub fn decode_order(
         })
         .collect();
     let pairs = check_order(&groups, request.hidden.len() / 4, width, message_bytes_max)?;
-    check_crc32("hidden state", &request.hidden, request.hidden_crc32)?;
+    check_crc32("hidden state", crc32fast::hash(&request.hidden), request.hidden_crc32)?;
     check_finite("hidden state", &request.hidden, width)?;
     Ok(NodeWork {
         ticket: Ticket {
@@ -192,7 +225,8 @@ pub fn encode_outputs(
 ) -> Result<ComputeReply, WireError> {
     let outputs = float_bytes(outputs);
     check_finite("output", &outputs, width)?;
-    Ok(ComputeReply { outputs_crc32: crc32fast::hash(&outputs), outputs, compute_ns, ..reply })
+    let outputs_crc32 = crc32fast::hash(&outputs);
+    Ok(seal_reply(ComputeReply { outputs_crc32, outputs, compute_ns, ..reply }))
 }
 
 /// Fills `reply` with a fault.
@@ -200,7 +234,7 @@ pub fn encode_outputs(
 pub fn encode_fault(reply: ComputeReply, error: WireError) -> ComputeReply {
     let mut detail = error.detail;
     detail.truncate(detail.floor_char_boundary(REPLY_HEADER_BYTES_MAX / 2));
-    ComputeReply { fault: error.fault.into(), detail, ..reply }
+    seal_reply(ComputeReply { fault: error.fault.into(), detail, ..reply })
 }
 
 /// The outputs of `node` for an order of `pairs` rows of `width` values.
@@ -209,12 +243,15 @@ pub fn encode_fault(reply: ComputeReply, error: WireError) -> ComputeReply {
 /// When the node answered with a fault, or with anything but finite outputs of this shape for this
 /// ticket.
 pub fn decode_reply(
-    reply: &ComputeReply,
+    reply: &mut ComputeReply,
     ticket: Ticket,
     node: NodeId,
     pairs: usize,
     width: usize,
 ) -> Result<NodeReply, ReplyError> {
+    let found = reply_header_crc32(reply);
+    check_crc32("header", found, reply.header_crc32)
+        .map_err(|error| ReplyError::Bad(error.detail))?;
     let Ticket { step, layer, sequence } = ticket;
     let named = (reply.step, reply.layer, reply.sequence);
     if named != (step.0.into(), layer.0, sequence) {
@@ -226,6 +263,8 @@ pub fn decode_reply(
     match ComputeFault::try_from(reply.fault) {
         Ok(ComputeFault::None) => {}
         Ok(ComputeFault::Expired) => return Err(ReplyError::Expired),
+        // The way to this node damages what it carries.
+        Ok(ComputeFault::Corrupt) => return Err(ReplyError::Bad(reply.detail.clone())),
         Ok(_) => return Err(ReplyError::Refused(reply.detail.clone())),
         Err(unknown) => return Err(ReplyError::Bad(format!("unknown fault: {unknown}"))),
     }
@@ -235,7 +274,7 @@ pub fn decode_reply(
             reply.outputs.len()
         )));
     }
-    check_crc32("outputs", &reply.outputs, reply.outputs_crc32)
+    check_crc32("outputs", crc32fast::hash(&reply.outputs), reply.outputs_crc32)
         .and_then(|()| check_finite("output", &reply.outputs, width))
         .map_err(|error| ReplyError::Bad(error.detail))?;
     Ok(NodeReply {
@@ -404,8 +443,7 @@ fn check_bytes(what: &str, bytes: usize, bytes_max: usize) -> Result<(), WireErr
     Err(WireError::new(ComputeFault::OverLimit, detail))
 }
 
-fn check_crc32(what: &str, bytes: &[u8], expected: u32) -> Result<(), WireError> {
-    let found = crc32fast::hash(bytes);
+fn check_crc32(what: &str, found: u32, expected: u32) -> Result<(), WireError> {
     if found == expected {
         return Ok(());
     }

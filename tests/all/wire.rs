@@ -4,10 +4,11 @@ use crate::nodes::{PATIENCE, numbers};
 use agents::{
     ids::{ExpertId, LayerId, NodeId, StepId, TokenId},
     orders::{ExpertGroup, NodeOrder},
+    rng::stream,
 };
 use nashflock::wire;
 use proptest::prelude::*;
-use proto::{ComputeFault, ComputeReply, ComputeRequest};
+use proto::{ComputeFault, ComputeReply, ComputeRequest, Message};
 
 fn any_order() -> impl Strategy<Value = (usize, usize, Vec<ExpertGroup>)> {
     (1_usize..200, 1_usize..20).prop_flat_map(|(tokens, width)| {
@@ -57,7 +58,7 @@ proptest! {
         let reply = wire::encode_outputs(wire::reply_to(&sent), outputs.clone(), width, 5)
             .expect("finite");
         let decode = |reply: &ComputeReply| {
-            wire::decode_reply(reply, ticket, order.node, work.pairs, width)
+            wire::decode_reply(&mut reply.clone(), ticket, order.node, work.pairs, width)
         };
         let decoded = decode(&reply).expect("it was encoded");
         prop_assert_eq!(decoded.outputs, outputs);
@@ -84,6 +85,56 @@ proptest! {
             ComputeReply { fault: 77, ..reply.clone() },
         ] {
             prop_assert!(matches!(decode(&other), Err(wire::ReplyError::Bad(_))));
+            let sealed = decode(&wire::seal_reply(other));
+            prop_assert!(matches!(sealed, Err(wire::ReplyError::Bad(_))));
         }
     }
+}
+
+/// A message with some bits flipped, as a peer decodes it; none where it is no message any more.
+fn flip<M: Message + Default>(message: &M, rng: &mut impl rand::RngExt) -> Option<M> {
+    let mut bytes = message.encode_to_vec();
+    for _ in 0..rng.random_range(1..=3) {
+        let bit = rng.random_range(0..bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    M::decode(bytes.as_slice()).ok()
+}
+
+#[test]
+fn all_of_a_hundred_thousand_random_flips_of_orders_and_replies_are_found() {
+    const WIDTH: usize = 16;
+    let mut rng = stream(5, "flips");
+    let hidden = numbers(1, 8 * WIDTH);
+    let ticket = wire::Ticket { step: StepId(300), layer: LayerId(2), sequence: 70_000 };
+    let group = |expert, tokens: &[u32]| ExpertGroup {
+        expert: ExpertId(expert),
+        tokens: tokens.iter().copied().map(TokenId).collect(),
+    };
+    let groups = vec![group(1, &[0, 3, 5]), group(130, &[1, 2, 3, 7])];
+    let order = NodeOrder { node: NodeId(0), groups };
+    let sent = wire::encode_order(ticket, &order, &hidden, WIDTH, PATIENCE, 1 << 20);
+    let sent = sent.expect("it is valid");
+    let work = wire::decode_order(sent.clone(), 1 << 20).expect("it was encoded");
+    let outputs = numbers(2, work.pairs * WIDTH);
+    let reply = wire::encode_outputs(wire::reply_to(&sent), outputs, WIDTH, 5).expect("finite");
+    let decode = |mut reply: ComputeReply| {
+        wire::decode_reply(&mut reply, ticket, order.node, work.pairs, WIDTH)
+    };
+    let (mut decoded, mut same) = (0, 0);
+    for _ in 0..50_000 {
+        // Flips that undo each other, or that no decoder sees, leave the message as it was.
+        if let Some(damaged) = flip(&sent, &mut rng) {
+            decoded += 1;
+            same += u32::from(damaged == sent);
+            assert!(damaged == sent || wire::decode_order(damaged, 1 << 20).is_err());
+        }
+        if let Some(damaged) = flip(&reply, &mut rng) {
+            decoded += 1;
+            same += u32::from(damaged == reply);
+            assert!(damaged == reply || decode(damaged).is_err());
+        }
+    }
+    assert!(decoded > 50_000, "most flips are left to the checksums: {decoded}");
+    assert!(same < 100, "{same}");
 }

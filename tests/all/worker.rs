@@ -210,7 +210,7 @@ async fn a_bad_request_gets_a_fault_and_the_stream_goes_on() {
     ];
     let (requests, mut replies) = worker.stream().await;
     for (sequence, (fault, request)) in (2..).zip(cases) {
-        let sent = ComputeRequest { sequence, ..request };
+        let sent = wire::seal_request(ComputeRequest { sequence, ..request });
         requests.send(sent.clone()).await.expect("the stream is open");
         let reply = replies.message().await.expect("no error").expect("a reply");
         assert_eq!((reply.sequence, reply.step, reply.layer), (sequence, sent.step, sent.layer));
@@ -220,6 +220,25 @@ async fn a_bad_request_gets_a_fault_and_the_stream_goes_on() {
         let reply = replies.message().await.expect("no error").expect("a reply");
         assert_eq!((reply.fault(), reply.outputs.len()), (Fault::None, good.hidden.len()));
     }
+}
+
+#[tokio::test]
+async fn every_flipped_byte_of_a_small_shard_is_found_and_the_whole_one_is_taken() {
+    let mut worker = Worker::start(&[]).await;
+    let shape = ExpertShape { width: 32, hidden: 32 };
+    let shard = expert(1, shape, BitWidth::Two);
+    let (chunks, _) = wire::encode_shard(LAYER, ExpertId(0), &shard);
+    assert_eq!(chunks.len(), 1);
+    for at in 0..chunks[0].payload.len() {
+        let mut payload = chunks[0].payload.to_vec();
+        payload[at] ^= 1 << (at % 8);
+        let damaged = ShardChunk { payload: payload.into(), ..chunks[0].clone() };
+        let refused = worker.client.load_shard(tokio_stream::iter([damaged])).await;
+        assert_eq!(refused.expect_err("a byte differs").code(), Code::DataLoss, "byte {at}");
+    }
+    assert_eq!(worker.status().await.shards, 0);
+    worker.load(LAYER, ExpertId(0), &shard).await;
+    assert_eq!(worker.status().await.shards, 1);
 }
 
 #[tokio::test]
@@ -239,7 +258,7 @@ async fn a_message_over_the_limit_is_refused_on_both_sides() {
     let mut wide = request(0, &rows[..3000], &hidden[..3000 * WIDTH]);
     wide.groups =
         (0..3).map(|e| proto::ExpertGroup { expert: e, ..wide.groups[0].clone() }).collect();
-    requests.send(wide).await.expect("the stream is open");
+    requests.send(wire::seal_request(wide)).await.expect("the stream is open");
     let reply = replies.message().await.expect("no error").expect("a reply");
     assert_eq!(reply.fault(), ComputeFault::OverLimit, "9000 rows of output: {}", reply.detail);
 
