@@ -5,6 +5,7 @@ use super::health::Health;
 use super::link::{LinkError, millis};
 use super::remote::{Peer, failed};
 use super::round_trip::{AttemptId, Holders, RoundTrip};
+use super::spot_check::SpotCheck;
 use super::{DispatchError, Faults};
 use crate::measure::Clock;
 use crate::wire::{self, ReplyError, Ticket};
@@ -23,6 +24,7 @@ pub(super) struct Delivery<'a> {
     pub(super) health: &'a mut Health,
     pub(super) faults: &'a mut Faults,
     pub(super) departures: &'a mut Departures,
+    pub(super) spot_check: &'a SpotCheck,
     /// Messages sent so far, on all streams.
     pub(super) sequence: &'a mut u64,
     pub(super) clock: Clock,
@@ -34,8 +36,8 @@ pub(super) struct Delivery<'a> {
 }
 
 /// A delivery under way.
-struct Course<'a, 'o> {
-    with: Delivery<'a>,
+struct Course<'c, 'a, 'o> {
+    with: &'c mut Delivery<'a>,
     trip: RoundTrip<'o>,
     orders: &'o Orders,
     /// Messages without a reply: the attempt, and when it is late.
@@ -49,18 +51,37 @@ struct Course<'a, 'o> {
 }
 
 impl Delivery<'_> {
-    /// Sends all orders, which are in ascending order of node, and waits until every token is
-    /// answered.
+    /// Sends all orders, which are in ascending order of node, waits until every token is answered,
+    /// and checks a share of the answers. A round in which a node answered wrongly is sent again
+    /// without it.
     ///
     /// # Errors
     /// A node that refuses, or that fails while nobody else can compute its order.
     pub(super) async fn run(
-        self,
+        mut self,
         orders: &Orders,
         holders: &Holders,
     ) -> Result<Replies, DispatchError> {
-        let width = self.width;
-        let started_ns = self.clock.now_ns();
+        let pairs = orders.nodes.iter().map(|order| order.pairs()).sum();
+        self.health.sent(pairs);
+        self.faults.pairs += pairs as u64;
+        loop {
+            let (replies, answerers) = self.deliver(orders, holders).await?;
+            // Each time that it does not pass a node is lost, so this ends.
+            if self.passes_checks(orders, holders, &replies, &answerers).await {
+                return Ok(replies);
+            }
+        }
+    }
+
+    /// Sends all orders and waits until every token is answered. Also gives the nodes that answered, for
+    /// each order and each of its groups.
+    pub(super) async fn deliver(
+        &mut self,
+        orders: &Orders,
+        holders: &Holders,
+    ) -> Result<(Replies, Vec<Vec<NodeId>>), DispatchError> {
+        let (width, started_ns) = (self.width, self.clock.now_ns());
         let mut course = Course {
             with: self,
             trip: RoundTrip::new(orders, holders),
@@ -73,7 +94,8 @@ impl Delivery<'_> {
         };
         course.run().await?;
         course.learn();
-        Ok(course.trip.into_replies(width))
+        let answerers = course.trip.answerers();
+        Ok((course.trip.into_replies(width), answerers))
     }
 
     /// The next reply of any node that is not lost, or its loss. What lost nodes still say is dropped
@@ -106,11 +128,8 @@ impl Delivery<'_> {
     }
 }
 
-impl Course<'_, '_> {
+impl Course<'_, '_, '_> {
     async fn run(&mut self) -> Result<(), DispatchError> {
-        let pairs = self.orders.nodes.iter().map(|order| order.pairs()).sum();
-        self.with.health.sent(pairs);
-        self.with.faults.pairs += pairs as u64;
         // All are sent before the first reply is awaited, so the nodes compute at the same time.
         self.send_all(self.trip.attempts().collect())?;
         while !self.trip.is_done() {
@@ -118,7 +137,7 @@ impl Course<'_, '_> {
             let wake_ns = self.hedge_at_ns().into_iter().chain(self.late_at_ns()).min();
             let wake_ns = wake_ns.expect("what is not answered is awaited").saturating_sub(now_ns);
             match timeout(Duration::from_nanos(wake_ns), self.with.next_event()).await {
-                Ok((node, Ok(reply))) => self.take(node, &reply)?,
+                Ok((node, Ok(reply))) => self.take(node, reply)?,
                 Ok((node, Err(error))) => self.lose(failed(node, error))?,
                 Err(_) => {
                     self.give_up_late()?;
@@ -185,7 +204,7 @@ impl Course<'_, '_> {
         Ticket { step: self.orders.step, layer: self.orders.layer, sequence }
     }
 
-    fn take(&mut self, node: NodeId, reply: &ComputeReply) -> Result<(), DispatchError> {
+    fn take(&mut self, node: NodeId, mut reply: ComputeReply) -> Result<(), DispatchError> {
         let bad = |detail| DispatchError::BadReply { node, detail };
         let sequence = reply.sequence;
         let Some((id, _)) = self.awaited.get(&sequence).copied() else {
@@ -203,7 +222,7 @@ impl Course<'_, '_> {
         }
         let (pairs, is_first) = (attempt.order.pairs(), attempt.is_first);
         let ticket = self.ticket(sequence);
-        match wire::decode_reply(reply, ticket, node, pairs, self.with.width) {
+        match wire::decode_reply(&mut reply, ticket, node, pairs, self.with.width) {
             Ok(reply) => {
                 self.awaited.remove(&sequence);
                 self.with.peers[node.index()].ledger.answered(pairs, &reply);

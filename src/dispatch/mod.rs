@@ -12,6 +12,7 @@ pub mod placement;
 mod remote;
 mod round_trip;
 mod settings;
+mod spot_check;
 
 pub use in_process::InProcess;
 pub use joined::{Joined, JoinedSettings, MembershipCounts, OwnWorker};
@@ -99,6 +100,12 @@ pub struct Faults {
     pub hedges: u64,
     /// Hedges that answered for the node they were to spare.
     pub hedges_won: u64,
+    /// Orders whose outputs were compared with those of other nodes.
+    pub spot_checks: u64,
+    /// Orders that were to be compared while no other node could compute them.
+    pub spot_checks_skipped: u64,
+    /// Nodes that were lost because they answered wrong outputs.
+    pub quarantined: u64,
     /// Replies of nodes that were lost before they came: dropped.
     pub stale_replies: u64,
     /// The longest round in which something was rerouted, from its orders to its last reply.

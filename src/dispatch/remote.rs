@@ -8,6 +8,7 @@ use super::{
     health::Health,
     link::{self, Link, LinkError},
     round_trip::Holders,
+    spot_check::SpotCheck,
 };
 use crate::measure::Clock;
 use crate::wire;
@@ -29,6 +30,7 @@ pub struct Remote {
     health: Health,
     pub(super) faults: Faults,
     departures: Departures,
+    pub(super) spot_check: SpotCheck,
     clock: Clock,
     /// Messages sent so far; orders those of every stream.
     sequence: u64,
@@ -86,6 +88,7 @@ impl Remote {
             health: Health::new(peers.len(), settings.hedge_budget),
             peers,
             deadlines: settings.deadlines,
+            spot_check: SpotCheck::new(&settings),
             holders: Holders::new(),
             faults: Faults::default(),
             departures: Departures::default(),
@@ -209,6 +212,7 @@ impl Peer {
 
 impl Dispatch for Remote {
     async fn load(&mut self, shards: Vec<ShardAssignment>) -> Result<(), DispatchError> {
+        self.spot_check.know(&shards);
         let mut by_node = vec![Vec::new(); self.peers.len()];
         for shard in shards {
             self.peer(shard.node)?;
@@ -247,6 +251,7 @@ impl Dispatch for Remote {
             health: &mut self.health,
             faults: &mut self.faults,
             departures: &mut self.departures,
+            spot_check: &self.spot_check,
             sequence: &mut self.sequence,
             clock: self.clock,
             deadline: self.deadlines.compute,

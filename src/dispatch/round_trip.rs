@@ -172,6 +172,19 @@ impl<'a> RoundTrip<'a> {
         self.ask_others(&groups, |node| available(node).then_some(true))
     }
 
+    /// The nodes whose replies count, for each order and each of its groups.
+    ///
+    /// # Panics
+    /// When a token is not answered.
+    pub(super) fn answerers(&self) -> Vec<Vec<NodeId>> {
+        let mut by_order = vec![Vec::new(); self.orders.nodes.len()];
+        for group in &self.groups {
+            let (attempt, _) = group.answer.expect("every group is answered");
+            by_order[group.place.0].push(self.attempts[attempt.0].node);
+        }
+        by_order
+    }
+
     /// The replies to the orders, each under the name of the order's own node.
     ///
     /// # Panics

@@ -12,11 +12,21 @@ pub struct RemoteSettings {
     /// Connections that carry orders and replies, for each node; another carries health and shards.
     /// 0 counts as 1.
     pub data_connections: usize,
+    /// Orders that are computed a second time, by other holders of their experts, for each order: 0 to 1.
+    pub spot_check_share: f64,
+    /// Which orders these are.
+    pub spot_check_seed: u64,
 }
 
 impl Default for RemoteSettings {
-    /// Hedges for one pair in twenty, one data connection.
+    /// Hedges for one pair in twenty, one data connection, no checks.
     fn default() -> Self {
-        Self { deadlines: Deadlines::default(), hedge_budget: 0.05, data_connections: 1 }
+        Self {
+            deadlines: Deadlines::default(),
+            hedge_budget: 0.05,
+            data_connections: 1,
+            spot_check_share: 0.0,
+            spot_check_seed: 0,
+        }
     }
 }

@@ -400,6 +400,15 @@ pub struct FaultFigures {
     pub lost_nodes: u64,
     /// Times that a node was set aside for a while because it was slow.
     pub set_aside: u64,
+    /// Orders whose outputs were compared bit by bit with those of other nodes.
+    #[serde(default)]
+    pub spot_checks: u64,
+    /// Orders that were to be compared while no other node could compute them.
+    #[serde(default)]
+    pub spot_checks_skipped: u64,
+    /// Nodes that were lost because a comparison found their outputs wrong.
+    #[serde(default)]
+    pub quarantined_nodes: u64,
     /// Replies that came from nodes after they were lost: dropped.
     #[serde(default)]
     pub stale_replies: u64,

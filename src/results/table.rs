@@ -196,7 +196,12 @@ pub(super) fn lag_text(lag: &GeneratorLag) -> String {
 
 /// The figures of a run of as many pairs without faults.
 fn calm(faults: &FaultFigures) -> FaultFigures {
-    FaultFigures { hedged_share: faults.hedged_share, ..FaultFigures::default() }
+    FaultFigures {
+        hedged_share: faults.hedged_share,
+        spot_checks: faults.spot_checks,
+        spot_checks_skipped: faults.spot_checks_skipped,
+        ..FaultFigures::default()
+    }
 }
 
 fn loss_controls(quality: &Quality) -> String {

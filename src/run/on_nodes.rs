@@ -27,7 +27,7 @@ impl Plan<'_> {
         job: &mut impl Job,
     ) -> (Result<(), ServeError>, Served) {
         let nodes = &self.scenario.nodes;
-        let remote = remote_settings(nodes);
+        let remote = remote_settings(nodes, self.scenario.seed);
         settings.progress.phase("starting nodes");
         match nodes.engine {
             Engine::InProcess => self.on_started(InProcess::new(), settings, interrupts, job).await,
@@ -82,12 +82,14 @@ impl Plan<'_> {
     }
 }
 
-fn remote_settings(nodes: &file::Nodes) -> RemoteSettings {
+fn remote_settings(nodes: &file::Nodes, seed: u64) -> RemoteSettings {
     let compute = Duration::from_millis(u64::from(nodes.deadline_ms));
     RemoteSettings {
         deadlines: Deadlines { compute, ..Deadlines::default() },
         hedge_budget: nodes.hedge_budget,
         data_connections: nodes.data_connections as usize,
+        spot_check_share: nodes.spot_check_share,
+        spot_check_seed: seed,
     }
 }
 

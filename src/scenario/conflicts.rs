@@ -190,6 +190,14 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
     });
     placement(scenario, found);
     joining(nodes, found);
+    let has_copies = nodes.replicas > 1 || nodes.replica_slots > 0;
+    let checks = nodes.spot_check_share > 0.0;
+    found.unless(!checks || has_copies, &["nodes.spot_check_share", "nodes.replicas"], || {
+        let share = nodes.spot_check_share;
+        let message =
+            format!("`nodes.spot_check_share` is {share} but no expert has a second node");
+        (message, "write replicas = 2 or more, or take the share out".into())
+    });
     if nodes.engine == Engine::Peers {
         found.unless(
             peers == count as usize,

@@ -337,6 +337,10 @@ pub struct Nodes {
     /// Default 1.
     #[schemars(range(min = 1, max = 16))]
     pub data_connections: u32,
+    /// Orders whose outputs are compared bit by bit with those of other nodes, for each order, 0 to 1;
+    /// needs replicas, and nodes of one kind of CPU. Default 0.
+    #[schemars(range(min = 0, max = 1))]
+    pub spot_check_share: f64,
 }
 
 impl Default for Nodes {
@@ -358,6 +362,7 @@ impl Default for Nodes {
             hedge_budget: 0.05,
             sockets: Sockets::Unix,
             data_connections: 1,
+            spot_check_share: 0.0,
         }
     }
 }

@@ -25,6 +25,7 @@ mod parity;
 mod results;
 mod scenario;
 mod slurm;
+mod spot_check;
 mod tidy;
 mod wire;
 mod worker;

@@ -207,6 +207,7 @@ impl Joined {
 
 impl Dispatch for Joined {
     async fn load(&mut self, assignments: Vec<ShardAssignment>) -> Result<(), DispatchError> {
+        self.remote.spot_check.know(&assignments);
         let mut shards: BTreeMap<(LayerId, ExpertId), (Arc<Expert>, Vec<NodeId>)> = BTreeMap::new();
         for ShardAssignment { node, layer, expert, expert_weights } in assignments {
             let shard = shards.entry((layer, expert)).or_insert((expert_weights, Vec::new()));
