@@ -97,15 +97,54 @@ impl Rows {
 
 /// Rows that meet one expert, in panels of 8, 4, 2 and 1 tokens: within a group, panel by panel,
 /// a panel's quads one after another and of each the tokens side by side.
-pub(super) struct Panels {
+pub(super) struct Panels<'a> {
     grouping: Grouping,
     tokens: usize,
     /// `[group][panel][quad][token]`
+    codes: &'a mut [i32],
+    /// `[group][token]`
+    scales: &'a mut [f32],
+    /// `[group][token]`
+    offsets: &'a mut [f32],
+}
+
+/// Memory that [`Panels`] are cut from. What it holds is what earlier ones left: every code and factor
+/// of panels is written before it is read.
+#[derive(Default)]
+pub(super) struct Room {
     codes: Vec<i32>,
-    /// `[group][token]`
-    scales: Vec<f32>,
-    /// `[group][token]`
-    offsets: Vec<f32>,
+    factors: Vec<f32>,
+}
+
+/// What is left of a [`Room`].
+pub(super) struct Rest<'a> {
+    codes: &'a mut [i32],
+    factors: &'a mut [f32],
+}
+
+impl Room {
+    /// Makes room for panels of all these groupings and tokens.
+    pub(super) fn reserve(&mut self, panels: impl Iterator<Item = (Grouping, usize)>) -> Rest<'_> {
+        let (codes, factors) = panels.fold((0, 0), |(codes, factors), (grouping, tokens)| {
+            (codes + tokens * grouping.quads(), factors + 2 * tokens * grouping.groups())
+        });
+        if self.codes.len() < codes {
+            self.codes = vec![0; codes];
+        }
+        if self.factors.len() < factors {
+            self.factors = vec![0.0; factors];
+        }
+        Rest { codes: &mut self.codes, factors: &mut self.factors }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<i32>() * self.codes.len() + size_of::<f32>() * self.factors.len()
+    }
+}
+
+/// Takes the first `len` values off `rest`.
+fn take<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    rest.split_off_mut(..len).expect("room was reserved")
 }
 
 /// Whole groups of all tokens of [`Panels`].
@@ -126,12 +165,17 @@ pub(super) fn panels(tokens: usize) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-impl Panels {
-    /// Room for `tokens` rows.
-    pub(super) fn new(grouping: Grouping, tokens: usize) -> Self {
-        let factors = vec![0.0; tokens * grouping.groups()];
-        let codes = vec![0; tokens * grouping.quads()];
-        Self { grouping, tokens, codes, scales: factors.clone(), offsets: factors }
+impl<'a> Panels<'a> {
+    /// For `tokens` rows, of what was reserved.
+    pub(super) fn new(grouping: Grouping, tokens: usize, rest: &mut Rest<'a>) -> Self {
+        let factors = tokens * grouping.groups();
+        Self {
+            grouping,
+            tokens,
+            codes: take(&mut rest.codes, tokens * grouping.quads()),
+            scales: take(&mut rest.factors, factors),
+            offsets: take(&mut rest.factors, factors),
+        }
     }
 
     pub(super) fn grouping(&self) -> Grouping {
@@ -229,7 +273,7 @@ impl<'a> PanelGroups<'a> {
 /// A few tokens that meet a tile together.
 #[derive(Clone, Copy)]
 pub(super) struct Panel<'a> {
-    of: &'a Panels,
+    of: &'a Panels<'a>,
     first: usize,
     tokens: usize,
 }
@@ -259,6 +303,11 @@ pub(super) struct GroupPanel<'a, const M: usize> {
 }
 
 impl<'a> Panel<'a> {
+    /// Its first token within the batch.
+    pub(super) fn first(&self) -> usize {
+        self.first
+    }
+
     pub(super) fn tokens(&self) -> usize {
         self.tokens
     }
@@ -277,7 +326,7 @@ impl<'a> Panel<'a> {
 
     /// Codes, scales and offsets of the whole batch, in the order that [`Panels`] gives.
     pub(super) fn slices(&self) -> (&'a [i32], &'a [f32], &'a [f32]) {
-        (&self.of.codes, &self.of.scales, &self.of.offsets)
+        (self.of.codes, self.of.scales, self.of.offsets)
     }
 
     /// The groups, given that there are `M` tokens.
@@ -285,7 +334,7 @@ impl<'a> Panel<'a> {
     pub(super) fn groups<const M: usize>(self) -> impl Iterator<Item = GroupPanel<'a, M>> {
         assert_eq!(self.tokens, M, "the kernel is one for this number of tokens");
         let Panel { of, first, .. } = self;
-        let mut rest = of.codes.as_slice();
+        let mut rest = &*of.codes;
         let factors = of.scales.chunks_exact(of.tokens).zip(of.offsets.chunks_exact(of.tokens));
         of.grouping.each_group().zip(factors).map(move |(quads, (scales, offsets))| {
             let (codes, after) = rest.split_at(quads * of.tokens);

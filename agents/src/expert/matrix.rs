@@ -129,6 +129,11 @@ impl Layout {
         self.tiles() * self.tile_lines()
     }
 
+    /// Weights, without padding.
+    pub(super) fn weights(&self) -> usize {
+        self.rows * self.columns
+    }
+
     /// Bytes of codes, scales and minima.
     pub(super) fn bytes(&self) -> usize {
         LINE_BYTES * self.lines()
@@ -199,6 +204,11 @@ impl Matrix {
     pub(super) fn tile(&self, tile: usize) -> &[Line] {
         let lines = self.layout.tile_lines();
         &self.lines[tile * lines..][..lines]
+    }
+
+    /// The lines of a tile, or none beyond the last.
+    pub(super) fn tile_if_any(&self, tile: usize) -> &[Line] {
+        if tile < self.layout.tiles() { self.tile(tile) } else { &[] }
     }
 
     /// The lines of scales and minima, in their order.

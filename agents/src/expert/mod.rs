@@ -13,6 +13,7 @@ pub mod grouped;
 mod kernel;
 mod matrix;
 pub mod reference;
+mod tasks;
 
 pub use bits::{BitWidth, UnknownBitWidth};
 pub use codec::CodecError;
@@ -20,9 +21,10 @@ pub use group::{Group, MAX_GROUP};
 
 use crate::ids::TokenId;
 use crate::linear;
-use grouped::{ExpertBatch, Threads};
+use grouped::ExpertBatch;
 use kernel::Kernels;
 use matrix::{Layout, Matrix};
+use tasks::Threads;
 
 /// Sizes of an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! The kernels against each other and against integers.
 
-use super::activations::{Grouping, Panels, Rows, panels};
-use super::grouped::{self, ExpertBatch, Threads};
+use super::activations::{Grouping, Panels, Room, Rows, panels};
+use super::grouped::{self, ExpertBatch};
 use super::kernel::{Kernels, NO_SUMS};
 use super::matrix::{FACTOR_LINES, LINE_BYTES, Layout, Line, Matrix, TILE_ROWS};
+use super::tasks::Threads;
 use super::{BitWidth, Expert, ExpertShape, GROUP_LENGTHS, Group};
 use crate::ids::TokenId;
 use crate::rng::stream;
@@ -111,12 +112,15 @@ fn integer_products_are_exact_up_to_the_largest_codes() {
                     let grouping = Grouping { columns, group };
                     let mut rows = Rows::new(grouping, 15);
                     rows.parts(&x, 4).for_each(|part| Rows::fill(kernels, grouping, part));
-                    let mut input = Panels::new(grouping, 15);
+                    let mut room = Room::default();
+                    let mut rest = room.reserve(std::iter::once((grouping, 15)));
+                    let mut input = Panels::new(grouping, 15, &mut rest);
                     let tokens: Vec<TokenId> = (0..15).map(TokenId).collect();
                     input.gather(&rows, &tokens);
                     for (first, size) in panels(15) {
                         let mut sums = NO_SUMS;
-                        kernels.product(width, w.tile(0), input.panel((first, size)), &mut sums);
+                        let panel = input.panel((first, size));
+                        kernels.product(width, (w.tile(0), &[]), panel, &mut sums);
                         for (row, t) in
                             (0..TILE_ROWS).flat_map(|row| (0..size).map(move |t| (row, t)))
                         {

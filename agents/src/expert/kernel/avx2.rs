@@ -14,7 +14,7 @@ use crate::expert::matrix::{BLOCK_QUADS, FACTOR_LINES, LANES, Lanes, Line};
 
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn product<const BITS: usize, const M: usize>(
-    tile: &[Line],
+    (tile, _): (&[Line], &[Line]),
     panel: Panel<'_>,
     sums: &mut Sums,
 ) {

@@ -5,7 +5,7 @@ use super::Sums;
 use crate::expert::matrix::{LANES, Lanes};
 
 /// Adding 1.5 · 2²³ rounds to a whole number, which then stands in the low bits.
-const ROUNDER: f32 = 12_582_912.0;
+pub(super) const ROUNDER: f32 = 12_582_912.0;
 
 /// Groups below this are zero; above it, 127 ÷ the largest value is finite.
 const SMALLEST: f32 = 7.888_609e-31;
@@ -23,11 +23,13 @@ pub(super) fn quantize(values: &[f32], codes: &mut [i32]) -> (f32, f32) {
         }
     }
     let largest = f32::from_bits(largest.into_iter().fold(0, u32::max));
-    if !(SMALLEST..f32::INFINITY).contains(&largest) {
-        codes.as_flattened_mut().fill(0);
-        return if largest < SMALLEST { (0.0, 0.0) } else { (f32::NAN, f32::NAN) };
-    }
-    let (scale, inverse) = (largest / 127.0, 127.0 / largest);
+    let (scale, inverse) = match scale(largest) {
+        Ok(scale) => scale,
+        Err(factors) => {
+            codes.as_flattened_mut().fill(0);
+            return factors;
+        }
+    };
     let mut sums = [0_i32; LANES];
     for (values, codes) in values.iter().zip(codes) {
         let mut bytes = [0; LANES];
@@ -42,6 +44,19 @@ pub(super) fn quantize(values: &[f32], codes: &mut [i32]) -> (f32, f32) {
         }
     }
     (scale, scale * whole(sums.iter().sum()))
+}
+
+/// Scale and inverse scale of a group of this largest magnitude; or, where its codes are zeros, its
+/// factors.
+#[inline(always)]
+pub(super) fn scale(largest: f32) -> Result<(f32, f32), (f32, f32)> {
+    if (SMALLEST..f32::INFINITY).contains(&largest) {
+        Ok((largest / 127.0, 127.0 / largest))
+    } else if largest < SMALLEST {
+        Err((0.0, 0.0))
+    } else {
+        Err((f32::NAN, f32::NAN))
+    }
 }
 
 #[inline(always)]
@@ -91,7 +106,7 @@ pub(super) fn add_group(
 /// A whole number below 2²⁴ in magnitude, exactly.
 #[expect(clippy::cast_precision_loss, reason = "f32 holds every whole number below 2^24")]
 #[inline(always)]
-fn whole(number: i32) -> f32 {
+pub(super) fn whole(number: i32) -> f32 {
     number as f32
 }
 

@@ -36,7 +36,7 @@ pub(super) type Sums = [[Lanes; PANEL_TOKENS]; 2];
 pub(super) const NO_SUMS: Sums = [[[0.0; LANES]; PANEL_TOKENS]; 2];
 
 /// Outputs of a tile of one width for a panel of one size. Unspecified beyond its tokens.
-type Product = unsafe fn(&[Line], Panel<'_>, &mut Sums);
+type Product = unsafe fn((&[Line], &[Line]), Panel<'_>, &mut Sums);
 
 /// The arithmetic in one kind of instructions. Only [`Kernels::available`] hands them out.
 pub(super) struct Kernels {
@@ -115,8 +115,14 @@ impl Kernels {
     }
 
     /// The outputs of a tile, of codes of `bits`, for the tokens of a panel; those of `sums`
-    /// beyond are unspecified.
-    pub(super) fn product(&self, bits: u32, tile: &[Line], panel: Panel<'_>, sums: &mut Sums) {
+    /// beyond are unspecified. `next` are lines that will be read soon: they are asked for on the way.
+    pub(super) fn product(
+        &self,
+        bits: u32,
+        (tile, next): (&[Line], &[Line]),
+        panel: Panel<'_>,
+        sums: &mut Sums,
+    ) {
         let width = match bits {
             2 => 0,
             3 => 1,
@@ -126,7 +132,7 @@ impl Kernels {
         };
         let product = self.products[width][panel.tokens().ilog2() as usize];
         // SAFETY: the processor has these instructions, as `available` found.
-        unsafe { product(tile, panel, sums) }
+        unsafe { product((tile, next), panel, sums) }
     }
 
     /// `silu(gate) ⊙ up` of each token, from the sums of both, into the first values of its row,

@@ -5,7 +5,7 @@ use crate::expert::activations::Panel;
 use crate::expert::matrix::{BLOCK_QUADS, Block, FACTOR_LINES, LANES, LINE_BYTES, Line};
 
 pub(super) fn product<const BITS: usize, const M: usize>(
-    tile: &[Line],
+    (tile, _): (&[Line], &[Line]),
     panel: Panel<'_>,
     sums: &mut Sums,
 ) {
