@@ -92,7 +92,7 @@ impl Rotary {
     ) {
         let half = self.head_dim / 2;
         let row_len = heads * self.head_dim;
-        rows.par_chunks_mut(row_len).enumerate().for_each(|(row, values)| {
+        each_row(rows, row_len, |row, values| {
             let at = position(row) * half;
             let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
             for head in values.chunks_exact_mut(self.head_dim) {
@@ -103,6 +103,15 @@ impl Rotary {
             }
         });
     }
+}
+
+/// Does something to every row: a block of them is a task, for a row alone is too little.
+fn each_row(rows: &mut [f32], row_len: usize, run: impl Fn(usize, &mut [f32]) + Sync) {
+    rows.par_chunks_mut(linear::ROW_BLOCK * row_len).enumerate().for_each(|(block, rows)| {
+        for (row, values) in rows.chunks_exact_mut(row_len).enumerate() {
+            run(block * linear::ROW_BLOCK + row, values);
+        }
+    });
 }
 
 /// The rotary frequencies `theta^(−2i/head_dim)` of `head_dim / 2` pairs of components.
@@ -152,7 +161,7 @@ pub fn causal_attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape) 
     });
 
     let mut out = vec![0.0; q.len()];
-    out.par_chunks_mut(heads * head_dim).enumerate().for_each(|(row, out)| {
+    each_row(&mut out, heads * head_dim, |row, out| {
         let (at, position) = (row / window, row % window);
         for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
             let from = ((at * heads + head) * window + position) * head_dim;
