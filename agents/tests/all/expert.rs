@@ -3,6 +3,7 @@
 use agents::expert::{
     BitWidth, CodecError, Expert, ExpertShape, GROUP_LENGTHS, Group, f32_bytes, reference,
 };
+use agents::quantize::{Format, hqq, nearest};
 use agents::rng::stream;
 use half::f16;
 use proptest::prelude::*;
@@ -303,6 +304,27 @@ fn the_search_beats_plain_rounding_clearly_at_two_bits() {
     let plain = total(&|w| min_max_error(w, 3));
     let search = total(&|w| Group::fit(w, 3).squared_error);
     assert!(search < 0.75 * plain, "{search} against {plain}");
+}
+
+/// Data, measure and limits of llama.cpp's `tests/test-quantize-fns.cpp`: 0.1 + 2 cos(i), 4096 values,
+/// √Σd² ÷ n at most 0.0075 with 2 bits, 0.004 with 3 and 0.002 with more.
+#[test]
+fn errors_are_within_the_limits_that_llama_cpp_has_for_its_types() {
+    let weights: Vec<f32> = (0..4096_u16).map(|i| 0.1 + 2.0 * f32::from(i).cos()).collect();
+    for (bits, limit) in [(2, 0.0075), (3, 0.004), (4, 0.002), (8, 0.002)] {
+        for group in GROUP_LENGTHS {
+            let format = Format { bits, group };
+            for (name, matrix) in [
+                ("nearest", nearest(&weights, &[1.0; 256], format)),
+                ("hqq", hqq(&weights, 256, format)),
+            ] {
+                let decoded = matrix.weights();
+                let squares = weights.iter().zip(&decoded).map(|(a, b)| f64::from(a - b).powi(2));
+                let error = squares.sum::<f64>().sqrt() / weights.len() as f64;
+                assert!(error <= limit, "{name}, {bits} bits in groups of {group}: {error}");
+            }
+        }
+    }
 }
 
 #[test]
