@@ -6,8 +6,8 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::eval::{Evaluation, Scored, evaluate};
 use crate::model::experts::LocalExperts;
 use crate::model::quantize::{
-    Pruning, QuantizeSettings, QuantizedModel, Rounding, check_empty, quantize as quantize_model,
-    write,
+    OWN_WINDOWS, Pruning, QuantizeSettings, QuantizedModel, Rounding, check_empty, own_text,
+    quantize as quantize_model, write,
 };
 use crate::model::tokenizer::{Document, Tokenizer, read_text};
 use agents::expert::{BitWidth, MAX_GROUP};
@@ -30,10 +30,10 @@ pub(super) struct QuantizeArgs {
     /// Size of the whole model against f32, such as 90.6%, 3.1bpw or 3MB
     #[arg(long)]
     budget: Budget,
-    /// UTF-8 text that shows what the weights are multiplied with
+    /// UTF-8 text that shows what the weights are multiplied with; without it the model writes its own
     #[arg(long, value_name = "FILE")]
-    calibration: PathBuf,
-    /// Windows of 256 tokens that are taken from it, evenly spaced
+    calibration: Option<PathBuf>,
+    /// Windows of 256 tokens that are taken from it, evenly spaced; of its own a model writes 16 at most
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     windows: u32,
     /// Widths to choose from: bits, or bits:weights that share a scale
@@ -42,9 +42,10 @@ pub(super) struct QuantizeArgs {
     /// Who chooses widths: `exact`, `hull`, `flock`, `local_search`, or `uniform:N` for N bits everywhere
     #[arg(long, value_name = "NAME", default_value = "exact")]
     allocator: String,
-    /// How weights are rounded once their widths are chosen
-    #[arg(long, value_enum, default_value_t = RoundingName::Gptq)]
-    rounding: RoundingName,
+    /// How weights are rounded once their widths are chosen: by default `gptq` with a calibration text,
+    /// `search` without
+    #[arg(long, value_enum)]
+    rounding: Option<RoundingName>,
     /// Share of each layer's experts to leave out first, from 0 to below 1, rounded down
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     prune: f64,
@@ -61,8 +62,10 @@ pub(super) struct QuantizeArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum RoundingName {
-    /// For the inputs that they meet
+    /// For the inputs that they meet, each making up for those before
     Gptq,
+    /// Each group by itself, for the least squared error weighted by the inputs it meets
+    Search,
     /// Each group by itself, for the least error in the 0.7-norm; without data
     Hqq,
     /// Each group by itself, for the least squared error: the control
@@ -115,13 +118,25 @@ pub(super) fn quantize(args: &QuantizeArgs, registries: &Registries) -> Outcome 
         let text = read_text(path).map_err(Failure::bad_input)?;
         tokenizer.encode_document(&text).map_err(Failure::bad_input)
     };
-    let calibration = encode(&args.calibration)?.ids;
+    let given = args.calibration.as_ref().map(encode).transpose()?.map(|text| text.ids);
     let scored = args.text.as_ref().map(encode).transpose()?;
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let is_own = given.is_none();
+    let calibration = given.map_or_else(
+        || {
+            bar.set_message("letting the model write calibration text");
+            own_text(&checkpoint, args.windows as usize).map_err(Failure::bad_input)
+        },
+        Ok,
+    )?;
+    let default = if is_own { RoundingName::Search } else { RoundingName::Gptq };
     let settings = QuantizeSettings {
         budget_bytes: args.budget.bytes(checkpoint.weights_count()),
         formats: args.formats.iter().map(|format| format.0).collect(),
-        rounding: match args.rounding {
+        rounding: match args.rounding.unwrap_or(default) {
             RoundingName::Gptq => Rounding::Gptq,
+            RoundingName::Search => Rounding::Search,
             RoundingName::Hqq => Rounding::Hqq,
             RoundingName::Nearest => Rounding::Nearest,
         },
@@ -135,8 +150,6 @@ pub(super) fn quantize(args: &QuantizeArgs, registries: &Registries) -> Outcome 
             },
         }),
     };
-    let bar = ProgressBar::new_spinner();
-    bar.enable_steady_tick(Duration::from_millis(100));
     let told = bar.clone();
     let model = quantize_model(&checkpoint, &settings, allocator.as_ref(), |done| {
         told.set_message(done.to_owned());
@@ -148,7 +161,7 @@ pub(super) fn quantize(args: &QuantizeArgs, registries: &Registries) -> Outcome 
     bar.set_message("scoring");
     let evaluation = scored.map(|document| score(&model, &checkpoint, &document)).transpose()?;
     bar.finish_and_clear();
-    let shown = Shown { model: &model, settings: &settings, allocator: &args.allocator };
+    let shown = Shown { model: &model, settings: &settings, allocator: &args.allocator, is_own };
     if args.json {
         print_json(&shown.json(evaluation.as_ref()))
     } else {
@@ -177,6 +190,8 @@ struct Shown<'a> {
     model: &'a QuantizedModel,
     settings: &'a QuantizeSettings,
     allocator: &'a str,
+    /// Whether the model wrote the calibration text.
+    is_own: bool,
 }
 
 impl Shown<'_> {
@@ -214,6 +229,7 @@ impl Shown<'_> {
             "saving": self.saved(),
             "bits_per_weight": self.bits_per_weight(),
             "allocator": self.allocator,
+            "calibration": if self.is_own { "own" } else { "given" },
             "gap_to_exact": allocation.gap_to(optimum),
             "exact": optimum.exact,
             "expected_divergence": allocation.cost,
@@ -241,6 +257,10 @@ impl Shown<'_> {
         }
         for (Format { bits, group }, count) in self.formats() {
             text += &format!("{bits} bits         {count} matrices, {group} weights a scale\n");
+        }
+        if self.is_own {
+            let windows = self.settings.windows.min(OWN_WINDOWS);
+            text += &format!("calibration    on text of the model's own, {windows} windows\n");
         }
         let gap = allocation
             .gap_to(optimum)

@@ -171,13 +171,34 @@ fn tiny(ids: &[u32], rounding: Rounding, threads: usize) -> QuantizedModel {
 #[test]
 fn a_model_has_the_same_bits_at_any_number_of_threads() {
     let ids: Vec<u32> = (0_u32..2100).map(|at| at * at % 61).collect();
-    for rounding in [Rounding::Gptq, Rounding::Hqq, Rounding::Nearest] {
+    for rounding in [Rounding::Gptq, Rounding::Search, Rounding::Hqq, Rounding::Nearest] {
         let (one, five) = (tiny(&ids, rounding, 1), tiny(&ids, rounding, 5));
         assert!(one.matrices == five.matrices, "{rounding:?}");
         assert_eq!(one.allocation, five.allocation, "{rounding:?}");
         let formats = one.matrices.values().map(|matrix| matrix.format().bits);
         assert!(formats.clone().min() < formats.max(), "widths are mixed");
     }
+}
+
+#[test]
+fn without_a_text_the_model_writes_its_own_and_rounds_by_weighted_search() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let quantize = |out: &str, more: &[&str]| {
+        let out = folder.path().join(out);
+        let out = out.to_str().expect("a plain path");
+        let args = ["quantize", DENSE, "--budget", "85%", "--out", out, "--json", "--windows", "2"];
+        let ended = nashflock(&[&args[..], more].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        (ended.json(), fs::read(Path::new(out).join("model.safetensors")).expect("weights"))
+    };
+    let scored = ["--text", "scenarios/text/murmuration.txt"];
+    let (json, bytes) = quantize("one", &scored);
+    assert_eq!(json["calibration"], "own");
+    assert!(json["saving"].as_f64() >= Some(0.85), "{json}");
+    let of = |key: &str| json["evaluation"][key].as_f64().expect("a number");
+    assert!(of("loss") < of("loss_f32") + 0.1, "{json}");
+    assert!(bytes == quantize("again", &["--rounding", "search"]).1, "the same text every time");
+    assert!(bytes != quantize("other", &["--rounding", "nearest"]).1, "inputs are looked at");
 }
 
 #[test]

@@ -52,6 +52,12 @@ impl Gptq {
         self.columns
     }
 
+    /// The second moment of each input, the diagonal of H; none where no input was seen.
+    #[must_use]
+    pub fn importance(&self) -> Option<&[f64]> {
+        self.plan.as_ref().map(|plan| plan.importance.as_slice())
+    }
+
     /// As [`gptq`] does.
     ///
     /// # Panics

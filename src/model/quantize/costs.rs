@@ -7,6 +7,7 @@
 //! widths scale with it: the divergence is quadratic in a small change of the logits.
 
 use super::super::eval::WINDOW_TOKENS;
+use super::super::experts::LocalExperts;
 use super::super::trunk::TokensError;
 use super::streams::{Inputs, Visited, by_itself, visit};
 use super::{ExpertPart, Model, Part, Projection};
@@ -95,13 +96,13 @@ fn scales(
         .flat_map(|at| &ids[at * windows / taken * WINDOW_TOKENS..][..WINDOW_TOKENS])
         .copied()
         .collect();
-    let reference = logits(exact, &some)?;
+    let reference = logits(exact, &some, WINDOW_TOKENS)?;
     let mut scales = BTreeMap::new();
     for (kind, parts) in trials {
         let mut model = exact.clone();
         let total: f64 = parts.iter().map(|(part, _)| error(*part)).sum();
         parts.into_iter().for_each(|(part, weights)| model.set(part, weights));
-        let own = logits(&model, &some)?;
+        let own = logits(&model, &some, WINDOW_TOKENS)?;
         let vocab = exact.trunk.config.vocab;
         let rows = reference.par_chunks_exact(vocab).zip(own.par_chunks_exact(vocab));
         let each: Vec<f64> = rows.map(|(a, b)| divergence(a, b)).collect();
@@ -122,10 +123,18 @@ fn row_errors(weights: &[f32], quantized: &[f32], frequencies: &[f64]) -> f64 {
     .sum()
 }
 
-/// The model's logits, experts in f32 under plain top-k.
-fn logits(model: &Model, ids: &[u32]) -> Result<Vec<f32>, TokensError> {
-    let experts = model.local_experts();
-    let mut pass = model.trunk.begin(ids, WINDOW_TOKENS)?;
+/// The model's logits on windows of a length, experts in f32 under plain top-k.
+fn logits(model: &Model, ids: &[u32], window: usize) -> Result<Vec<f32>, TokensError> {
+    logits_of((model, &model.local_experts()), ids, window)
+}
+
+/// [`logits`] of a model whose experts are made ready once.
+pub(super) fn logits_of(
+    (model, experts): (&Model, &LocalExperts),
+    ids: &[u32],
+    window: usize,
+) -> Result<Vec<f32>, TokensError> {
+    let mut pass = model.trunk.begin(ids, window)?;
     for layer in 0..model.trunk.layers.len() {
         let Some(input) = pass.up_to_router(layer) else { continue };
         let output = experts.forward(layer, input.hidden, input.router_logits).output;

@@ -9,12 +9,14 @@
 
 mod costs;
 mod file;
+mod own_text;
 mod parts;
 mod prune;
 mod streams;
 
 pub(super) use file::{FORMAT, VERSION};
 pub use file::{QuantizedError, check_empty, write};
+pub use own_text::{OWN_WINDOWS, own_text};
 pub use parts::{ExpertPart, Part, Projection};
 pub use prune::{Kept, Pruning};
 
@@ -33,6 +35,8 @@ use std::collections::BTreeMap;
 pub enum Rounding {
     /// For the inputs that they meet.
     Gptq,
+    /// Each group by itself, for the least squared error weighted by the inputs' second moments.
+    Search,
     /// Each group by itself, for the least error in the 0.7-norm, without data.
     Hqq,
     /// Each group by itself, for the least squared error: the control.
@@ -190,9 +194,7 @@ impl Measured {
         windows: usize,
         pruning: Option<Pruning>,
     ) -> Result<Self, QuantizeError> {
-        if let Some(part) = unsupported(checkpoint) {
-            return Err(QuantizeError::Unsupported(part));
-        }
+        check_supported(checkpoint)?;
         if let Some(pruning) = pruning {
             pruning.check(&checkpoint.config)?;
         }
@@ -268,6 +270,10 @@ impl Measured {
     pub fn bytes_at(&self, option: usize) -> u64 {
         self.rest + self.units.iter().map(|unit| unit.bytes[option]).sum::<u64>()
     }
+}
+
+fn check_supported(checkpoint: &Checkpoint) -> Result<(), QuantizeError> {
+    unsupported(checkpoint).map_or(Ok(()), |part| Err(QuantizeError::Unsupported(part)))
 }
 
 /// What keeps a model from being quantized here.

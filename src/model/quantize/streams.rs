@@ -39,6 +39,10 @@ pub(super) fn quantize_in_order(
             (Rounding::Hqq, _) => hqq(weights, columns, format),
             (Rounding::Nearest, _) | (_, Inputs::Tokens) => by_itself(weights, columns, format),
             (Rounding::Gptq, Inputs::Moments { gptq, .. }) => gptq.quantize(weights, format).0,
+            (Rounding::Search, Inputs::Moments { gptq, .. }) => match gptq.importance() {
+                Some(importance) => nearest(weights, importance, format),
+                None => by_itself(weights, columns, format),
+            },
         };
         let rare = match (part, inputs) {
             (Part::Expert(layer, expert, ExpertPart::Gate), Inputs::Moments { tokens, .. })
