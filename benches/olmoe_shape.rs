@@ -115,6 +115,7 @@ async fn measure() -> Result<(), Failure> {
 fn random_trunk() -> Result<Trunk, Failure> {
     let json = serde_json::json!({
         "model_type": "olmoe",
+        "hidden_act": "silu",
         "hidden_size": 2048,
         "num_hidden_layers": 16,
         "num_attention_heads": 16,
@@ -176,14 +177,14 @@ fn random_experts() -> Result<Vec<Vec<Arc<Expert>>>, Failure> {
         Expert::quantize(shape, &part("gate"), &part("up"), &part("down"), BitWidth::Four, GROUP);
     let encoded = model.to_bytes();
     let header = encoded.len() - usize::try_from(model.bytes())?;
-    // Each matrix is its codes, two a byte, and then its scales.
-    let codes = shape.weights() / 3 / 2;
-    let matrix = (encoded.len() - header) / 3;
+    // docs/formats.md: a group of 32 rows is a line of scales, one of minima, and its codes, two a byte.
+    let (factors, codes) = (2 * 64, 32 * GROUP / 2);
+    assert!(encoded[header..].len().is_multiple_of(factors + codes), "whole groups");
     let expert = |at: usize| {
         let mut rng = stream(2, &format!("expert {at}"));
         let mut encoded = encoded.clone();
-        for part in encoded[header..].chunks_exact_mut(matrix) {
-            rng.fill(&mut part[..codes]);
+        for group in encoded[header..].chunks_exact_mut(factors + codes) {
+            rng.fill(&mut group[factors..]);
         }
         Expert::from_bytes(&encoded).map(Arc::new)
     };

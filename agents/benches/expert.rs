@@ -1,11 +1,9 @@
-//! The experts of a layer beside what the machine can do. Run with `cargo bench -p agents --bench
-//! expert [-- FILTER]`; on a shared machine, build with `--no-run` and give the binary a priority.
+//! Writes the part of docs/speed.md on experts: the experts of a layer beside what the machine can do.
 //!
-//! Ceilings are measured beside the cases: the rate at which all threads read memory, before every
-//! case, and the rate of 8-bit products of registers. A figure is the median of the repeats; the
-//! cases of a section alternate, so that a slow spell hits them alike.
+//! `cargo bench -p agents --bench expert [-- FILTER]`, of which FILTER is a part of a section's title.
+//! On a shared machine, build with `--no-run` and give the binary the machine to itself.
 
-#![allow(clippy::print_stdout, reason = "the table")]
+#![allow(clippy::print_stdout, reason = "the page")]
 
 mod ceilings;
 
@@ -16,8 +14,23 @@ use agents::rng::stream;
 use ceilings::{giga_macs_per_s, read_gb_per_s, seconds};
 use rand::RngExt as _;
 
-/// Repeats of each case.
+/// Repeats of each case, of which the first warms up.
 const REPEATS: usize = 15;
+
+/// A case takes at least about this long, in as many runs as that takes.
+const CASE_SECONDS: f64 = 2e-3;
+
+const THREADS: usize = 2;
+const EXPERTS: usize = 64;
+
+/// Least share of the read rate that decoding should reach.
+const DECODE_LIMIT: f64 = 0.7;
+/// Least share of the products' peak that prefill should reach.
+const PREFILL_LIMIT: f64 = 0.5;
+/// Most that mixed widths should take of the byte-weighted mean.
+const MIXED_LIMIT: f64 = 1.05;
+/// From so many tokens of an expert on it is prefill.
+const PREFILL_TOKENS: usize = 32;
 
 /// Bits and length of groups of gate, up and down.
 type Formats = [(BitWidth, usize); 3];
@@ -35,85 +48,181 @@ const MODELS: [(&str, Formats); 6] = [
 /// Tokens of an expert.
 const TOKENS: [usize; 5] = [1, 2, 4, 32, 128];
 
-const LARGE: ExpertShape = ExpertShape { width: 2048, hidden: 1024 };
-const SHIPPED: [ExpertShape; 2] =
-    [ExpertShape { width: 256, hidden: 64 }, ExpertShape { width: 256, hidden: 640 }];
+/// Far above any last cache, and those of the shipped models.
+const SHAPES: [ExpertShape; 3] = [
+    ExpertShape { width: 2048, hidden: 1024 },
+    ExpertShape { width: 256, hidden: 640 },
+    ExpertShape { width: 256, hidden: 64 },
+];
 
 fn main() {
     let filter = std::env::args().skip(1).find(|word| !word.starts_with('-')).unwrap_or_default();
-    println!("instructions {}; formats are bits:group", grouped::instructions());
-    for threads in [1, 2] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.expect("threads").install(|| tables(threads, &filter));
+    println!("{}", include_str!("expert.md").trim_end());
+    println!("\nInstructions {}, {THREADS} threads, {}.\n", grouped::instructions(), processor());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build();
+    pool.expect("threads").install(|| tables(&filter));
+}
+
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|line| line.starts_with("model name"));
+    line.and_then(|line| line.split_once(": ")).map_or("unknown", |(_, name)| name).to_owned()
+}
+
+/// Worst of the cases that a bar is for, and which it was.
+struct Bar {
+    name: String,
+    limit: f64,
+    /// Whether values should lie below the limit.
+    below: bool,
+    worst: Option<(f64, String)>,
+}
+
+impl Bar {
+    fn new(name: String, limit: f64, below: bool) -> Self {
+        Self { name, limit, below, worst: None }
+    }
+
+    fn take(&mut self, value: f64, case: String) {
+        let is_worse = |(worst, _): &(f64, String)| (value > *worst) == self.below;
+        if self.worst.as_ref().is_none_or(is_worse) {
+            self.worst = Some((value, case));
+        }
+    }
+
+    fn print(&self) {
+        let Some((worst, case)) = &self.worst else { return };
+        let (bound, out) = if self.below { ("at most", "above") } else { ("at least", "below") };
+        let is_within = (*worst <= self.limit) == self.below || *worst == self.limit;
+        let verdict = if is_within { "within" } else { out };
+        println!("| {} | {bound} {:.2} | {worst:.2} | {case} | {verdict} |", self.name, self.limit);
     }
 }
 
-fn tables(threads: usize, filter: &str) {
+fn tables(filter: &str) {
     let memory = vec![1_u64; 1 << 25];
-    let products = (0..REPEATS).map(|_| giga_macs_per_s(threads)).collect::<Vec<_>>();
-    let peak = median(&products);
-    println!("{threads} threads: {peak:.0} GMAC/s of 8-bit products of registers");
-    for shape in [LARGE].into_iter().chain(SHIPPED) {
+    let mut bars = Vec::new();
+    for shape in SHAPES {
+        let name = format!("{} × {}", shape.width, shape.hidden);
+        let mut own = [
+            Bar::new(format!("{name}, decoding, share of reads"), DECODE_LIMIT, false),
+            Bar::new(format!("{name}, prefill, share of products"), PREFILL_LIMIT, false),
+            Bar::new(format!("{name}, all widths in turn over their mean"), MIXED_LIMIT, true),
+        ];
         for tokens in TOKENS {
-            let what = if tokens < 32 { "decode" } else { "prefill" };
-            let title = format!("{}x{} {what} {tokens}", shape.width, shape.hidden);
+            let title = format!("{name}, {tokens} tokens an expert");
             if title.contains(filter) {
-                section(&title, shape, tokens, (&memory, peak));
+                section(&title, shape, tokens, &memory, &mut own);
             }
         }
+        bars.extend(own);
     }
+    println!("\n### Bars of experts\n");
+    println!("| bar | limit | worst | where | |");
+    println!("|---|---|---:|---|---|");
+    bars.iter().for_each(Bar::print);
+}
+
+/// Measured once a repeat.
+#[derive(Default)]
+struct Case {
+    seconds: Vec<f64>,
+    of_reads: Vec<f64>,
+    of_products: Vec<f64>,
 }
 
 /// The same routing to each of [`MODELS`], and to a model of all of their experts.
-fn section(title: &str, shape: ExpertShape, tokens: usize, (memory, peak): (&[u64], f64)) {
-    let experts = 64;
-    let models = MODELS.map(|(_, formats)| vec![expert(shape, formats); experts]);
-    let mixed = (0..experts).map(|e| models[e % MODELS.len()][e].clone()).collect();
+fn section(title: &str, shape: ExpertShape, tokens: usize, memory: &[u64], bars: &mut [Bar; 3]) {
+    let models = MODELS.map(|(_, formats)| vec![expert(shape, formats); EXPERTS]);
+    let mixed = (0..EXPERTS).map(|e| models[e % MODELS.len()][e].clone()).collect();
     let models: Vec<Vec<Expert>> = models.into_iter().chain([mixed]).collect();
-    let rows = (tokens * experts).div_ceil(8);
-    let x = random("x", rows * shape.width);
-    let mut out = vec![0.0; experts * tokens * shape.width];
-    let mut rng = stream(3, "routing");
-    let mut row = || TokenId::from_index(rng.random_range(0..rows));
-    let routed: Vec<Vec<TokenId>> =
-        (0..experts).map(|_| (0..tokens).map(|_| row()).collect()).collect();
-    let mut reads = Vec::new();
-    let mut times = vec![Vec::new(); models.len()];
-    for _ in 0..=REPEATS {
-        for (model, times) in models.iter().zip(&mut times) {
-            reads.push(read_gb_per_s(memory));
-            let batches = model.iter().zip(&routed);
-            let batches: Vec<ExpertBatch<'_>> =
-                batches.map(|(expert, tokens)| ExpertBatch { expert, tokens }).collect();
-            // Small models stay in the cache, as they do in use: one run is too short to time.
-            let runs = (LARGE.weights() / shape.weights() / tokens).clamp(1, 50);
-            let run = || (0..runs).for_each(|_| grouped::forward(&batches, &x, &mut out));
-            times.push(seconds(run) / runs as f64);
-        }
-    }
-    let read = median(&reads);
-    // The first round warms up.
-    let times: Vec<f64> = times.iter().map(|times| median(&times[1..])).collect();
     let bytes = |model: &[Expert]| model.iter().map(|e| e.bytes() as f64).sum::<f64>();
-    let macs = (experts * tokens * shape.weights()) as f64;
-    println!("{title}: reads {read:.1} GB/s");
+    let macs = (EXPERTS * tokens * shape.weights()) as f64;
+    let (cases, reads, products) = measure(&models, shape, tokens, memory);
+    println!("\n### {title}\n");
+    println!("Reads {:.1} GB/s, products {:.0} GMAC/s.\n", median(&reads), median(&products));
+    println!("| bits:group | ms | GB/s | of reads | GMAC/s | of products |");
+    println!("|---|---:|---:|---:|---:|---:|");
     for (i, name) in MODELS.map(|(name, _)| name).into_iter().chain(["all in turn"]).enumerate() {
-        let (gb_per_s, gmac_per_s) = (bytes(&models[i]) / times[i] / 1e9, macs / times[i] / 1e9);
-        let (of_read, of_peak) = (gb_per_s / read, gmac_per_s / peak);
+        let seconds = median(&cases[i].seconds);
+        let (of_reads, of_products) = (median(&cases[i].of_reads), median(&cases[i].of_products));
         println!(
-            "  {name:<16} {:>9.3} ms {gb_per_s:>6.1} GB/s {:>4.0} % of reads {gmac_per_s:>6.1} GMAC/s {:>3.0} % of products",
-            times[i] * 1e3,
-            100.0 * of_read,
-            100.0 * of_peak,
+            "| {name} | {:.3} | {:.1} | {:.0} % | {:.0} | {:.0} % |",
+            seconds * 1e3,
+            bytes(&models[i]) / seconds / 1e9,
+            100.0 * of_reads,
+            macs / seconds / 1e9,
+            100.0 * of_products,
         );
+        let case = format!("{name}, {tokens} tokens");
+        if tokens < PREFILL_TOKENS {
+            bars[0].take(of_reads, case);
+        } else {
+            bars[1].take(of_products, case);
+        }
     }
     // Expert e of the mixed model costs its share of the uniform model of its formats.
     let share = |i: usize| {
-        (i..experts).step_by(MODELS.len()).map(|e| models[i][e].bytes() as f64).sum::<f64>()
+        let own = (i..EXPERTS).step_by(MODELS.len()).map(|e| models[i][e].bytes() as f64);
+        own.sum::<f64>() / bytes(&models[i])
     };
-    let mean: f64 = (0..MODELS.len()).map(|i| times[i] * share(i) / bytes(&models[i])).sum();
-    let ratio = times[MODELS.len()] / mean;
-    println!("  all in turn take {ratio:.3} of the byte-weighted mean of the others");
+    let ratios: Vec<f64> = (0..cases[0].seconds.len())
+        .map(|repeat| {
+            let mean = (0..MODELS.len()).map(|i| cases[i].seconds[repeat] * share(i)).sum::<f64>();
+            cases[MODELS.len()].seconds[repeat] / mean
+        })
+        .collect();
+    let ratio = median(&ratios);
+    println!("\nAll in turn take {ratio:.3} of the byte-weighted mean of the others.");
+    bars[2].take(ratio, format!("{tokens} tokens"));
+}
+
+/// Each repeat measures every case, and before and after it the ceilings: shares are of their mean.
+fn measure(
+    models: &[Vec<Expert>],
+    shape: ExpertShape,
+    tokens: usize,
+    memory: &[u64],
+) -> (Vec<Case>, Vec<f64>, Vec<f64>) {
+    let rows = (tokens * EXPERTS).div_ceil(8);
+    let x = random("x", rows * shape.width);
+    let mut out = vec![0.0; EXPERTS * tokens * shape.width];
+    let mut rng = stream(3, "routing");
+    let mut row = || TokenId::from_index(rng.random_range(0..rows));
+    let routed: Vec<Vec<TokenId>> =
+        (0..EXPERTS).map(|_| (0..tokens).map(|_| row()).collect()).collect();
+    let macs = (EXPERTS * tokens * shape.weights()) as f64;
+    let mut cases: Vec<Case> = models.iter().map(|_| Case::default()).collect();
+    let (mut reads, mut products) = (Vec::new(), Vec::new());
+    let mut ceilings = || {
+        reads.push(read_gb_per_s(memory));
+        products.push(giga_macs_per_s(THREADS));
+        [reads[reads.len() - 1], products[products.len() - 1]]
+    };
+    for repeat in 0..REPEATS {
+        let mut before = ceilings();
+        for (model, case) in models.iter().zip(&mut cases) {
+            let batches = model.iter().zip(&routed);
+            let batches: Vec<ExpertBatch<'_>> =
+                batches.map(|(expert, tokens)| ExpertBatch { expert, tokens }).collect();
+            let mut run = || grouped::forward(&batches, &x, &mut out);
+            // Small models are in a cache when they are used again; the reads have emptied it.
+            let once = seconds(&mut run);
+            let runs = (CASE_SECONDS / once).ceil().clamp(1.0, 200.0);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 200")]
+            let time = seconds(|| (0..runs as usize).for_each(|_| run())) / runs;
+            let after = ceilings();
+            if repeat > 0 {
+                let bytes: f64 = model.iter().map(|e| e.bytes() as f64).sum();
+                let mean = |which: usize| f64::midpoint(before[which], after[which]);
+                case.seconds.push(time);
+                case.of_reads.push(bytes / time / 1e9 / mean(0));
+                case.of_products.push(macs / time / 1e9 / mean(1));
+            }
+            before = after;
+        }
+    }
+    (cases, reads, products)
 }
 
 /// An expert of one group of codes again and again: what they are does not change the time.
@@ -130,8 +239,8 @@ fn random(purpose: &str, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.random::<f32>() - 0.5).collect()
 }
 
-fn median(times: &[f64]) -> f64 {
-    let mut times = times.to_vec();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
