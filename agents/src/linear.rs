@@ -1,5 +1,5 @@
-//! Products of f32 matrices, single-threaded, through the `gemm` microkernels: of the libraries at hand the
-//! fastest on blocks of rows (benches/libraries; figures in docs/speed.md).
+//! Products of f32 matrices, single-threaded, through the `gemm` microkernels. `benches/libraries` measures
+//! them beside other libraries.
 //!
 //! Callers parallelise over fixed row blocks, so that the bits of a result never depend on the
 //! number of threads.
