@@ -123,16 +123,19 @@ impl Remote {
         self.health.lose(node);
     }
 
-    /// Loses the nodes that departed since this was last asked.
-    pub(super) fn note_departures(&mut self) {
+    /// Loses the nodes that departed since this was last asked, and says whether there were any.
+    pub(super) fn note_departures(&mut self) -> bool {
+        let mut any = false;
         while let Some((pass, why)) = self.departures.next() {
             let peer = &mut self.peers[pass.node.index()];
             if peer.pass == Some(pass) && peer.lost.is_none() {
                 peer.lost = Some(why);
                 self.health.lose(pass.node);
                 self.faults.lost += 1;
+                any = true;
             }
         }
+        any
     }
 
     /// Whether a node has a seat and is not lost.

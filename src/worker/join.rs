@@ -108,6 +108,7 @@ pub(super) async fn stay(
                 Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => {
                     return Err(refused(status.message().to_owned()));
                 }
+                Code::FailedPrecondition => return Ok(Left::RunOver),
                 // No seat is free: it waits until one is.
                 Code::ResourceExhausted => heard = Instant::now(),
                 _ if heard.elapsed() >= join.patience => {

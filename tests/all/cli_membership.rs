@@ -76,17 +76,20 @@ fn ended_well(worker: Running) {
 
 #[test]
 fn a_run_waits_for_its_workers_and_they_end_when_it_is_over() {
-    let folder = folder(60);
+    let folder = folder(200);
     let cluster = Cluster::new(&folder);
     // Workers may be there before the run is.
     let early = cluster.worker(&[]);
     let run = cluster.run(3, &["--set", "nodes.replicas=2"]);
-    let others = [cluster.worker(&[]), cluster.worker(&[])];
+    let mut others = vec![cluster.worker(&[]), cluster.worker(&[])];
+    cluster.until_serving();
+    // One too many: it waits for a seat until it hears that the run is over.
+    others.push(cluster.worker(&[]));
     let ended = run.end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let summary = ended.json();
     assert_eq!(summary["state_hash"], undisturbed(&folder));
-    nothing_is_lost(&summary, 60);
+    nothing_is_lost(&summary, 200);
     let membership = &summary["membership"];
     for (key, expected) in [("joined", 3), ("epoch", 6), ("left", 0), ("expired", 0)] {
         assert_eq!(membership[key], expected, "{key}: {membership}");

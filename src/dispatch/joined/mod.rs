@@ -25,6 +25,9 @@ use service::Serving;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{process::Child, sync::watch, task::JoinSet, time::sleep};
 
+/// How long workers that wait for a seat have to hear that the run is over.
+const SPARES_WAIT: Duration = Duration::from_millis(500);
+
 /// How workers join, and how long they may take for each thing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JoinedSettings {
@@ -65,6 +68,8 @@ pub struct Joined {
     goal: Vec<HostsOfShard>,
     goal_of: Option<Epoch>,
     no_room: Option<NoRoom>,
+    /// Whether an upload ended that the seats do not show yet.
+    is_behind: bool,
     /// Whether the experts' hosts changed since they were last asked for.
     moved: bool,
     clock: Clock,
@@ -115,6 +120,7 @@ impl Joined {
             goal: Vec::new(),
             goal_of: None,
             no_room: None,
+            is_behind: false,
             moved: false,
             clock: Clock::start(),
             _serving: serving,
@@ -153,16 +159,15 @@ impl Joined {
         }
     }
 
-    /// Waits until live workers hold every expert that `wanted` says, while others may still join.
-    async fn until_held(
-        &mut self,
-        wanted: impl Fn(LayerId, ExpertId) -> bool,
-    ) -> Result<(), DispatchError> {
+    /// Waits until live workers hold these experts, while others may still join.
+    async fn until_held(&mut self, wanted: &[(LayerId, ExpertId)]) -> Result<(), DispatchError> {
         let from_ns = self.clock.now_ns();
         loop {
             self.catch_up();
-            let lacking = self.lacking(&wanted);
-            let Some((node, layer, expert)) = lacking else { return Ok(()) };
+            let Some((layer, expert)) = wanted.iter().copied().find(|key| !self.is_held(*key))
+            else {
+                return Ok(());
+            };
             if self.clock.now_ns() - from_ns >= nanos(self.settings.join_wait) {
                 let why = match self.no_room {
                     Some(no_room) => format!(": {no_room}"),
@@ -173,25 +178,17 @@ impl Joined {
                      change within {} s{why}",
                     self.settings.join_wait.as_secs()
                 );
+                let at = self.shards.iter().position(|s| (s.layer, s.expert) == (layer, expert));
+                let node = at.map_or(NodeId(0), |at| self.needs[at].planned[0]);
                 return Err(DispatchError::NodeLost { node, detail, log: Vec::new() });
             }
             self.next_change().await;
         }
     }
 
-    /// An expert of those that no seated worker holds, with the node that was to.
-    fn lacking(
-        &self,
-        wanted: impl Fn(LayerId, ExpertId) -> bool,
-    ) -> Option<(NodeId, LayerId, ExpertId)> {
-        let holders = self.remote.holders();
-        let is_held = |shard: &Shard| {
-            let hosts = holders.get(&(shard.layer, shard.expert));
-            hosts.is_some_and(|hosts| hosts.iter().any(|node| self.remote.is_seated(*node)))
-        };
-        let mut shards = self.shards.iter().zip(&self.needs);
-        let lacking = shards.find(|(s, _)| wanted(s.layer, s.expert) && !is_held(s));
-        lacking.map(|(shard, need)| (need.planned[0], shard.layer, shard.expert))
+    fn is_held(&self, key: (LayerId, ExpertId)) -> bool {
+        let holders = self.remote.holders().get(&key);
+        holders.is_some_and(|holders| holders.iter().any(|node| self.remote.is_seated(*node)))
     }
 
     /// Waits for news of members or uploads.
@@ -219,14 +216,15 @@ impl Dispatch for Joined {
             self.needs.push(ShardNeed { planned, bytes: weights.encoded_bytes() });
             self.shards.push(Shard { layer, expert, weights });
         }
+        let all: Vec<_> = self.shards.iter().map(|shard| (shard.layer, shard.expert)).collect();
         self.goal_of = None;
-        self.until_held(|_, _| true).await?;
+        self.until_held(&all).await?;
         // Whoever was there at the start gets its shards before the first round.
         while !self.uploads.is_empty() {
             self.next_change().await;
             self.catch_up();
         }
-        self.until_held(|_, _| true).await
+        self.until_held(&all).await
     }
 
     /// A round that lost the only holder of an expert is sent again once another holds it. Nothing of
@@ -238,16 +236,12 @@ impl Dispatch for Joined {
         width: usize,
     ) -> Result<Replies, DispatchError> {
         let from_ns = self.clock.now_ns();
+        let groups = orders.nodes.iter().flat_map(|order| &order.groups);
+        let wanted: Vec<_> = groups.map(|group| (orders.layer, group.expert)).collect();
         // Each time a member is lost, or was too slow to be waited for.
         let tries_max = 2 * self.settings.seats + 2;
         for tried in 1.. {
-            let mut experts: Vec<ExpertId> =
-                orders.nodes.iter().flat_map(|o| o.groups.iter().map(|g| g.expert)).collect();
-            experts.sort_unstable();
-            self.until_held(|layer, expert| {
-                layer == orders.layer && experts.binary_search(&expert).is_ok()
-            })
-            .await?;
+            self.until_held(&wanted).await?;
             match self.remote.send(orders, hidden, width).await {
                 Ok(replies) => {
                     if tried > 1 {
@@ -279,11 +273,16 @@ impl Dispatch for Joined {
     }
 
     async fn close(mut self) -> Served {
+        let has_waiting = self.register.has_waiting();
         self.register.end();
         let mut changes = self.register.changes();
         let patience_ns = self.clock.now_ns() + 2 * nanos(self.settings.lease);
         while !self.register.all_told() && self.clock.now_ns() < patience_ns {
             changed(&mut changes).await;
+        }
+        if has_waiting {
+            // They ask several times in this time, and then hear that the run is over.
+            sleep(SPARES_WAIT).await;
         }
         if let Some(child) = &mut self.own_worker {
             own_worker::end(child).await;

@@ -48,6 +48,8 @@ pub(super) enum NoSeat {
     OtherRun,
     /// None is free now.
     Full(String),
+    /// Nobody is needed any more.
+    RunOver,
 }
 
 /// What a member hears when it says that it is still there.
@@ -77,6 +79,8 @@ struct Book {
     counts: MembershipCounts,
     departures: mpsc::Sender<Departure>,
     is_over: bool,
+    /// When a worker last found no free seat.
+    turned_away_ns: Option<u64>,
     /// Members that know that the run is over.
     told: BTreeSet<Pass>,
 }
@@ -97,6 +101,7 @@ impl Register {
             counts: MembershipCounts::default(),
             departures,
             is_over: false,
+            turned_away_ns: None,
             told: BTreeSet::new(),
         };
         Self {
@@ -120,14 +125,17 @@ impl Register {
             return Err(NoSeat::OtherRun);
         }
         if book.is_over {
-            return Err(NoSeat::Full("the run is over".into()));
+            return Err(NoSeat::RunOver);
         }
         // Else the departures of this very worker might find no room.
         if book.departures.capacity() <= book.workers.len() || book.counts.joined >= JOINS_MAX {
             return Err(NoSeat::Full("too many workers came and went".into()));
         }
         let now_ns = self.clock.now_ns();
-        let pass = book.membership.join(now_ns).map_err(|full| NoSeat::Full(full.to_string()))?;
+        let pass = book.membership.join(now_ns).map_err(|full| {
+            book.turned_away_ns = Some(now_ns);
+            NoSeat::Full(full.to_string())
+        })?;
         book.counts.joined += 1;
         tracing::info!("node {} joins from {} at epoch {}", pass.node, worker.address, pass.since);
         book.workers.insert(pass, worker);
@@ -217,6 +225,13 @@ impl Register {
     pub(super) fn all_told(&self) -> bool {
         let book = self.book();
         book.membership.members().all(|member| book.told.contains(&member.pass))
+    }
+
+    /// Whether workers wait for a seat: they ask again and again.
+    pub(super) fn has_waiting(&self) -> bool {
+        const ASKED_NS: u64 = 1_000_000_000;
+        let recent = |at_ns| self.clock.now_ns().saturating_sub(at_ns) < ASKED_NS;
+        self.book().turned_away_ns.is_some_and(recent)
     }
 
     /// Members and what they said of themselves, in ascending order of seat.

@@ -37,13 +37,18 @@ pub(super) struct Upload {
 }
 
 impl Joined {
-    /// Does all that can be done without waiting.
+    /// Does all that can be done without waiting. Costs little where nothing happened since.
     pub(super) fn catch_up(&mut self) {
-        self.remote.note_departures();
+        let mut is_news = self.remote.note_departures();
         while let Some(upload) = self.uploads.try_join_next() {
             self.uploaded(upload.expect("uploads do not panic"));
+            is_news = true;
         }
-        self.drop_lost();
+        is_news |= self.drop_lost();
+        if !is_news && !self.is_behind && self.goal_of == Some(*self.changes.borrow()) {
+            return;
+        }
+        self.is_behind = false;
         let members = self.register.members();
         for (at, seat) in self.seats.iter_mut().enumerate() {
             let is_member = |pass: Pass| members.iter().any(|(member, _)| member.pass == pass);
@@ -68,6 +73,7 @@ impl Joined {
     /// An upload ended.
     pub(super) fn uploaded(&mut self, upload: Upload) {
         let Upload { pass, shards, result } = upload;
+        self.is_behind = true;
         let seat = &mut self.seats[pass.node.index()];
         if seat.pass != Some(pass) {
             return;
@@ -93,15 +99,18 @@ impl Joined {
         }
     }
 
-    /// Tells the register of members that a round lost.
-    fn drop_lost(&mut self) {
+    /// Tells the register of members that a round lost, and says whether there were any.
+    fn drop_lost(&mut self) -> bool {
+        let mut any = false;
         for (at, seat) in self.seats.iter().enumerate() {
             if let Some(pass) = seat.pass.filter(|_| seat.serves)
                 && !self.remote.is_seated(NodeId::from_index(at))
             {
                 self.register.drop_member(pass);
+                any = true;
             }
         }
+        any
     }
 
     /// Says anew who shall hold what, where the members changed.

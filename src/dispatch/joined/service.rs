@@ -104,6 +104,7 @@ impl MembershipService for Service {
                 tracing::warn!("a worker at {address} is refused: its run token is another");
                 Err(other_run())
             }
+            Err(NoSeat::RunOver) => Err(Status::failed_precondition("the run is over")),
             Err(NoSeat::Full(detail)) => Err(Status::resource_exhausted(detail)),
         }
     }
