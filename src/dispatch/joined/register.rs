@@ -168,9 +168,12 @@ impl Register {
         }
     }
 
-    /// Ends the stays whose lease ran out.
+    /// Ends the stays whose lease ran out. Once the run is over members go without a word.
     pub(super) fn expire(&self) {
         let mut book = self.book();
+        if book.is_over {
+            return;
+        }
         for pass in book.membership.expire(self.clock.now_ns()) {
             tracing::warn!("the lease of node {} ran out", pass.node);
             book.workers.remove(&pass);
