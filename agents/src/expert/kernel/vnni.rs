@@ -15,14 +15,8 @@ use crate::expert::matrix::{BLOCK_QUADS, Block, FACTOR_LINES, LANES, Lanes, Line
 /// Most tokens of a panel for which codes are read from memory rather than from a cache.
 const STREAMED_TOKENS: usize = 2;
 
-/// Tokens up to which memory is waited for.
-const FEW_TOKENS: usize = 4;
-
-/// How far ahead of a block lines are asked for, into the first cache: as far as memory takes to
-/// answer, with few tokens, and otherwise as the second cache takes.
-const fn prefetch_bytes(tokens: usize) -> usize {
-    if tokens <= FEW_TOKENS { 6144 } else { 2048 }
-}
+/// How far ahead of a block lines are asked for, into the first cache.
+const PREFETCH_BYTES: usize = 2048;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn product<const BITS: usize, const M: usize>(
@@ -58,7 +52,7 @@ pub(super) fn product<const BITS: usize, const M: usize>(
             let from = BLOCK_QUADS * (done * sizes.batch + sizes.first * in_group);
             let codes = codes.as_ptr().add(from).cast::<[[i32; M]; BLOCK_QUADS]>();
             for block in 0..in_group {
-                prefetch::<BITS, M>(lines);
+                prefetch::<BITS>(lines);
                 for line in next.next().unwrap_or_default() {
                     _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast());
                 }
@@ -81,8 +75,8 @@ pub(super) fn product<const BITS: usize, const M: usize>(
 /// Asks for the lines that come a while after a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn prefetch<const BITS: usize, const M: usize>(lines: *const Line) {
-    let ahead = lines.cast::<i8>().wrapping_add(const { prefetch_bytes(M) });
+fn prefetch<const BITS: usize>(lines: *const Line) {
+    let ahead = lines.cast::<i8>().wrapping_add(PREFETCH_BYTES);
     for line in 0..2 * BITS {
         // A line beyond the matrix is asked for in vain: that is no access.
         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * size_of::<Line>()));
@@ -97,31 +91,19 @@ const fn shift(bits: usize, quad: usize) -> usize {
     }
 }
 
-/// The sums that take the products of a quad, so that additions do not wait for each other. With one
-/// or two tokens there are four, and each takes quads of one [`shift`]; with more tokens codes are
-/// shifted down, and with four there are two.
+/// The sums that take the products of a quad. With few tokens there are four, so that additions do
+/// not wait for each other, and each takes quads of one [`shift`]; otherwise codes are shifted down.
 const fn chain(bits: usize, tokens: usize, quad: usize) -> usize {
-    match (chains(tokens), bits) {
-        (4, 3) => [0, 0, 0, 1, 1, 1, 2, 3][quad],
-        (chains, _) => quad % chains,
-    }
-}
-
-/// Sums of [`chain`].
-const fn chains(tokens: usize) -> usize {
-    if tokens <= STREAMED_TOKENS {
-        4
-    } else if tokens <= FEW_TOKENS {
-        2
-    } else {
-        1
+    match (tokens <= STREAMED_TOKENS, bits) {
+        (false, _) => 0,
+        (true, 3) => [0, 0, 0, 1, 1, 1, 2, 3][quad],
+        (true, _) => quad % 4,
     }
 }
 
 /// How many bits up the sums of a chain stand.
-const fn chain_shift(bits: usize, tokens: usize, chain: usize) -> usize {
+const fn chain_shift(bits: usize, chain: usize) -> usize {
     match bits {
-        _ if tokens > STREAMED_TOKENS => 0,
         3 => [0, 3, 5, 5][chain],
         _ => shift(bits, chain),
     }
@@ -234,9 +216,10 @@ fn add_group<const BITS: usize, const M: usize>(
         let [scales, minima] = factors.each_ref().map(|line| half_factors(line, half));
         for t in 0..M {
             let mut dot = dots[0][t];
-            for (chain, dots) in dots.iter().enumerate().take(chains(M)).skip(1) {
-                let up = chain_shift(BITS, M, chain);
-                dot = _mm512_add_epi32(dot, shift_sums(dots[t], up));
+            if M <= STREAMED_TOKENS {
+                for (chain, dots) in dots.iter().enumerate().skip(1) {
+                    dot = _mm512_add_epi32(dot, shift_sums(dots[t], chain_shift(BITS, chain)));
+                }
             }
             let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), scales);
             let dot = _mm512_mul_ps(dot, _mm512_set1_ps(token_scales[t]));
