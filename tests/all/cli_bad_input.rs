@@ -164,7 +164,8 @@ fn a_worker_refuses_addresses_and_sizes_that_it_cannot_serve() {
     let rows: &[Row] = &[
         ("open to others", "worker --listen 0.0.0.0:0", &["refusing to listen on 0.0.0.0:0", "--insecure-non-loopback"]),
         ("not of this machine", "worker --listen 192.0.2.1:5001 --insecure-non-loopback", &["cannot listen on 192.0.2.1:5001", "choose another address"]),
-        ("no address", "worker --listen here", &["--listen", "invalid socket address"]),
+        ("no address", "worker --listen here", &["--listen", "\"here\" is neither IP:PORT nor unix:PATH"]),
+        ("no file", "worker --listen unix:", &["--listen", "write unix:PATH"]),
         ("no threads", "worker --listen 127.0.0.1:0 --threads 0", &["0 compute threads: choose 1 to 1024"]),
     ];
     refuses(&files, rows);
