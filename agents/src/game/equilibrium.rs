@@ -30,7 +30,7 @@ use crate::ids::ExpertId;
 /// strictly rising cost every unit of load is a path of its own.
 ///
 /// Iterations are price sweeps plus paths of the repair. Passes are visits of a score divided by
-/// TE, rounded up. Label: tested.
+/// TE, rounded up. Not causal in a batch: prices follow from all of its tokens. Label: tested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Equilibrium {
     /// Sweeps of the price phase at most. 0 leaves all work to the repair of the plain way.
