@@ -22,6 +22,7 @@ pub mod orders;
 pub mod placement;
 pub mod precision;
 pub mod quantize;
+pub mod queue;
 pub mod report;
 pub mod rng;
 pub mod round;

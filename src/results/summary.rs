@@ -205,7 +205,7 @@ pub struct Outcomes {
     pub ok: u64,
     /// Whole, after the deadline.
     pub late: u64,
-    /// Given up at the deadline.
+    /// Given up after waiting too long, before work began.
     pub timeout: u64,
     /// Refused before work began.
     pub shed: u64,

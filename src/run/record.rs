@@ -5,7 +5,7 @@ use super::decode::{Answer, StepDone};
 use super::demand::Demand;
 use super::requests::Requests;
 use super::rounds::Round;
-use super::serve::{ServeError, Watch};
+use super::serve::{Refusal, ServeError, Watch};
 use super::sums::{FlockSums, NodeLoadSums, PlaySums};
 use crate::results::{
     Goal, LayerFigures, Layers, Pairs, ResultsError, RoundRow, RunDir, ServedNodeLoads, Summary,
@@ -270,8 +270,8 @@ impl Watch for Recorder {
         self.requests.released(lag_ns);
     }
 
-    fn shed(&mut self, requests: &[RequestId], intended_ns: &[u64], now_ns: u64) {
-        self.requests.shed(requests, intended_ns, now_ns);
+    fn refused(&mut self, requests: &[RequestId], why: Refusal, intended_ns: &[u64], now_ns: u64) {
+        self.requests.refused(requests, why, intended_ns, now_ns);
     }
 
     fn batch(

@@ -3,6 +3,7 @@
 use super::decode::{Answer, StepDone};
 use super::decoding::Decoding;
 use super::demand::Demand;
+use super::serve::Refusal;
 use crate::measure::Latency;
 use crate::measure::latency::Interval;
 use crate::results::{
@@ -83,12 +84,22 @@ impl Requests {
         self.generator_lag.record(lag_ns);
     }
 
-    /// Records the requests of a batch that were shed at `now_ns`, before work on it began.
-    pub(super) fn shed(&mut self, requests: &[RequestId], intended_ns: &[u64], now_ns: u64) {
+    /// Records the requests of a batch that were given up at `now_ns`, before work on it began.
+    pub(super) fn refused(
+        &mut self,
+        requests: &[RequestId],
+        why: Refusal,
+        intended_ns: &[u64],
+        now_ns: u64,
+    ) {
+        let (count, outcome) = match why {
+            Refusal::Shed => (&mut self.outcomes.shed, "shed"),
+            Refusal::Timeout => (&mut self.outcomes.timeout, "timeout"),
+        };
+        *count += requests.len() as u64;
         for request in requests {
             let intended_ns = self.serving_ns.start + intended_ns[request.index()];
-            self.outcomes.shed += 1;
-            self.not_served((*request, self.tokens_per_request), intended_ns, now_ns, "shed");
+            self.not_served((*request, self.tokens_per_request), intended_ns, now_ns, outcome);
         }
     }
 

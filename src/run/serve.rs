@@ -15,6 +15,7 @@ use crate::results::ResultsError;
 use crate::scenario::file::{self, Engine};
 use agents::admission::Admission;
 use agents::ids::{RequestId, StepId};
+use agents::queue::{Passed, Queue, QueueLimits};
 use agents::round::{Arena, Stage};
 use std::ops::Range;
 use std::sync::Arc;
@@ -51,8 +52,8 @@ pub(super) trait Watch {
     /// A batch starts this long after it could have: it had closed and the one before had ended.
     fn released(&mut self, lag_ns: u64);
 
-    /// Requests of a batch are shed before work on it begins.
-    fn shed(&mut self, requests: &[RequestId], intended_ns: &[u64], now_ns: u64);
+    /// Requests of a batch are not served: nothing was done for them.
+    fn refused(&mut self, requests: &[RequestId], why: Refusal, intended_ns: &[u64], now_ns: u64);
 
     /// Requests of a batch are answered: `times_ns` from its start to its end on the run's clock,
     /// `intended_ns` from the start of serving, `losses` one a request where text is scored.
@@ -92,6 +93,41 @@ impl Serving<'_> {
     pub(super) fn round(&self, round: &Round<'_>, arena: &Arena, watch: &mut impl Watch) {
         let payload = self.sent_width.map_or((0, 0), |width| payload_bytes(round, width));
         watch.round(round, arena, self.route_ns.load(Ordering::Relaxed), payload);
+    }
+}
+
+/// Why a request is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It cannot be answered in time, or found the queue full.
+    Shed,
+    /// It has waited too long.
+    Timeout,
+}
+
+/// Decides which requests of a batch are served.
+enum Gate {
+    All,
+    Deadline(Admission),
+    Queue(Queue),
+}
+
+impl Gate {
+    /// Decides on a batch that closed at `closed_ns` and could start at `now_ns`.
+    fn pass<I: Copy>(&mut self, requests: &[(I, u64)], closed_ns: u64, now_ns: u64) -> Passed<I> {
+        let (admitted, shed) = match self {
+            Self::All => (requests.iter().map(|(request, _)| *request).collect(), Vec::new()),
+            Self::Deadline(admission) => admission.split(requests, closed_ns, now_ns),
+            Self::Queue(queue) => return queue.pass(requests, closed_ns, now_ns),
+        };
+        Passed { admitted, shed, timed_out: Vec::new() }
+    }
+
+    /// A batch took this long.
+    fn served(&mut self, service_ns: u64) {
+        if let Self::Deadline(admission) = self {
+            admission.served(service_ns);
+        }
     }
 }
 
@@ -169,7 +205,7 @@ impl Plan<'_> {
         let serving_from_ns = clock.now_ns();
         watch.serving_from(serving_from_ns);
         let requests = demand.intended_ns.len() as u64;
-        let mut admission = self.admission();
+        let mut gate = self.gate();
         // When the batch before had ended.
         let mut free_ns = serving_from_ns;
         for batch in &demand.batches {
@@ -178,15 +214,13 @@ impl Plan<'_> {
             let started_ns = clock.now_ns();
             watch.released(started_ns - closes_ns.max(free_ns));
             free_ns = started_ns;
-            let mut ids: Vec<RequestId> = batch.request_ids().collect();
-            if let Some(admission) = &mut admission {
-                let intended = |id: &RequestId| (*id, demand.intended_ns[id.index()]);
-                let asked: Vec<_> = ids.iter().map(intended).collect();
-                let now_ns = started_ns - serving_from_ns;
-                let (admitted, shed) = admission.split(&asked, batch.closes_ns, now_ns);
-                watch.shed(&shed, &demand.intended_ns, started_ns);
-                ids = admitted;
-            }
+            let intended = |id: RequestId| (id, demand.intended_ns[id.index()]);
+            let asked: Vec<_> = batch.request_ids().map(intended).collect();
+            let now_ns = started_ns - serving_from_ns;
+            let Passed { admitted: ids, shed, timed_out } =
+                gate.pass(&asked, batch.closes_ns, now_ns);
+            watch.refused(&shed, Refusal::Shed, &demand.intended_ns, started_ns);
+            watch.refused(&timed_out, Refusal::Timeout, &demand.intended_ns, started_ns);
             if !ids.is_empty() {
                 let played = play_batch(
                     source.as_mut(),
@@ -198,9 +232,7 @@ impl Plan<'_> {
                 );
                 let losses = played.await?;
                 free_ns = clock.now_ns();
-                if let Some(admission) = &mut admission {
-                    admission.served(free_ns - started_ns);
-                }
+                gate.served(free_ns - started_ns);
                 let times_ns = started_ns..free_ns;
                 watch.batch((batch.step, ids), &demand.intended_ns, times_ns, losses.as_deref());
                 serving.progress.answered(u64::from(batch.requests.end), requests);
@@ -216,11 +248,19 @@ impl Plan<'_> {
 }
 
 impl Plan<'_> {
-    /// What sheds requests; none where all are served.
-    fn admission(&self) -> Option<Admission> {
+    fn gate(&self) -> Gate {
         let load = &self.scenario.load;
         let deadline_ns = u64::from(load.deadline_ms) * 1_000_000;
-        (load.admission == file::Admission::Deadline).then(|| Admission::new(deadline_ns))
+        let ns = |ms: u32| u64::from(ms) * 1_000_000;
+        match load.admission {
+            file::Admission::All => Gate::All,
+            file::Admission::Deadline => Gate::Deadline(Admission::new(deadline_ns)),
+            file::Admission::Codel => Gate::Queue(Queue::new(QueueLimits {
+                requests_max: load.queue_requests_max as usize,
+                target_ns: ns(load.queue_target_ms),
+                interval_ns: ns(load.queue_interval_ms),
+            })),
+        }
     }
 }
 

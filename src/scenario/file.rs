@@ -462,6 +462,18 @@ pub struct Load {
     /// Which requests are served. Default `all`.
     #[serde(default)]
     pub admission: Admission,
+    /// What a closed batch may wait while the queue stands, in ms, 1 to 3600000, used by admission `codel`. Default 20.
+    #[serde(default = "default::queue_target_ms")]
+    #[schemars(range(min = 1, max = 3_600_000))]
+    pub queue_target_ms: u32,
+    /// What it may wait otherwise, and how long the queue must not have been empty to stand, in ms, 1 to 3600000. Default 200.
+    #[serde(default = "default::queue_interval_ms")]
+    #[schemars(range(min = 1, max = 3_600_000))]
+    pub queue_interval_ms: u32,
+    /// Requests that may wait, 1 to 100000000, used by admission `codel`; more are shed. Default 1024.
+    #[serde(default = "default::queue_requests_max")]
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub queue_requests_max: u32,
     /// Answers that requests have decoded token by token; by default requests are windows of text.
     #[serde(default)]
     pub generation: Generation,
@@ -477,6 +489,9 @@ pub enum Admission {
     /// Those that can still be answered by `deadline_ms`, by the latest service times. What is shed, and
     /// so the state, then depends on the machine's speed.
     Deadline,
+    /// Those that find room in a bounded queue and whose batch need not wait long (CoDel): others are shed,
+    /// or end as `timeout`. The state then depends on the machine's speed.
+    Codel,
 }
 
 /// How arrivals are spaced.
@@ -574,6 +589,15 @@ mod default {
     }
     pub(super) fn batch_window_ms() -> u32 {
         50
+    }
+    pub(super) fn queue_target_ms() -> u32 {
+        20
+    }
+    pub(super) fn queue_interval_ms() -> u32 {
+        200
+    }
+    pub(super) fn queue_requests_max() -> u32 {
+        1024
     }
     pub(super) fn deadline_ms() -> u32 {
         2000

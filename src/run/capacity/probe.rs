@@ -5,7 +5,7 @@ use crate::measure::Latency;
 use crate::results::GeneratorLag;
 use crate::run::decode::{Answer, StepDone};
 use crate::run::rounds::Round;
-use crate::run::serve::{ServeError, Watch};
+use crate::run::serve::{Refusal, ServeError, Watch};
 use agents::ids::{RequestId, StepId};
 use agents::round::Arena;
 use std::ops::Range;
@@ -117,7 +117,7 @@ impl Watch for Tally {
         self.lag.record(lag_ns);
     }
 
-    fn shed(&mut self, requests: &[RequestId], _: &[u64], _: u64) {
+    fn refused(&mut self, requests: &[RequestId], _: Refusal, _: &[u64], _: u64) {
         self.seen += requests.len() as u64;
     }
 
