@@ -38,7 +38,10 @@ impl Clock {
         .await;
         std::thread::sleep(Duration::from_nanos(at_ns.saturating_sub(self.now_ns())));
         // Where tokio's time is simulated, the thread's sleep does not move it.
-        tokio::time::sleep_until(at).await;
+        // It is not asked otherwise: it takes up to its millisecond for an instant that has passed, too.
+        if self.now_ns() < at_ns {
+            tokio::time::sleep_until(at).await;
+        }
     }
 
     /// The wall-clock time of the start.
