@@ -10,6 +10,7 @@ use agents::ids::{ExpertId, NodeId, StepId, TokenId};
 use agents::orders::{ExpertGroup, NodeOrder, Orders};
 use nashflock::dispatch::{Dispatch, InProcess, Remote, RemoteSettings, ShardAssignment};
 use nashflock::measure::Clock;
+use nashflock::wire::seal_request;
 use peers::{
     Client, Failure, LAYER, Process, WIDTH, announce, connect, median, request, serve_raw,
     small_expert, worker,
@@ -292,6 +293,7 @@ async fn transfer(client: &mut Client, bytes: usize, total: usize) -> Result<f64
     let mut template = request(bytes, 1);
     // The node reads and checks all, then says that it has no such expert: nothing is computed.
     template.groups[0].expert = 1;
+    let template = seal_request(template);
     let clock = Clock::start();
     let count = total / bytes;
     let mut answered = 0;
