@@ -54,20 +54,34 @@ pub enum ReplyError {
     /// The node got to the request after its deadline.
     #[error("the request expired")]
     Expired,
+    /// The node has answered it before, or holds it for given up.
+    #[error("the request was answered before")]
+    Duplicate,
     /// The reply does not answer the request, or one of them arrived damaged.
     #[error("{0}")]
     Bad(String),
 }
 
-/// What ties a reply to its request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The identity of an order, which ties a reply to its request: one attempt at one node's share of one
+/// block of tokens. Of a run, `sequence` alone names the message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ticket {
+    /// The coordinator's run; 0 for an order that nodes compute each time that it comes.
+    pub run: u64,
+    /// Since when the node has its seat; 0 where nodes are fixed.
+    pub epoch: Epoch,
     /// The batch.
     pub step: StepId,
     /// The layer.
     pub layer: LayerId,
-    /// Ascending on a stream.
+    /// Sendings of layers so far: tells apart two of one layer of one step.
+    pub round: u64,
+    /// The seat of the addressee.
+    pub node: NodeId,
+    /// The attempt: ascending over all messages of a run.
     pub sequence: u64,
+    /// Earlier attempts of the run are not awaited any more, whichever this one is.
+    pub awaited_from: u64,
 }
 
 /// A decoded request: what a node computes.
@@ -122,6 +136,11 @@ pub fn encode_order(
         hidden,
         groups: order.groups.iter().map(group).collect(),
         header_crc32: 0,
+        run: ticket.run,
+        epoch: ticket.epoch.0,
+        round: ticket.round,
+        node: ticket.node.0,
+        awaited_from: ticket.awaited_from.min(ticket.sequence),
     };
     check_bytes("request", request.encoded_len(), message_bytes_max)?;
     Ok(seal_request(request))
@@ -165,8 +184,27 @@ pub fn decode_order(
     mut request: ComputeRequest,
     message_bytes_max: usize,
 ) -> Result<NodeWork, WireError> {
-    let found = request_header_crc32(&mut request);
-    check_crc32("header", found, request.header_crc32)?;
+    check_header(&mut request)?;
+    decode_checked_order(request, message_bytes_max)
+}
+
+/// Checks the checksum of a request's header: what it says is what was sent.
+///
+/// # Errors
+/// When it arrived damaged.
+pub fn check_header(request: &mut ComputeRequest) -> Result<(), WireError> {
+    let found = request_header_crc32(request);
+    check_crc32("header", found, request.header_crc32)
+}
+
+/// What a node shall compute, of a request that passed [`check_header`].
+///
+/// # Errors
+/// As [`decode_order`].
+pub fn decode_checked_order(
+    request: ComputeRequest,
+    message_bytes_max: usize,
+) -> Result<NodeWork, WireError> {
     let bad = |detail| WireError::new(ComputeFault::BadShape, detail);
     let step = u32::try_from(request.step)
         .map_err(|_| bad(format!("step {} does not fit 32 bits", request.step)))?;
@@ -190,9 +228,14 @@ pub fn decode_order(
     check_finite("hidden state", &request.hidden, width)?;
     Ok(NodeWork {
         ticket: Ticket {
+            run: request.run,
+            epoch: Epoch(request.epoch),
             step: StepId(step),
             layer: LayerId(request.layer),
+            round: request.round,
+            node: NodeId(request.node),
             sequence: request.sequence,
+            awaited_from: request.awaited_from,
         },
         deadline: Duration::from_millis(request.deadline_ms.into()),
         width,
@@ -209,6 +252,7 @@ pub fn reply_to(request: &ComputeRequest) -> ComputeReply {
         step: request.step,
         layer: request.layer,
         sequence: request.sequence,
+        run: request.run,
         ..ComputeReply::default()
     }
 }
@@ -252,7 +296,10 @@ pub fn decode_reply(
     let found = reply_header_crc32(reply);
     check_crc32("header", found, reply.header_crc32)
         .map_err(|error| ReplyError::Bad(error.detail))?;
-    let Ticket { step, layer, sequence } = ticket;
+    let Ticket { run, step, layer, sequence, .. } = ticket;
+    if reply.run != run {
+        return Err(ReplyError::Bad("it answers an order of another run".into()));
+    }
     let named = (reply.step, reply.layer, reply.sequence);
     if named != (step.0.into(), layer.0, sequence) {
         return Err(ReplyError::Bad(format!(
@@ -263,6 +310,7 @@ pub fn decode_reply(
     match ComputeFault::try_from(reply.fault) {
         Ok(ComputeFault::None) => {}
         Ok(ComputeFault::Expired) => return Err(ReplyError::Expired),
+        Ok(ComputeFault::Duplicate) => return Err(ReplyError::Duplicate),
         // The way to this node damages what it carries.
         Ok(ComputeFault::Corrupt) => return Err(ReplyError::Bad(reply.detail.clone())),
         Ok(_) => return Err(ReplyError::Refused(reply.detail.clone())),

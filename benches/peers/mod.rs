@@ -44,7 +44,8 @@ pub(crate) fn request(bytes: usize, sequence: u64) -> ComputeRequest {
         tokens: (0..bytes / 4 / WIDTH).map(TokenId::from_index).collect(),
     };
     let order = NodeOrder { node: NodeId(0), groups: vec![all] };
-    let ticket = wire::Ticket { step: StepId(0), layer: LAYER, sequence };
+    let ticket =
+        wire::Ticket { step: StepId(0), layer: LAYER, sequence, ..wire::Ticket::default() };
     let deadline = Duration::from_secs(60);
     let mut request =
         wire::encode_order(ticket, &order, &hidden, WIDTH, deadline, MESSAGE_BYTES_MAX)

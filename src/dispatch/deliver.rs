@@ -2,6 +2,7 @@
 
 use super::departures::Departures;
 use super::health::Health;
+use super::identity::{Identity, Unawaited};
 use super::link::{LinkError, millis};
 use super::remote::{Peer, failed};
 use super::round_trip::{AttemptId, Holders, RoundTrip};
@@ -25,8 +26,8 @@ pub(super) struct Delivery<'a> {
     pub(super) faults: &'a mut Faults,
     pub(super) departures: &'a mut Departures,
     pub(super) spot_check: &'a SpotCheck,
-    /// Messages sent so far, on all streams.
-    pub(super) sequence: &'a mut u64,
+    /// What names this round and its messages.
+    pub(super) identity: &'a mut Identity,
     pub(super) clock: Clock,
     /// For each message.
     pub(super) deadline: Duration,
@@ -35,19 +36,28 @@ pub(super) struct Delivery<'a> {
     pub(super) width: usize,
 }
 
+/// A message without a reply.
+struct Awaited {
+    id: AttemptId,
+    late_ns: u64,
+    ticket: Ticket,
+}
+
 /// A delivery under way.
 struct Course<'c, 'a, 'o> {
     with: &'c mut Delivery<'a>,
     trip: RoundTrip<'o>,
     orders: &'o Orders,
-    /// Messages without a reply: the attempt, and when it is late.
-    awaited: BTreeMap<u64, (AttemptId, u64)>,
+    /// By sequence.
+    awaited: BTreeMap<u64, Awaited>,
     /// When each order's own node answered, from the start, ascending.
     answered_ns: Vec<u64>,
     started_ns: u64,
     /// Orders that hedging was considered for, by place.
     considered: Vec<bool>,
     hedged: Vec<AttemptId>,
+    /// Attempts that were sent under another name because the node held them for answered.
+    renamed: Vec<AttemptId>,
 }
 
 impl Delivery<'_> {
@@ -82,6 +92,7 @@ impl Delivery<'_> {
         holders: &Holders,
     ) -> Result<(Replies, Vec<Vec<NodeId>>), DispatchError> {
         let (width, started_ns) = (self.width, self.clock.now_ns());
+        self.identity.begin_round();
         let mut course = Course {
             with: self,
             trip: RoundTrip::new(orders, holders),
@@ -91,6 +102,7 @@ impl Delivery<'_> {
             started_ns,
             considered: vec![false; orders.nodes.len()],
             hedged: Vec::new(),
+            renamed: Vec::new(),
         };
         course.run().await?;
         course.learn();
@@ -110,9 +122,10 @@ impl Delivery<'_> {
             }
             for (node, peer) in self.peers.iter_mut().enumerate() {
                 let is_lost = peer.lost.is_some();
-                while let Some(Poll::Ready(event)) =
-                    peer.link.as_mut().map(|link| link.poll_reply(cx))
-                {
+                while let Some(link) = &mut peer.link {
+                    let event = link.poll_reply(cx, is_lost);
+                    self.faults.redelivered += link.take_redelivered();
+                    let Poll::Ready(event) = event else { break };
                     if !is_lost {
                         return Poll::Ready((NodeId::from_index(node), event));
                     }
@@ -182,9 +195,9 @@ impl Course<'_, '_, '_> {
             (None, None) => return Err(LinkError::Lost("it ended the stream".into())),
             (None, Some(link)) => link,
         };
-        *self.with.sequence += 1;
-        let (step, layer) = (self.orders.step, self.orders.layer);
-        let ticket = Ticket { step, layer, sequence: *self.with.sequence };
+        let epoch = peer.pass.map(|pass| pass.since).unwrap_or_default();
+        let awaited_from = self.awaited.first_key_value().map(|(first, _)| *first);
+        let ticket = self.with.identity.next(self.orders, attempt.node, epoch, awaited_from);
         let request = wire::encode_order(
             ticket,
             &attempt.order,
@@ -196,35 +209,38 @@ impl Course<'_, '_, '_> {
         .map_err(|error| LinkError::Refused(error.detail))?;
         link.post(request)?;
         let late_ns = self.with.clock.now_ns().saturating_add(nanos(self.with.deadline));
-        self.awaited.insert(ticket.sequence, (id, late_ns));
+        self.awaited.insert(ticket.sequence, Awaited { id, late_ns, ticket });
         Ok(())
-    }
-
-    fn ticket(&self, sequence: u64) -> Ticket {
-        Ticket { step: self.orders.step, layer: self.orders.layer, sequence }
     }
 
     fn take(&mut self, node: NodeId, mut reply: ComputeReply) -> Result<(), DispatchError> {
         let bad = |detail| DispatchError::BadReply { node, detail };
         let sequence = reply.sequence;
-        let Some((id, _)) = self.awaited.get(&sequence).copied() else {
-            if sequence <= *self.with.sequence {
-                // It was given up, or beaten by a hedge in an earlier round.
-                return Ok(());
-            }
-            let sent = *self.with.sequence;
+        let Some(Awaited { id, ticket, .. }) = self.awaited.get(&sequence) else {
+            let sent = match self.with.identity.unawaited(sequence) {
+                Unawaited::Duplicate => {
+                    self.with.faults.duplicate_replies += 1;
+                    return Ok(());
+                }
+                Unawaited::Late => {
+                    self.with.faults.late_replies += 1;
+                    return Ok(());
+                }
+                Unawaited::Unsent(sent) => sent,
+            };
             return self
                 .lose(bad(format!("it answers request {sequence}, but the last sent was {sent}")));
         };
+        let (id, ticket) = (*id, *ticket);
         let attempt = self.trip.attempt(id);
         if attempt.node != node {
             return self.lose(bad(format!("it answers request {sequence} of another node")));
         }
         let (pairs, is_first) = (attempt.order.pairs(), attempt.is_first);
-        let ticket = self.ticket(sequence);
         match wire::decode_reply(&mut reply, ticket, node, pairs, self.with.width) {
             Ok(reply) => {
                 self.awaited.remove(&sequence);
+                self.with.identity.note_answered(sequence);
                 self.with.peers[node.index()].ledger.answered(pairs, &reply);
                 self.trip.answered(id, reply);
                 if is_first {
@@ -236,6 +252,16 @@ impl Course<'_, '_, '_> {
                 self.awaited.remove(&sequence);
                 let instead = self.instead(id, self.late(node))?;
                 self.send_all(instead)
+            }
+            Err(ReplyError::Duplicate) if self.renamed.contains(&id) => {
+                self.lose(bad("it says again and again that it has answered".into()))
+            }
+            Err(ReplyError::Duplicate) => {
+                // The answer was lost with its stream and is not kept: the attempt gets another name.
+                self.awaited.remove(&sequence);
+                self.with.faults.redelivered += 1;
+                self.renamed.push(id);
+                self.send_all(vec![id])
             }
             Err(ReplyError::Refused(detail)) => Err(DispatchError::Refused { node, detail }),
             Err(ReplyError::Bad(detail)) => self.lose(bad(detail)),
@@ -256,8 +282,8 @@ impl Course<'_, '_, '_> {
         let lost: Vec<(u64, AttemptId)> = self
             .awaited
             .iter()
-            .filter(|(_, (id, _))| self.trip.attempt(*id).node == node)
-            .map(|(sequence, (id, _))| (*sequence, *id))
+            .filter(|(_, awaited)| self.trip.attempt(awaited.id).node == node)
+            .map(|(sequence, awaited)| (*sequence, awaited.id))
             .collect();
         for (sequence, id) in lost {
             self.awaited.remove(&sequence);
@@ -290,7 +316,7 @@ impl Course<'_, '_, '_> {
     }
 
     fn late_at_ns(&self) -> Option<u64> {
-        self.awaited.values().map(|(_, late_ns)| *late_ns).min()
+        self.awaited.values().map(|awaited| awaited.late_ns).min()
     }
 
     /// Asks others for what missed its deadline.
@@ -299,8 +325,8 @@ impl Course<'_, '_, '_> {
         let late: Vec<(u64, AttemptId)> = self
             .awaited
             .iter()
-            .filter(|(_, (_, late_ns))| *late_ns <= now_ns)
-            .map(|(sequence, (id, _))| (*sequence, *id))
+            .filter(|(_, awaited)| awaited.late_ns <= now_ns)
+            .map(|(sequence, awaited)| (*sequence, awaited.id))
             .collect();
         for (sequence, id) in late {
             self.awaited.remove(&sequence);

@@ -10,13 +10,16 @@ use proto::{
     expert_service_client::ExpertServiceClient,
 };
 use std::{
+    collections::BTreeMap,
     error::Error as _,
+    mem,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
+    task::JoinHandle,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_stream::{Stream as _, wrappers::ReceiverStream};
@@ -34,6 +37,11 @@ const HEALTH_PAUSE: Duration = Duration::from_millis(20);
 /// Requests that wait on a stream for the node to take them: those of hedges and of rounds that went
 /// on without it.
 const REQUESTS_MAX: usize = 4;
+/// The same on a stream that took the place of another, which has to take all that is awaited at once.
+const REOPENED_REQUESTS_MAX: usize = 64;
+
+/// How long a node has to take up a stream that broke, before it is lost.
+const REOPEN_WAIT: Duration = Duration::from_millis(500);
 
 /// How long a node may take. Every call has one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,15 +108,30 @@ pub(super) struct Link {
     streams: Vec<DataStream>,
     /// The node's limit.
     pub(super) message_bytes_max: usize,
+    /// What the node called its start.
+    incarnation: u64,
+    /// Requests that were sent again because a stream broke, since this was last taken.
+    redelivered: u64,
 }
 
 /// Orders to a node and its replies, on a connection of their own.
 #[derive(Debug)]
 struct DataStream {
+    channel: Channel,
+    ends: Ends,
+    /// Requests that are awaited, by sequence.
+    open: BTreeMap<u64, ComputeRequest>,
+    /// What broke the stream, and the stream that is to take its place.
+    reopening: Option<(LinkError, JoinHandle<Result<Ends, LinkError>>)>,
+    /// Whether the node answered on this stream, or it is the first one.
+    has_answered: bool,
+}
+
+/// The two ends of a stream that are here.
+#[derive(Debug)]
+struct Ends {
     requests: mpsc::Sender<ComputeRequest>,
     replies: Streaming<ComputeReply>,
-    /// Requests that are not answered.
-    open: usize,
 }
 
 impl Link {
@@ -127,19 +150,15 @@ impl Link {
             timeout_at(at, control.status(StatusRequest {})).await.map_err(late)??.into_inner();
         let message_bytes_max = usize::try_from(status.message_bytes_max)
             .map_err(|_| LinkError::Bad("its message limit exceeds the address space".into()))?;
-        let reply_bytes_max = message_bytes_max.saturating_add(REPLY_HEADER_BYTES_MAX);
         let mut streams = Vec::with_capacity(data.len());
         for channel in data {
-            let (requests, outbox) = mpsc::channel(REQUESTS_MAX);
-            let mut data =
-                ExpertServiceClient::new(channel).max_decoding_message_size(reply_bytes_max);
-            let replies = timeout_at(at, data.compute(ReceiverStream::new(outbox)))
-                .await
-                .map_err(late)??
-                .into_inner();
-            streams.push(DataStream { requests, replies, open: 0 });
+            let client = data_client(channel.clone(), message_bytes_max);
+            let ends = timeout_at(at, Ends::open(client, REQUESTS_MAX)).await.map_err(late)??;
+            let (open, reopening, has_answered) = (BTreeMap::new(), None, true);
+            streams.push(DataStream { channel, ends, open, reopening, has_answered });
         }
-        Ok(Self { control, streams, message_bytes_max })
+        let incarnation = status.incarnation;
+        Ok(Self { control, streams, message_bytes_max, incarnation, redelivered: 0 })
     }
 
     /// A handle for uploads, which may run beside other nodes' uploads.
@@ -147,41 +166,131 @@ impl Link {
         self.control.clone()
     }
 
-    /// Puts a request on the stream with the fewest that are not answered, without waiting.
+    /// Puts a request on the stream with the fewest that are awaited, without waiting. It is sent again
+    /// should the stream break, until a request says that it is not awaited any more.
     ///
     /// # Errors
     /// [`LinkError::Busy`] where the node has taken none of the last [`REQUESTS_MAX`] of it.
     pub(super) fn post(&mut self, request: ComputeRequest) -> Result<(), LinkError> {
-        let stream = self.streams.iter_mut().min_by_key(|stream| stream.open);
-        let stream = stream.expect("a link has a stream");
-        match stream.requests.try_send(request) {
-            Err(TrySendError::Full(_)) => return Err(LinkError::Busy),
-            // A closed stream is no error here: its cause is what the stream of replies says next.
-            Ok(()) | Err(TrySendError::Closed(_)) => {}
+        for stream in &mut self.streams {
+            // What is awaited comes last.
+            while let Some(given_up) = stream.open.first_entry()
+                && *given_up.key() < request.awaited_from
+            {
+                given_up.remove();
+            }
         }
-        stream.open += 1;
+        let stream = self.streams.iter_mut().min_by_key(|stream| stream.open.len());
+        let stream = stream.expect("a link has a stream");
+        if stream.reopening.is_none() {
+            match stream.ends.requests.try_send(request.clone()) {
+                Err(TrySendError::Full(_)) => return Err(LinkError::Busy),
+                // A closed stream is no error here: its cause is what the stream of replies says next.
+                Ok(()) | Err(TrySendError::Closed(_)) => {}
+            }
+        }
+        stream.open.insert(request.sequence, request);
         Ok(())
     }
 
-    /// The next reply, whichever request it answers.
+    /// The next reply, whichever request it answers. A stream that broke is opened anew once, and what
+    /// is awaited sent again on it, unless the node is `given_up`.
     pub(super) fn poll_reply(
         &mut self,
         cx: &mut Context<'_>,
+        given_up: bool,
     ) -> Poll<Result<ComputeReply, LinkError>> {
-        for stream in &mut self.streams {
-            match Pin::new(&mut stream.replies).poll_next(cx) {
-                Poll::Pending => {}
-                Poll::Ready(Some(reply)) => {
-                    stream.open = stream.open.saturating_sub(1);
-                    return Poll::Ready(Ok(reply?));
-                }
-                Poll::Ready(None) => {
-                    return Poll::Ready(Err(LinkError::Lost("it ended the stream".into())));
+        let Self { streams, message_bytes_max, incarnation, redelivered, .. } = self;
+        for stream in streams {
+            while let Poll::Ready(event) = stream.poll(cx, redelivered) {
+                match event {
+                    Err(LinkError::Lost(_)) if !given_up && stream.has_answered => {
+                        let channel = stream.channel.clone();
+                        let again = reopen(channel, *message_bytes_max, *incarnation);
+                        let cause = event.expect_err("matched above");
+                        stream.reopening = Some((cause, tokio::spawn(again)));
+                        stream.has_answered = false;
+                    }
+                    event => return Poll::Ready(event),
                 }
             }
         }
         Poll::Pending
     }
+
+    /// How many requests were sent again since this was last asked.
+    pub(super) fn take_redelivered(&mut self) -> u64 {
+        mem::take(&mut self.redelivered)
+    }
+}
+
+impl DataStream {
+    /// The next reply on this stream, or why there will be none.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        redelivered: &mut u64,
+    ) -> Poll<Result<ComputeReply, LinkError>> {
+        if let Some((cause, reopening)) = &mut self.reopening {
+            let ends = ready!(Pin::new(reopening).poll(cx)).expect("opening a stream cannot panic");
+            let cause = cause.clone();
+            self.reopening = None;
+            match ends {
+                Err(error) => {
+                    tracing::debug!("a stream cannot be opened anew: {error:?}");
+                    return Poll::Ready(Err(cause));
+                }
+                Ok(ends) => self.ends = ends,
+            }
+            *redelivered += self.open.len() as u64;
+            for request in self.open.values() {
+                // One that finds no room is late, and asked of others.
+                let _ = self.ends.requests.try_send(request.clone());
+            }
+        }
+        Poll::Ready(match ready!(Pin::new(&mut self.ends.replies).poll_next(cx)) {
+            Some(Ok(reply)) => {
+                self.has_answered = true;
+                self.open.remove(&reply.sequence);
+                Ok(reply)
+            }
+            Some(Err(status)) => Err(status.into()),
+            None => Err(LinkError::Lost("it ended the stream".into())),
+        })
+    }
+}
+
+impl Ends {
+    async fn open(
+        mut client: ExpertServiceClient<Channel>,
+        capacity: usize,
+    ) -> Result<Self, LinkError> {
+        let (requests, outbox) = mpsc::channel(capacity);
+        let replies = client.compute(ReceiverStream::new(outbox)).await?.into_inner();
+        Ok(Self { requests, replies })
+    }
+}
+
+fn data_client(channel: Channel, message_bytes_max: usize) -> ExpertServiceClient<Channel> {
+    let reply_bytes_max = message_bytes_max.saturating_add(REPLY_HEADER_BYTES_MAX);
+    ExpertServiceClient::new(channel).max_decoding_message_size(reply_bytes_max)
+}
+
+/// Another stream to the same node, if it is that still.
+async fn reopen(
+    channel: Channel,
+    message_bytes_max: usize,
+    incarnation: u64,
+) -> Result<Ends, LinkError> {
+    let again = async {
+        let mut client = data_client(channel, message_bytes_max);
+        if client.status(StatusRequest {}).await?.into_inner().incarnation != incarnation {
+            return Err(LinkError::Lost("it was started anew, without what it held".into()));
+        }
+        Ends::open(client, REOPENED_REQUESTS_MAX).await
+    };
+    let late = |_| LinkError::Timeout { deadline_ms: millis(REOPEN_WAIT) };
+    timeout(REOPEN_WAIT, again).await.map_err(late)?
 }
 
 /// Uploads one shard and checks the receipt.

@@ -3,6 +3,7 @@
 mod deliver;
 mod departures;
 mod health;
+mod identity;
 mod in_process;
 mod joined;
 mod link;
@@ -108,6 +109,12 @@ pub struct Faults {
     pub quarantined: u64,
     /// Replies of nodes that were lost before they came: dropped.
     pub stale_replies: u64,
+    /// Replies to messages that were given up, or beaten by a hedge: dropped.
+    pub late_replies: u64,
+    /// Second replies to messages that were answered: dropped.
+    pub duplicate_replies: u64,
+    /// Messages that were sent again because their stream broke.
+    pub redelivered: u64,
     /// The longest round in which something was rerouted, from its orders to its last reply.
     pub recovery_ns_max: u64,
 }

@@ -6,6 +6,7 @@ use super::{
     departures::Departures,
     endpoint,
     health::Health,
+    identity::Identity,
     link::{self, Link, LinkError},
     round_trip::Holders,
     spot_check::SpotCheck,
@@ -32,8 +33,7 @@ pub struct Remote {
     departures: Departures,
     pub(super) spot_check: SpotCheck,
     clock: Clock,
-    /// Messages sent so far; orders those of every stream.
-    sequence: u64,
+    identity: Identity,
 }
 
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl Remote {
             faults: Faults::default(),
             departures: Departures::default(),
             clock: Clock::start(),
-            sequence: 0,
+            identity: Identity::new(),
         }
     }
 
@@ -255,7 +255,7 @@ impl Dispatch for Remote {
             faults: &mut self.faults,
             departures: &mut self.departures,
             spot_check: &self.spot_check,
-            sequence: &mut self.sequence,
+            identity: &mut self.identity,
             clock: self.clock,
             deadline: self.deadlines.compute,
             hidden,

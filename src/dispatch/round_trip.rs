@@ -188,7 +188,7 @@ impl<'a> RoundTrip<'a> {
     /// The replies to the orders, each under the name of the order's own node.
     ///
     /// # Panics
-    /// When a token is not answered.
+    /// When a token is not answered, or not exactly once.
     pub(super) fn into_replies(mut self, width: usize) -> Replies {
         let mut groups = self.groups.iter().peekable();
         let mut nodes = Vec::with_capacity(self.orders.nodes.len());
@@ -216,6 +216,10 @@ impl<'a> RoundTrip<'a> {
             // Peers state the times: whatever they say, the sum does not overflow.
             let compute_ns = parts.iter().map(spent).fold(0, u64::saturating_add);
             nodes.push(NodeReply { node: order.node, outputs, compute_ns });
+        }
+        for (order, reply) in self.orders.nodes.iter().zip(&nodes) {
+            let asked = order.pairs() * width;
+            assert_eq!(reply.outputs.len(), asked, "each pair of {} counts once", order.node);
         }
         Replies { nodes }
     }

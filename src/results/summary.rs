@@ -412,6 +412,15 @@ pub struct FaultFigures {
     /// Replies that came from nodes after they were lost: dropped.
     #[serde(default)]
     pub stale_replies: u64,
+    /// Replies to orders that were given up or beaten by a hedge: dropped.
+    #[serde(default)]
+    pub late_replies: u64,
+    /// Second replies to orders that were answered: dropped.
+    #[serde(default)]
+    pub duplicate_replies: u64,
+    /// Orders that were sent again because their stream broke.
+    #[serde(default)]
+    pub redelivered_orders: u64,
     /// Token–expert pairs that a replica was asked for because the first node failed.
     pub rerouted_pairs: u64,
     /// The longest round in which pairs were rerouted, from its orders to its last reply, ns.

@@ -3,6 +3,7 @@
 pub mod compute;
 mod join;
 mod listen;
+mod once;
 mod serve;
 pub mod store;
 

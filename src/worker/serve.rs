@@ -2,6 +2,7 @@
 
 use super::{
     Settings, compute,
+    once::{Admission, Once},
     store::{Reservation, Store},
 };
 use crate::measure::Clock;
@@ -12,6 +13,7 @@ use proto::{
     StatusRequest, expert_service_server::ExpertService,
 };
 use std::{
+    hash::{BuildHasher as _, RandomState},
     pin::Pin,
     sync::{
         Arc,
@@ -35,6 +37,10 @@ const CALLS_MAX: usize = 64;
 const SMALL_HIDDEN_BYTES: usize = 1 << 17;
 const SMALL_WEIGHT_BYTES: usize = 1 << 15;
 
+/// Outputs of answered orders that are kept for those that come again; in a run without faults those of
+/// one round.
+const KEPT_REPLY_BYTES_MAX: usize = 64 << 20;
+
 /// How long an upload may pause between chunks before its reserved room is given back.
 const CHUNK_WAIT: Duration = Duration::from_secs(30);
 
@@ -51,6 +57,10 @@ pub(super) struct Shared {
     requests: AtomicU64,
     token_experts: AtomicU64,
     compute_ns: AtomicU64,
+    once: Once,
+    duplicates: AtomicU64,
+    /// Another for each start of a node.
+    incarnation: u64,
 }
 
 /// One call under way; a drain waits for its end.
@@ -80,6 +90,10 @@ impl Shared {
             requests: AtomicU64::new(0),
             token_experts: AtomicU64::new(0),
             compute_ns: AtomicU64::new(0),
+            once: Once::new(KEPT_REPLY_BYTES_MAX),
+            duplicates: AtomicU64::new(0),
+            // The keys of these are drawn by the system.
+            incarnation: RandomState::new().hash_one("incarnation"),
         }
     }
 
@@ -119,17 +133,16 @@ impl Shared {
             && request.groups.iter().map(cost).fold(0, usize::saturating_add) <= SMALL_WEIGHT_BYTES
     }
 
-    /// Runs on a compute thread, or for a small order on the stream's. The time that `request` waited for it counts against its deadline.
+    /// Runs on a compute thread, or for a small order on the stream's. The time that `request`, whose header
+    /// was checked, waited for it counts against its deadline.
     fn answer(&self, request: ComputeRequest, since_arrival: Clock) -> ComputeReply {
         let reply = wire::reply_to(&request);
-        let computed = wire::decode_order(request, self.message_bytes_max).and_then(|work| {
+        let work = wire::decode_checked_order(request, self.message_bytes_max);
+        let computed = work.and_then(|work| {
             let (outputs, compute_ns) = self.compute(&work, since_arrival)?;
             wire::encode_outputs(reply.clone(), outputs, work.width, compute_ns)
         });
-        computed.unwrap_or_else(|error| {
-            tracing::warn!("step {}, layer {}: {error}", reply.step, reply.layer);
-            wire::encode_fault(reply, error)
-        })
+        computed.unwrap_or_else(|error| refusal(reply, error))
     }
 
     fn compute(&self, work: &NodeWork, since_arrival: Clock) -> Result<(Vec<f32>, u64), WireError> {
@@ -155,6 +168,44 @@ impl Shared {
         self.token_experts.fetch_add(work.pairs as u64, Relaxed);
         self.compute_ns.fetch_add(compute_ns, Relaxed);
         Ok((outputs, compute_ns))
+    }
+}
+
+/// A reply that says why there is none.
+fn refusal(reply: ComputeReply, error: WireError) -> ComputeReply {
+    tracing::warn!("step {}, layer {}: {error}", reply.step, reply.layer);
+    wire::encode_fault(reply, error)
+}
+
+/// An order that is computed now. Where that panics, the order is as if it had not come.
+struct UnderWay {
+    shared: Arc<Shared>,
+    run: u64,
+    sequence: u64,
+    is_answered: bool,
+}
+
+impl UnderWay {
+    fn new(shared: &Arc<Shared>, request: &ComputeRequest) -> Self {
+        let ComputeRequest { run, sequence, .. } = *request;
+        Self { shared: Arc::clone(shared), run, sequence, is_answered: false }
+    }
+
+    fn answer(mut self, request: ComputeRequest, since_arrival: Clock) -> ComputeReply {
+        let reply = self.shared.answer(request, since_arrival);
+        if self.run != ANONYMOUS {
+            self.shared.once.answered(self.run, self.sequence, &reply);
+        }
+        self.is_answered = true;
+        reply
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.shared.once.dropped(self.run, self.sequence);
+        }
     }
 }
 
@@ -281,6 +332,8 @@ impl ExpertService for Node {
             token_experts: shared.token_experts.load(Relaxed),
             compute_ns: shared.compute_ns.load(Relaxed),
             calls: u32::try_from(*shared.calls.borrow()).unwrap_or(u32::MAX),
+            duplicates: shared.duplicates.load(Relaxed),
+            incarnation: shared.incarnation,
         }))
     }
 }
@@ -327,19 +380,39 @@ enum Taken {
     Computing(oneshot::Receiver<ComputeReply>),
 }
 
+/// The run of orders without identity: each is computed when it comes.
+const ANONYMOUS: u64 = 0;
+
 /// Answers a small request at once. Larger ones compute away from the async threads, which keep
-/// answering health and keepalive.
-fn take(shared: &Arc<Shared>, request: ComputeRequest) -> Taken {
+/// answering health and keepalive. What has come before is not computed again.
+fn take(shared: &Arc<Shared>, mut request: ComputeRequest) -> Taken {
     let since_arrival = Clock::start();
     shared.requests.fetch_add(1, Relaxed);
+    if let Err(error) = wire::check_header(&mut request) {
+        return Taken::Answered(refusal(wire::reply_to(&request), error));
+    }
+    if request.run != ANONYMOUS {
+        let admission = shared.once.admit(&request);
+        if !matches!(admission, Admission::Compute) {
+            shared.duplicates.fetch_add(1, Relaxed);
+        }
+        match admission {
+            Admission::Compute => {}
+            Admission::Answered(reply) => return Taken::Answered(reply),
+            Admission::UnderWay(reply) => return Taken::Computing(reply),
+            Admission::Refused(error) => {
+                return Taken::Answered(refusal(wire::reply_to(&request), error));
+            }
+        }
+    }
+    let under_way = UnderWay::new(shared, &request);
     if shared.is_small(&request) {
-        return Taken::Answered(shared.answer(request, since_arrival));
+        return Taken::Answered(under_way.answer(request, since_arrival));
     }
     let (done, reply) = oneshot::channel();
-    let job = shared.clone();
     shared.pool.spawn(move || {
         // An error means that the stream ended meanwhile.
-        let _ = done.send(job.answer(request, since_arrival));
+        let _ = done.send(under_way.answer(request, since_arrival));
     });
     Taken::Computing(reply)
 }

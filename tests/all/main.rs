@@ -21,6 +21,7 @@ mod families;
 mod gguf;
 mod launch_kubernetes;
 mod nodes;
+mod once;
 mod overload;
 mod parity;
 mod results;

@@ -303,7 +303,7 @@ async fn a_late_reply_is_never_taken_for_a_later_one() {
     assert_eq!(late, Err(DispatchError::Timeout { node: NodeId(0), deadline_ms: 2000 }));
     let replies = local.send(&orders, &second, WIDTH).await.expect("it goes on");
     assert_eq!(bits(&orders, &replies), row_by_row(&orders, &second));
-    local.close().await;
+    assert_eq!(local.close().await.faults.late_replies, 1);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use crate::nodes::{PATIENCE, numbers};
 use agents::{
     ids::{ExpertId, LayerId, NodeId, StepId, TokenId},
+    membership::Epoch,
     orders::{ExpertGroup, NodeOrder},
     rng::stream,
 };
@@ -32,7 +33,16 @@ proptest! {
         flip in any::<prop::sample::Index>(),
     ) {
         let hidden = numbers(seed, tokens * width);
-        let ticket = wire::Ticket { step: StepId(3), layer: LayerId(2), sequence: 9 };
+        let ticket = wire::Ticket {
+            run: u64::MAX,
+            epoch: Epoch(7),
+            step: StepId(3),
+            layer: LayerId(2),
+            round: 12,
+            node: NodeId(4),
+            sequence: 9,
+            awaited_from: 8,
+        };
         let order = NodeOrder { node: NodeId(4), groups };
         let sent = wire::encode_order(ticket, &order, &hidden, width, PATIENCE, 1 << 20)
             .expect("it is valid");
@@ -106,7 +116,13 @@ fn all_of_a_hundred_thousand_random_flips_of_orders_and_replies_are_found() {
     const WIDTH: usize = 16;
     let mut rng = stream(5, "flips");
     let hidden = numbers(1, 8 * WIDTH);
-    let ticket = wire::Ticket { step: StepId(300), layer: LayerId(2), sequence: 70_000 };
+    let ticket = wire::Ticket {
+        run: 3,
+        step: StepId(300),
+        layer: LayerId(2),
+        sequence: 70_000,
+        ..wire::Ticket::default()
+    };
     let group = |expert, tokens: &[u32]| ExpertGroup {
         expert: ExpertId(expert),
         tokens: tokens.iter().copied().map(TokenId).collect(),

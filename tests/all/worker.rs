@@ -30,7 +30,7 @@ use tonic_reflection::pb::v1::{
 };
 
 /// A worker process with a plain client, for what the dispatcher itself would never send.
-struct Worker {
+pub(crate) struct Worker {
     child: Child,
     stdin: Option<ChildStdin>,
     address: String,
@@ -38,7 +38,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(arguments: &[&str]) -> Self {
+    pub(crate) async fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(PROGRAM)
             .args(["worker", "--listen", "127.0.0.1:0", "--lifeline", "--threads", "1"])
             .args(arguments)
@@ -60,12 +60,14 @@ impl Worker {
         Self { child, stdin, address, client }
     }
 
-    async fn load(&mut self, layer: LayerId, id: ExpertId, shard: &Expert) {
+    pub(crate) async fn load(&mut self, layer: LayerId, id: ExpertId, shard: &Expert) {
         let (chunks, _) = wire::encode_shard(layer, id, shard);
         self.client.load_shard(tokio_stream::iter(chunks)).await.expect("it fits");
     }
 
-    async fn stream(&mut self) -> (mpsc::Sender<ComputeRequest>, Streaming<ComputeReply>) {
+    pub(crate) async fn stream(
+        &mut self,
+    ) -> (mpsc::Sender<ComputeRequest>, Streaming<ComputeReply>) {
         let (requests, outbox) = mpsc::channel(1);
         let replies = self.client.compute(ReceiverStream::new(outbox)).await.expect("it serves");
         (requests, replies.into_inner())
@@ -80,7 +82,7 @@ impl Worker {
         timeout(PATIENCE, self.child.wait()).await.expect("it ends").expect("it can be awaited")
     }
 
-    async fn status(&self) -> StatusReply {
+    pub(crate) async fn status(&self) -> StatusReply {
         let mut client = self.client.clone();
         let status = client.status(StatusRequest {});
         timeout(PATIENCE, status).await.expect("in time").expect("it serves").into_inner()
@@ -102,7 +104,8 @@ fn request(expert: u32, rows: &[u32], hidden: &[f32]) -> ComputeRequest {
             tokens: rows.iter().copied().map(TokenId).collect(),
         }],
     };
-    let ticket = wire::Ticket { step: StepId(1), layer: LAYER, sequence: 1 };
+    let ticket =
+        wire::Ticket { step: StepId(1), layer: LAYER, sequence: 1, ..wire::Ticket::default() };
     wire::encode_order(ticket, &order, hidden, WIDTH, PATIENCE, usize::MAX).expect("it is valid")
 }
 
