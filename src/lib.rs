@@ -9,6 +9,8 @@ pub mod model;
 pub mod source;
 pub mod wire;
 
+pub mod transport;
+
 pub mod worker;
 
 pub mod dispatch;

@@ -114,7 +114,7 @@ pub(super) fn on_runtime<T: Send>(
         out,
         registries,
         progress: &bar,
-        run_token: task.map_or_else(worker::run_token, Task::token),
+        run_token: task.map_or_else(worker::run_token, Task::token).into(),
         hosts_worker: task.is_some(),
     };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.

@@ -58,10 +58,11 @@ impl Task {
             threads: nodes.threads as usize,
             insecure_non_loopback: nodes.insecure_non_loopback,
             announce: false,
+            run_token: self.token().into(),
+            tls: nodes.tls.files(),
             join: Some(Join {
                 coordinator,
                 advertise: None,
-                run_token: self.token(),
                 patience: Duration::from_secs(nodes.join_wait_s.into()),
             }),
             ..Settings::new(own)

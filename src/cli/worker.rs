@@ -2,12 +2,11 @@
 
 use super::{Failure, Outcome};
 use crate::dispatch::is_host_and_port;
-use crate::worker::{self, Join, Listen, Settings};
+use crate::transport::{Listen, RUN_TOKEN_VARIABLE, TlsFiles};
+use crate::worker::{self, Join, Settings};
 use clap::Args;
+use std::path::PathBuf;
 use std::time::Duration;
-
-/// The environment variable with the token of a run, so that no list of processes shows it.
-const RUN_TOKEN: &str = "NASHFLOCK_RUN_TOKEN";
 
 #[derive(Args)]
 pub(super) struct WorkerArgs {
@@ -21,8 +20,9 @@ pub(super) struct WorkerArgs {
     /// comes from where that is 0.0.0.0]
     #[arg(long, value_name = "HOST:PORT", requires = "join")]
     advertise: Option<String>,
-    /// What shows the coordinator that this worker is of its run [default: `NASHFLOCK_RUN_TOKEN`]
-    #[arg(long, value_name = "TOKEN", requires = "join")]
+    /// What every call has to show, and what this worker shows the coordinator that it joins; without
+    /// one it serves whoever reaches it [default: `NASHFLOCK_RUN_TOKEN`]
+    #[arg(long, value_name = "TOKEN")]
     run_token: Option<String>,
     /// How long the coordinator may be out of reach, seconds
     #[arg(long, value_name = "S", default_value_t = 30, requires = "join")]
@@ -39,9 +39,32 @@ pub(super) struct WorkerArgs {
     /// Largest request and largest reply
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     message_bytes_max: usize,
+    /// Certificate for TLS, with those between it and the authority's, PEM
+    #[arg(long, value_name = "PATH", requires = "tls_key", requires = "tls_ca")]
+    tls_certificate: Option<PathBuf>,
+    /// Private key of the certificate, PEM
+    #[arg(long, value_name = "PATH", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// The authority's certificates, PEM
+    #[arg(long, value_name = "PATH", requires = "tls_certificate")]
+    tls_ca: Option<PathBuf>,
+    /// A DNS name or IP address that a peer's certificate may have; may be repeated
+    #[arg(long = "tls-peer", value_name = "NAME", requires = "tls_certificate")]
+    tls_peers: Vec<String>,
     /// Accept an address that other machines reach, in plain text
     #[arg(long)]
     insecure_non_loopback: bool,
+}
+
+impl WorkerArgs {
+    fn tls(&self) -> Option<TlsFiles> {
+        Some(TlsFiles {
+            certificate: self.tls_certificate.clone()?,
+            key: self.tls_key.clone()?,
+            ca: self.tls_ca.clone()?,
+            peers: self.tls_peers.clone(),
+        })
+    }
 }
 
 pub(super) fn worker(args: &WorkerArgs) -> Outcome {
@@ -53,7 +76,6 @@ pub(super) fn worker(args: &WorkerArgs) -> Outcome {
     let join = args.join.clone().map(|coordinator| Join {
         coordinator,
         advertise: args.advertise.clone(),
-        run_token: args.run_token.clone().unwrap_or_else(run_token),
         patience: Duration::from_secs(args.join_patience_s.into()),
     });
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -63,6 +85,8 @@ pub(super) fn worker(args: &WorkerArgs) -> Outcome {
         message_bytes_max: args.message_bytes_max,
         lifeline: args.lifeline,
         insecure_non_loopback: args.insecure_non_loopback,
+        run_token: args.run_token.clone().unwrap_or_else(run_token).into(),
+        tls: args.tls(),
         join,
         ..Settings::new(args.listen.clone())
     };
@@ -71,7 +95,7 @@ pub(super) fn worker(args: &WorkerArgs) -> Outcome {
 
 /// The token of the environment; empty where there is none.
 pub(super) fn run_token() -> String {
-    std::env::var(RUN_TOKEN).unwrap_or_default()
+    std::env::var(RUN_TOKEN_VARIABLE).unwrap_or_default()
 }
 
 /// Serves as one node until told to stop.

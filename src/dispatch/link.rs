@@ -1,8 +1,8 @@
 //! The connection to one node: wire types only, no core types.
 
 use crate::{
+    transport::{Access, Calls},
     wire::REPLY_HEADER_BYTES_MAX,
-    worker::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, KEEPALIVE, STREAM_WINDOW_BYTES, UNIX},
 };
 use bytes::Bytes;
 use proto::{
@@ -23,10 +23,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_stream::{Stream as _, wrappers::ReceiverStream};
-use tonic::{
-    Code, Status, Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, Streaming, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -62,28 +59,6 @@ impl Default for Deadlines {
     }
 }
 
-/// A node's address, `HOST:PORT` or `unix:PATH`, with the transport settings of this project.
-///
-/// # Errors
-/// When it is not an address.
-pub fn endpoint(address: &str) -> Result<Endpoint, String> {
-    let uri = match address.strip_prefix(UNIX) {
-        Some(_) => address.to_owned(),
-        None => format!("http://{address}"),
-    };
-    let endpoint = Endpoint::from_shared(uri)
-        .map_err(|error| format!("\"{address}\" is not HOST:PORT: {error}"))?;
-    Ok(endpoint
-        .tcp_nodelay(true)
-        .connect_timeout(Duration::from_secs(2))
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
-        .keep_alive_while_idle(true))
-}
-
 /// Why a node did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum LinkError {
@@ -98,7 +73,7 @@ pub(super) enum LinkError {
 }
 
 /// The channel for uploads.
-pub(super) type Control = ExpertServiceClient<Channel>;
+pub(super) type Control = ExpertServiceClient<Calls>;
 
 /// One node: a channel for control and, so that bulk data never delays it, others for the streams.
 #[derive(Debug)]
@@ -117,7 +92,7 @@ pub(super) struct Link {
 /// Orders to a node and its replies, on a connection of their own.
 #[derive(Debug)]
 struct DataStream {
-    channel: Channel,
+    channel: Calls,
     ends: Ends,
     /// Requests that are awaited, by sequence.
     open: BTreeMap<u64, ComputeRequest>,
@@ -139,10 +114,12 @@ impl Link {
     pub(super) async fn open(
         control: Channel,
         data: Vec<Channel>,
+        access: &Access,
         deadline: Duration,
     ) -> Result<Self, LinkError> {
         assert!(!data.is_empty(), "orders need a channel");
         let at = Instant::now() + deadline;
+        let control = access.calls(control);
         wait_until_serving(control.clone(), at, deadline).await?;
         let mut control = ExpertServiceClient::new(control);
         let late = |_| LinkError::Timeout { deadline_ms: millis(deadline) };
@@ -152,6 +129,7 @@ impl Link {
             .map_err(|_| LinkError::Bad("its message limit exceeds the address space".into()))?;
         let mut streams = Vec::with_capacity(data.len());
         for channel in data {
+            let channel = access.calls(channel);
             let client = data_client(channel.clone(), message_bytes_max);
             let ends = timeout_at(at, Ends::open(client, REQUESTS_MAX)).await.map_err(late)??;
             let (open, reopening, has_answered) = (BTreeMap::new(), None, true);
@@ -262,7 +240,7 @@ impl DataStream {
 
 impl Ends {
     async fn open(
-        mut client: ExpertServiceClient<Channel>,
+        mut client: ExpertServiceClient<Calls>,
         capacity: usize,
     ) -> Result<Self, LinkError> {
         let (requests, outbox) = mpsc::channel(capacity);
@@ -271,14 +249,14 @@ impl Ends {
     }
 }
 
-fn data_client(channel: Channel, message_bytes_max: usize) -> ExpertServiceClient<Channel> {
+fn data_client(channel: Calls, message_bytes_max: usize) -> ExpertServiceClient<Calls> {
     let reply_bytes_max = message_bytes_max.saturating_add(REPLY_HEADER_BYTES_MAX);
     ExpertServiceClient::new(channel).max_decoding_message_size(reply_bytes_max)
 }
 
 /// Another stream to the same node, if it is that still.
 async fn reopen(
-    channel: Channel,
+    channel: Calls,
     message_bytes_max: usize,
     incarnation: u64,
 ) -> Result<Ends, LinkError> {
@@ -341,7 +319,7 @@ fn with_causes(status: &Status) -> String {
 }
 
 async fn wait_until_serving(
-    control: Channel,
+    control: Calls,
     at: Instant,
     deadline: Duration,
 ) -> Result<(), LinkError> {

@@ -3,7 +3,8 @@
 use super::{
     Dispatch, DispatchError, Remote, RemoteSettings, Served, ShardAssignment, remote::Peer,
 };
-use crate::worker::{DRAIN_MS_MAX, Listen, SOCKET_FOLDER_PREFIX};
+use crate::transport::{Listen, RUN_TOKEN_VARIABLE, SOCKET_FOLDER_PREFIX};
+use crate::worker::DRAIN_MS_MAX;
 use agents::{
     ids::NodeId,
     orders::{Orders, Replies},
@@ -35,7 +36,7 @@ const EXIT_WAIT: Duration = Duration::from_millis(500);
 const STOP_WAIT: Duration = Duration::from_millis(DRAIN_MS_MAX + 3_000);
 
 /// How the workers are started.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct LocalSettings {
     /// Compute threads of each worker.
     pub threads: usize,
@@ -116,19 +117,19 @@ impl Local {
                 Some(folder) => Listen::Unix(folder.path().join(node.to_string())),
                 None => Listen::Tcp(([127, 0, 0, 1], 0).into()),
             };
-            workers.push(Worker::spawn(program, &listen, settings).map_err(|error| {
+            workers.push(Worker::spawn(program, &listen, &settings).map_err(|error| {
                 let detail = format!("cannot run {}: {error}", program.display());
                 DispatchError::Start { node, detail, log: Vec::new() }
             })?);
         }
         let mut peers = Vec::new();
         for (node, worker) in nodes().zip(&mut workers) {
-            match worker.connect(node, settings.remote).await {
+            match worker.connect(node, &settings.remote).await {
                 Ok(peer) => peers.push(peer),
                 Err(error) => return Err(worker.explain(error).await),
             }
         }
-        Ok(Self { remote: Remote::new(peers, settings.remote), workers, _sockets: sockets })
+        Ok(Self { remote: Remote::new(peers, &settings.remote), workers, _sockets: sockets })
     }
 
     /// Process ids of the workers that have not been seen to end, by node.
@@ -187,12 +188,14 @@ impl Dispatch for Local {
 }
 
 impl Worker {
-    fn spawn(program: &Path, listen: &Listen, settings: LocalSettings) -> io::Result<Self> {
+    fn spawn(program: &Path, listen: &Listen, settings: &LocalSettings) -> io::Result<Self> {
         let mut child = Command::new(program)
             .args(["worker", "--lifeline", "--listen", &listen.to_string()])
             .args(["--threads", &settings.threads.to_string()])
             .args(["--shard-bytes-max", &settings.shard_bytes_max.to_string()])
             .args(["--message-bytes-max", &settings.message_bytes_max.to_string()])
+            // The environment of a process is not shown to other users, its arguments are.
+            .env(RUN_TOKEN_VARIABLE, settings.remote.access.token.reveal())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -210,7 +213,7 @@ impl Worker {
     async fn connect(
         &mut self,
         node: NodeId,
-        settings: RemoteSettings,
+        settings: &RemoteSettings,
     ) -> Result<Peer, DispatchError> {
         let deadlines = settings.deadlines;
         let failed = |detail| DispatchError::Start { node, detail, log: Vec::new() };

@@ -15,9 +15,10 @@ mod round_trip;
 mod settings;
 mod spot_check;
 
+pub use crate::transport::endpoint;
 pub use in_process::InProcess;
 pub use joined::{Joined, JoinedSettings, MembershipCounts, OwnWorker};
-pub use link::{Deadlines, endpoint};
+pub use link::Deadlines;
 pub use local::{Local, LocalSettings, SocketKind};
 pub use node_spec::{NodeSpec, NodeSpecError};
 pub(crate) use node_spec::{is_host_and_port, is_ip_and_port};

@@ -4,7 +4,6 @@ use super::{
     Deadlines, Dispatch, DispatchError, Faults, Ledger, RemoteSettings, Served, ShardAssignment,
     deliver::Delivery,
     departures::Departures,
-    endpoint,
     health::Health,
     identity::Identity,
     link::{self, Link, LinkError},
@@ -59,9 +58,9 @@ impl Remote {
     ) -> Result<Self, DispatchError> {
         let mut peers = Vec::with_capacity(addresses.len());
         for (node, address) in addresses.iter().enumerate() {
-            peers.push(Peer::connect(NodeId::from_index(node), address, settings).await?);
+            peers.push(Peer::connect(NodeId::from_index(node), address, &settings).await?);
         }
-        Ok(Self::new(peers, settings))
+        Ok(Self::new(peers, &settings))
     }
 
     /// The same over given channels, for each node one for control and at least one for data: the
@@ -75,20 +74,21 @@ impl Remote {
     ) -> Result<Self, DispatchError> {
         let mut peers = Vec::with_capacity(channels.len());
         for (node, (control, data)) in channels.into_iter().enumerate() {
-            let link = Link::open(control, data, settings.deadlines.start).await;
+            let deadline = settings.deadlines.start;
+            let link = Link::open(control, data, &settings.access, deadline).await;
             peers.push(Peer::new(
                 link.map_err(|error| not_started(NodeId::from_index(node), error))?,
             ));
         }
-        Ok(Self::new(peers, settings))
+        Ok(Self::new(peers, &settings))
     }
 
-    pub(super) fn new(peers: Vec<Peer>, settings: RemoteSettings) -> Self {
+    pub(super) fn new(peers: Vec<Peer>, settings: &RemoteSettings) -> Self {
         Self {
             health: Health::new(peers.len(), settings.hedge_budget),
             peers,
             deadlines: settings.deadlines,
-            spot_check: SpotCheck::new(&settings),
+            spot_check: SpotCheck::new(settings),
             holders: Holders::new(),
             faults: Faults::default(),
             departures: Departures::default(),
@@ -98,7 +98,7 @@ impl Remote {
     }
 
     /// Nodes that come and go: `seats` of them, all vacant. Those that depart are lost at once.
-    pub(super) fn vacant(seats: usize, departures: Departures, settings: RemoteSettings) -> Self {
+    pub(super) fn vacant(seats: usize, departures: Departures, settings: &RemoteSettings) -> Self {
         let peers = (0..seats).map(|_| Peer::vacant()).collect();
         let mut remote = Self { departures, ..Self::new(peers, settings) };
         (0..seats).for_each(|node| remote.health.lose(NodeId::from_index(node)));
@@ -178,16 +178,16 @@ impl Peer {
     pub(super) async fn connect(
         node: NodeId,
         address: &str,
-        settings: RemoteSettings,
+        settings: &RemoteSettings,
     ) -> Result<Self, DispatchError> {
-        let endpoint = endpoint(address).map_err(|detail| DispatchError::Start {
-            node,
-            detail,
-            log: Vec::new(),
-        })?;
-        let control = endpoint.connect_lazy();
-        let data = (0..settings.data_connections.max(1)).map(|_| endpoint.connect_lazy()).collect();
-        Link::open(control, data, settings.deadlines.start).await.map(Self::new).map_err(|error| {
+        let channel = || {
+            let bad = |detail| DispatchError::Start { node, detail, log: Vec::new() };
+            settings.access.channel(address).map_err(bad)
+        };
+        let control = channel()?;
+        let data: Result<_, _> = (0..settings.data_connections.max(1)).map(|_| channel()).collect();
+        let link = Link::open(control, data?, &settings.access, settings.deadlines.start).await;
+        link.map(Self::new).map_err(|error| {
             not_started(
                 node,
                 match error {

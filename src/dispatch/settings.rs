@@ -1,9 +1,10 @@
 //! How nodes are talked to.
 
 use super::Deadlines;
+use crate::transport::Access;
 
 /// What holds for all nodes of a dispatcher.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct RemoteSettings {
     /// How long a node may take for each thing.
     pub deadlines: Deadlines,
@@ -16,10 +17,12 @@ pub struct RemoteSettings {
     pub spot_check_share: f64,
     /// Which orders these are.
     pub spot_check_seed: u64,
+    /// What nodes are shown.
+    pub access: Access,
 }
 
 impl Default for RemoteSettings {
-    /// Hedges for one pair in twenty, one data connection, no checks.
+    /// Hedges for one pair in twenty, one data connection, no checks, plain text and no token.
     fn default() -> Self {
         Self {
             deadlines: Deadlines::default(),
@@ -27,6 +30,7 @@ impl Default for RemoteSettings {
             data_connections: 1,
             spot_check_share: 0.0,
             spot_check_seed: 0,
+            access: Access::default(),
         }
     }
 }

@@ -36,6 +36,7 @@ use crate::results::{Manifest, Memory, Quality, ResultsError, RunDir, RunStart, 
 use crate::scenario::file::Engine;
 use crate::scenario::{self, Scenario};
 use crate::source::trace::TraceError;
+use crate::transport::RunToken;
 use agents::game::Registries;
 use controls::Controls;
 use demand::Arrivals;
@@ -62,7 +63,7 @@ pub struct RunSettings<'a> {
     /// Told what the run is doing.
     pub progress: &'a dyn Progress,
     /// What workers that join must show; empty for none.
-    pub run_token: String,
+    pub run_token: RunToken,
     /// Whether this process starts a worker of its own beside those that join.
     pub hosts_worker: bool,
 }

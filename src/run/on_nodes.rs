@@ -6,10 +6,12 @@ use super::interrupt::Interrupts;
 use super::plan::Plan;
 use super::serve::ServeError;
 use crate::dispatch::{
-    Deadlines, Dispatch, InProcess, Joined, JoinedSettings, Local, LocalSettings, OwnWorker,
-    Remote, RemoteSettings, Served, SocketKind,
+    Deadlines, Dispatch, DispatchError, InProcess, Joined, JoinedSettings, Local, LocalSettings,
+    OwnWorker, Remote, RemoteSettings, Served, SocketKind,
 };
 use crate::scenario::file::{self, Engine, Sockets};
+use crate::transport::{Access, Identity, RunToken};
+use agents::ids::NodeId;
 use std::time::Duration;
 
 /// What is done on nodes that hold their experts.
@@ -27,7 +29,14 @@ impl Plan<'_> {
         job: &mut impl Job,
     ) -> (Result<(), ServeError>, Served) {
         let nodes = &self.scenario.nodes;
-        let remote = remote_settings(nodes, self.scenario.seed);
+        let access = match access(nodes, settings) {
+            Ok(access) => access,
+            Err(detail) => {
+                let error = DispatchError::Start { node: NodeId(0), detail, log: Vec::new() };
+                return (Err(error.into()), Served::default());
+            }
+        };
+        let remote = remote_settings(nodes, self.scenario.seed, access);
         settings.progress.phase("starting nodes");
         match nodes.engine {
             Engine::InProcess => self.on_started(InProcess::new(), settings, interrupts, job).await,
@@ -82,7 +91,18 @@ impl Plan<'_> {
     }
 }
 
-fn remote_settings(nodes: &file::Nodes, seed: u64) -> RemoteSettings {
+/// What nodes are shown. Workers of this machine get a token of their own where the user gave none.
+fn access(nodes: &file::Nodes, settings: &RunSettings<'_>) -> Result<Access, String> {
+    let mut token = settings.run_token.clone();
+    if token.is_none() && nodes.engine == Engine::Local {
+        let none = |error| format!("cannot draw a run token from /dev/urandom: {error}");
+        token = RunToken::random().map_err(none)?;
+    }
+    let tls = nodes.tls.files().map(|files| Identity::load(&files)).transpose();
+    Ok(Access { token, tls: tls.map_err(|error| error.to_string())? })
+}
+
+fn remote_settings(nodes: &file::Nodes, seed: u64, access: Access) -> RemoteSettings {
     let compute = Duration::from_millis(u64::from(nodes.deadline_ms));
     RemoteSettings {
         deadlines: Deadlines { compute, ..Deadlines::default() },
@@ -90,6 +110,7 @@ fn remote_settings(nodes: &file::Nodes, seed: u64) -> RemoteSettings {
         data_connections: nodes.data_connections as usize,
         spot_check_share: nodes.spot_check_share,
         spot_check_seed: seed,
+        access,
     }
 }
 
@@ -105,10 +126,10 @@ fn joined_settings(
         min_workers: nodes.min_workers.unwrap_or(nodes.count) as usize,
         lease: Duration::from_millis(nodes.lease_ms.into()),
         join_wait: Duration::from_secs(nodes.join_wait_s.into()),
-        run_token: settings.run_token.clone(),
         own_worker: settings.hosts_worker.then(|| OwnWorker {
             program: settings.program.to_owned(),
             threads: nodes.threads as usize,
+            tls: nodes.tls.files(),
         }),
         remote,
     }

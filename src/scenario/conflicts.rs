@@ -3,6 +3,7 @@
 
 mod generation;
 mod precision;
+mod security;
 
 use std::path::Path;
 
@@ -190,6 +191,7 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
     });
     placement(scenario, found);
     joining(nodes, found);
+    security::find(nodes, found);
     let has_copies = nodes.replicas > 1 || nodes.replica_slots > 0;
     let checks = nodes.spot_check_share > 0.0;
     found.unless(!checks || has_copies, &["nodes.spot_check_share", "nodes.replicas"], || {
@@ -243,19 +245,6 @@ fn joining(nodes: &Nodes, found: &mut Found<'_>) {
     found.unless(least <= count, &["nodes.min_workers", "nodes.count"], || {
         let message = format!("`nodes.min_workers` is {least} but `nodes.count` is {count}");
         (message, "a worker needs a seat: write fewer min_workers or more nodes".into())
-    });
-    let is_loopback = |listen: &String| {
-        listen.parse::<std::net::SocketAddr>().is_ok_and(|listen| listen.ip().is_loopback())
-    };
-    let allowed = nodes.insecure_non_loopback || nodes.listen.as_ref().is_none_or(is_loopback);
-    found.unless(allowed, &["nodes.listen", "nodes.insecure_non_loopback"], || {
-        let message =
-            "`nodes.listen` is an address that other machines reach, and traffic is plain text";
-        (
-            message.into(),
-            "listen on 127.0.0.1, or write insecure_non_loopback = true on a network you trust"
-                .into(),
-        )
     });
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
 pub use super::generation::{Generation, Lengths};
+pub use super::tls::Tls;
 
 /// The one `schema_version` this version reads.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -319,7 +320,7 @@ pub struct Nodes {
     /// How long the run waits for `min_workers`, or for a worker while none holds an expert, in s, 1 to 86400. Default 60.
     #[schemars(range(min = 1, max = 86_400))]
     pub join_wait_s: u32,
-    /// Whether `listen` may be an address that other machines reach, in plain text. Default false.
+    /// Whether `listen` and `peers` may be addresses of other machines though traffic is plain text. Default false.
     pub insecure_non_loopback: bool,
     /// Threads of a node, 1 to 1024. Default 1.
     #[schemars(range(min = 1, max = 1024))]
@@ -341,6 +342,9 @@ pub struct Nodes {
     /// needs replicas, and nodes of one kind of CPU. Default 0.
     #[schemars(range(min = 0, max = 1))]
     pub spot_check_share: f64,
+    /// Certificates for TLS; by default connections are in plain text.
+    #[serde(skip_serializing_if = "Tls::is_off")]
+    pub tls: Tls,
 }
 
 impl Default for Nodes {
@@ -363,6 +367,7 @@ impl Default for Nodes {
             sockets: Sockets::Unix,
             data_connections: 1,
             spot_check_share: 0.0,
+            tls: Tls::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ mod problem;
 mod read;
 mod set;
 mod shape;
+mod tls;
 
 pub use budget::Budget;
 pub(crate) use conflicts::slots_problem;

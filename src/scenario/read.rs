@@ -177,5 +177,6 @@ fn paths_of(scenario: &mut Scenario) -> impl Iterator<Item = &mut PathBuf> {
         Source::Synthetic { .. } => Vec::new(),
     };
     let given = [&mut scenario.precision.calibration_text, &mut scenario.load.trace];
-    source.into_iter().chain(given.into_iter().flatten())
+    let tls = scenario.nodes.tls.paths_mut();
+    source.into_iter().chain(given.into_iter().flatten()).chain(tls)
 }

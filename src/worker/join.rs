@@ -1,6 +1,6 @@
 //! A worker's stay in a run: it joins the coordinator, renews its lease, and leaves.
 
-use super::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, KEEPALIVE, STREAM_WINDOW_BYTES};
+use crate::transport::{Access, Calls};
 use proto::{
     JoinReply, JoinRequest, RenewRequest, Standing,
     membership_service_client::MembershipServiceClient,
@@ -10,10 +10,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status};
 
 /// Pause between two attempts to join.
 const JOIN_PAUSE: Duration = Duration::from_millis(100);
@@ -28,8 +25,6 @@ pub struct Join {
     pub coordinator: String,
     /// Where the coordinator reaches this worker, `HOST:PORT`; where it listens unless this is given.
     pub advertise: Option<String>,
-    /// What shows that it is of this run.
-    pub run_token: String,
     /// How long the coordinator may be out of reach before the worker gives up.
     pub patience: Duration,
 }
@@ -72,14 +67,15 @@ pub enum JoinError {
 /// ran out, or a coordinator that started anew, is answered by joining again.
 pub(super) async fn stay(
     join: &Join,
+    access: &Access,
     listening: String,
     shard_bytes_max: usize,
     mut draining: watch::Receiver<bool>,
 ) -> Result<Left, JoinError> {
     let refused = |detail| JoinError::Refused { coordinator: join.coordinator.clone(), detail };
-    let mut client = connect(&join.coordinator).map_err(refused)?;
+    let mut client = connect(&join.coordinator, access).map_err(refused)?;
     let asked = JoinRequest {
-        run_token: join.run_token.clone(),
+        run_token: access.token.reveal().to_owned(),
         address: join.advertise.clone().unwrap_or(listening),
         shard_bytes_max: shard_bytes_max as u64,
     };
@@ -131,22 +127,14 @@ pub(super) async fn stay(
     }
 }
 
-fn connect(coordinator: &str) -> Result<MembershipServiceClient<Channel>, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{coordinator}"))
-        .map_err(|error| format!("\"{coordinator}\" is not HOST:PORT: {error}"))?;
-    let endpoint = endpoint
-        .tcp_nodelay(true)
-        .connect_timeout(ANSWER_WAIT)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE);
-    Ok(MembershipServiceClient::new(endpoint.connect_lazy()))
+type Client = MembershipServiceClient<Calls>;
+
+fn connect(coordinator: &str, access: &Access) -> Result<Client, String> {
+    Ok(MembershipServiceClient::new(access.calls(access.channel(coordinator)?)))
 }
 
 async fn ask_to_join(
-    client: &mut MembershipServiceClient<Channel>,
+    client: &mut Client,
     asked: &JoinRequest,
     stay: &mut Option<JoinReply>,
 ) -> Result<(), Status> {
@@ -157,7 +145,7 @@ async fn ask_to_join(
 }
 
 async fn renew(
-    client: &mut MembershipServiceClient<Channel>,
+    client: &mut Client,
     run_token: &str,
     seat: &JoinReply,
     draining: bool,

@@ -2,17 +2,17 @@
 
 pub mod compute;
 mod join;
-mod listen;
 mod once;
 mod serve;
 pub mod store;
 
 pub use join::{Join, JoinError};
-pub use listen::Listen;
-pub(crate) use listen::{SOCKET_FOLDER_PREFIX, UNIX};
 
+use crate::transport::{
+    Access, CheckToken, ConnectionLimits, Identity, Incoming, Listen, Refusals, RunToken,
+    ServerLimits, TlsError, TlsFiles, is_loopback, server, with_health_and_reflection,
+};
 use join::Left;
-use listen::Incoming;
 use proto::expert_service_server::ExpertServiceServer;
 use serve::{Node, Shared};
 use std::{
@@ -28,7 +28,8 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::Stream;
-use tonic::transport::{Server, server::Connected};
+use tonic::service::{Routes, interceptor::InterceptedService};
+use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 
 /// How long a draining node waits for what is in flight.
@@ -40,15 +41,8 @@ const HANDOVER_MS_MAX: u64 = 5_000;
 /// How long it then waits for its connections to close.
 const CLOSE_MS_MAX: u64 = 2_000;
 
-/// HTTP/2 windows and frames of both ends. Fixed, because the adaptive window can stall a bulk
-/// stream for ever: its pings wait behind the data of both directions.
-pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
-/// See [`STREAM_WINDOW_BYTES`].
-pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
-/// See [`STREAM_WINDOW_BYTES`].
-pub const FRAME_BYTES: u32 = 1 << 20;
-/// A silent peer is noticed after twice this time.
-pub const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Connections of a node, at most: a coordinator has as many as `nodes.data_connections` and one.
+const CONNECTIONS_MAX: usize = 512;
 
 /// What a node is told when it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,12 +61,18 @@ pub struct Settings {
     pub insecure_non_loopback: bool,
     /// Whether the address is printed on standard output.
     pub announce: bool,
+    /// What every call has to show, and what it shows itself to the coordinator that it joins. Without
+    /// one it serves whoever reaches it.
+    pub run_token: RunToken,
+    /// For TLS on its TCP connections, those to the coordinator that it joins included.
+    pub tls: Option<TlsFiles>,
     /// The run to join; none for a node that coordinators find by themselves.
     pub join: Option<Join>,
 }
 
 impl Settings {
-    /// Two threads, 4 GiB of shards, messages of 64 MiB, no lifeline, loopback only.
+    /// Two threads, 4 GiB of shards, messages of 64 MiB, no lifeline, loopback only,
+    /// no token.
     #[must_use]
     pub fn new(listen: impl Into<Listen>) -> Self {
         Self {
@@ -83,6 +83,8 @@ impl Settings {
             lifeline: false,
             insecure_non_loopback: false,
             announce: true,
+            run_token: RunToken::default(),
+            tls: None,
             join: None,
         }
     }
@@ -92,7 +94,7 @@ impl Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The address is in use or not of this machine.
-    #[error("cannot listen on {address}: {source}; {}", Self::remedy(.address, .source))]
+    #[error("cannot listen on {address}: {source}; {}", .address.remedy(.source))]
     Bind {
         /// Asked for.
         address: Listen,
@@ -102,12 +104,25 @@ pub enum WorkerError {
     /// The address is reachable from other machines.
     #[error(
         "refusing to listen on {address}: traffic is plain text and other machines could read and \
-         change it; listen on 127.0.0.1, or give --insecure-non-loopback on a network you trust"
+         change it; listen on 127.0.0.1, give --tls-certificate and its like, or \
+         --insecure-non-loopback on a network you trust"
     )]
     NonLoopback {
         /// Asked for.
         address: Listen,
     },
+    /// The coordinator is on another machine.
+    #[error(
+        "refusing to join {coordinator} in plain text: give --tls-certificate and its like, or \
+         --insecure-non-loopback on a network you trust"
+    )]
+    NonLoopbackCoordinator {
+        /// Asked for.
+        coordinator: String,
+    },
+    /// There is no TLS with these files.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A setting is out of its range.
     #[error("{0}")]
     Setting(String),
@@ -135,6 +150,8 @@ impl WorkerError {
             self,
             Self::Bind { .. }
                 | Self::NonLoopback { .. }
+                | Self::NonLoopbackCoordinator { .. }
+                | Self::Tls(_)
                 | Self::Setting(_)
                 | Self::Join(JoinError::Refused { .. })
         )
@@ -149,11 +166,14 @@ impl WorkerError {
 /// # Errors
 /// See [`WorkerError`].
 pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
-    let address = settings.listen.clone();
-    if !address.is_local() && !settings.insecure_non_loopback {
-        return Err(WorkerError::NonLoopback { address });
-    }
-    let (incoming, listening) = address.bind()?;
+    let tls = settings.tls.as_ref().map(Identity::load).transpose()?;
+    refuse_plain_text(&settings)?;
+    let refusals = Arc::new(Refusals::new());
+    let limits = ConnectionLimits::new(CONNECTIONS_MAX);
+    let address = &settings.listen;
+    let (incoming, listening) = Incoming::bind(address, tls.as_ref(), limits, refusals.clone())
+        .map_err(|source| WorkerError::Bind { address: address.clone(), source })?;
+    let access = Access { token: settings.run_token.clone(), tls };
     let system = |action| move |source| WorkerError::System { action, source };
     let mut terminate =
         signal(SignalKind::terminate()).map_err(system("listen for the terminate signal"))?;
@@ -173,7 +193,7 @@ pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
             None => std::future::pending().await,
             Some(join) => {
                 let address = listening.to_string();
-                join::stay(join, address, settings.shard_bytes_max, draining).await
+                join::stay(join, &access, address, settings.shard_bytes_max, draining).await
             }
         }
     };
@@ -202,24 +222,37 @@ pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
         }
     };
     let threads = settings.threads;
-    let node = Prepared::new(&settings)?;
+    let node = Prepared::new(&settings, refusals)?;
     if settings.announce {
         writeln!(io::stdout(), "{}", serde_json::json!({ "listening": listening.to_string() }))
             .map_err(system("announce the listen address"))?;
     }
     tracing::info!("listening on {listening} with {threads} compute threads");
-    match incoming {
-        Incoming::Tcp(incoming) => node.serve(incoming, shutdown).await?,
-        Incoming::Unix(incoming, _file) => node.serve(incoming, shutdown).await?,
-    }
+    node.serve(incoming, shutdown).await?;
     failure.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn refuse_plain_text(settings: &Settings) -> Result<(), WorkerError> {
+    if settings.tls.is_some() || settings.insecure_non_loopback {
+        return Ok(());
+    }
+    if !settings.listen.is_local() {
+        return Err(WorkerError::NonLoopback { address: settings.listen.clone() });
+    }
+    match &settings.join {
+        Some(Join { coordinator, .. }) if !is_loopback(coordinator) => {
+            Err(WorkerError::NonLoopbackCoordinator { coordinator: coordinator.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Serves the connections of `incoming` until `shutdown`, then drains: health answers NOT_SERVING,
 /// what is in flight is finished within [`DRAIN_MS_MAX`], nothing new is taken.
 ///
 /// # Errors
-/// When the settings or the transport fail. `settings.listen` and `settings.lifeline` are not used.
+/// When the settings or the transport fail. `settings.listen`, `settings.lifeline` and `settings.tls` are
+/// not used.
 pub async fn serve_with_incoming<IO>(
     settings: Settings,
     incoming: impl Stream<Item = io::Result<IO>>,
@@ -228,14 +261,17 @@ pub async fn serve_with_incoming<IO>(
 where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    Prepared::new(&settings)?.serve(incoming, shutdown).await
+    Prepared::new(&settings, Arc::new(Refusals::new()))?.serve(incoming, shutdown).await
 }
 
 /// A node with its threads, before it has connections.
-struct Prepared(Arc<Shared>);
+struct Prepared {
+    shared: Arc<Shared>,
+    check: CheckToken,
+}
 
 impl Prepared {
-    fn new(settings: &Settings) -> Result<Self, WorkerError> {
+    fn new(settings: &Settings, refusals: Arc<Refusals>) -> Result<Self, WorkerError> {
         if !(1..=THREADS_MAX).contains(&settings.threads) {
             return Err(WorkerError::Setting(format!(
                 "{} compute threads: choose 1 to {THREADS_MAX}",
@@ -258,7 +294,8 @@ impl Prepared {
                 action: "start the compute threads",
                 source: io::Error::other(error),
             })?;
-        Ok(Self(Arc::new(Shared::new(pool, settings))))
+        let check = CheckToken::new(settings.run_token.clone(), refusals);
+        Ok(Self { shared: Arc::new(Shared::new(pool, settings)), check })
     }
 
     async fn serve<IO>(
@@ -269,7 +306,7 @@ impl Prepared {
     where
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     {
-        let shared = self.0;
+        let Self { shared, check } = self;
         let service = ExpertServiceServer::new(Node(shared.clone()))
             .max_decoding_message_size(shared.message_bytes_max)
             .max_encoding_message_size(
@@ -277,29 +314,15 @@ impl Prepared {
             );
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<ExpertServiceServer<Node>>().await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .expect("the descriptors were compiled with this program");
+        let routes = Routes::new(InterceptedService::new(service, check));
+        let routes = with_health_and_reflection(routes, health, proto::DESCRIPTORS);
         let (close, closed) = oneshot::channel::<()>();
-        let mut server = pin!(
-            Server::builder()
-                .initial_stream_window_size(STREAM_WINDOW_BYTES)
-                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-                .max_frame_size(FRAME_BYTES)
-                .max_concurrent_streams(64)
-                .http2_max_header_list_size(16 << 10)
-                .http2_keepalive_interval(Some(KEEPALIVE))
-                .http2_keepalive_timeout(Some(KEEPALIVE))
-                .add_service(health)
-                .add_service(reflection)
-                .add_service(service)
-                .serve_with_incoming_shutdown(incoming, async {
-                    // An error means that the sender is gone: then this future is, too.
-                    let _ = closed.await;
-                })
-        );
+        let limits = ServerLimits { streams: STREAMS_MAX, is_bulk: true };
+        let mut server =
+            pin!(server(limits).add_routes(routes).serve_with_incoming_shutdown(incoming, async {
+                // An error means that the sender is gone: then this future is, too.
+                let _ = closed.await;
+            }));
         let drained = async {
             shutdown.await;
             reporter.set_service_status("", ServingStatus::NotServing).await;
@@ -318,6 +341,9 @@ impl Prepared {
         Ok(())
     }
 }
+
+/// Streams of a connection.
+const STREAMS_MAX: u32 = 64;
 
 /// Room for a chunk of a shard upload with its header.
 const MESSAGE_BYTES_MIN: usize = 2 * crate::wire::CHUNK_BYTES_MAX;

@@ -1,7 +1,9 @@
 //! The integration tests of the shell, one module a subject.
 
 mod arrivals;
+mod attacks;
 mod binary;
+mod certificates;
 mod checkpoints;
 mod cli_bad_input;
 mod cli_capacity;
@@ -19,6 +21,7 @@ mod cli_stored;
 mod decode;
 mod families;
 mod gguf;
+mod hostile;
 mod launch_kubernetes;
 mod nodes;
 mod once;
@@ -26,6 +29,7 @@ mod overload;
 mod parity;
 mod results;
 mod scenario;
+mod security;
 mod slurm;
 mod spot_check;
 mod tidy;

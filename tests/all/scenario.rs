@@ -132,10 +132,11 @@ fn every_kind_of_mistake_is_located_and_comes_with_a_remedy() {
         ("count = 2", "count = 2\nplacement = \"planned\"\nreplica_slots = 17", 16, 17, "nodes.replica_slots", "is 17 but 16 experts on 2 nodes can have 16 further copies", "write at most 16"),
         ("count = 2", "count = 2\nplacement = \"eplb\"\nreplica_slots = 3", 16, 17, "nodes.replica_slots", "19 (16 experts and 3 replica_slots) do not divide over 2 nodes", "write replica_slots = 4"),
         ("count = 2", "count = 3\nplacement = \"eplb\"", 15, 13, "nodes.replica_slots", "16 (16 experts and 0 replica_slots) do not divide over 3 nodes", "write replica_slots = 2"),
-        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\"]", 16, 9, "nodes.peers", "lists 1 addresses but `nodes.count` is 2", "one host:port a node"),
-        ("count = 2", "count = 2\npeers = [\"a:1\"]", 15, 9, "nodes.peers", "`nodes.engine` is not \"peers\"", "take the peers out"),
-        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\", \"b\"]", 16, 17, "nodes.peers[1]", "\"host:port\", not \"b\"", "write \"host:port\""),
-        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"a:1\", \"a:1\"]", 16, 17, "nodes.peers[1]", "lists a:1 twice", "once"),
+        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"[::1]:1\"]", 16, 9, "nodes.peers", "lists 1 addresses but `nodes.count` is 2", "one host:port a node"),
+        ("count = 2", "count = 2\npeers = [\"[::1]:1\"]", 15, 9, "nodes.peers", "`nodes.engine` is not \"peers\"", "take the peers out"),
+        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"[::1]:1\", \"b\"]", 16, 21, "nodes.peers[1]", "\"host:port\", not \"b\"", "write \"host:port\""),
+        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"[::1]:1\", \"[::1]:1\"]", 16, 21, "nodes.peers[1]", "lists [::1]:1 twice", "once"),
+        ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"localhost:1\", \"a:1\"]", 16, 25, "nodes.peers[1]", "has a:1, another machine, and traffic is plain text", "add [nodes.tls], or write insecure_non_loopback = true"),
         ("# Question: does it read?", "seed = 9223372036854775808", 1, 8, "seed", "`seed` must be a whole number", "Seed of every random stream"),
         ("budget = \"4bpw\"", "budget = \"4bpw\"\nallocator = \"hul\"", 13, 13, "precision.allocator", "there is no allocator \"hul\"", "did you mean \"hull\"?"),
         ("budget = \"4bpw\"", "budget = \"4bpw\"\nallocator = \"uniform\"", 13, 13, "precision.allocator", "there is no allocator \"uniform\"", "uniform:N"),
@@ -226,9 +227,10 @@ fn sets_override_the_file_and_the_last_one_wins() {
     assert_eq!((scenario.load.rate_per_s, scenario.seed), (80.0, 2));
     assert_eq!((scenario.flock.enabled, scenario.goals.p99_ms_max), (false, Some(500.0)));
 
-    let sets = sets_of_nodes(&"peers:a:1,b:2,c:3".parse().expect("three peers"));
+    let sets =
+        sets_of_nodes(&"peers:127.0.0.1:1,localhost:2,[::1]:3".parse().expect("three peers"));
     let scenario = read(GOOD, &sets.iter().map(String::as_str).collect::<Vec<_>>());
-    let peers = vec!["a:1".to_owned(), "b:2".to_owned(), "c:3".to_owned()];
+    let peers = ["127.0.0.1:1", "localhost:2", "[::1]:3"].map(str::to_owned).to_vec();
     let nodes = Nodes { count: 3, engine: Engine::Peers, peers, ..Nodes::default() };
     assert_eq!(scenario.expect("three peers").nodes, nodes);
 }
@@ -486,6 +488,10 @@ fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_sam
         "game.information.dispatchers",
         "load.trace",
         "nodes.listen",
+        "nodes.tls.ca",
+        "nodes.tls.certificate",
+        "nodes.tls.key",
+        "nodes.tls.peers",
         "source.checkpoint",
         "source.text",
     ];
@@ -529,7 +535,7 @@ fn the_schema_covers_the_shipped_scenarios_and_refuses_unknown_keys_everywhere()
             assert!(limited, "{part}");
         }
     });
-    assert_eq!(sections, 14, "the root, two sources, three informations and eight other sections");
+    assert_eq!(sections, 15, "the root, two sources, three informations and nine other sections");
 }
 
 fn each_schema(schema: &serde_json::Value, visit: &mut impl FnMut(&serde_json::Value)) {

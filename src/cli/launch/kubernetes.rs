@@ -2,12 +2,11 @@
 
 use super::super::{Failure, Outcome, check, kubernetes, print};
 use crate::scenario::Scenario;
+use crate::transport::RunToken;
 use agents::game::Registries;
 use clap::Args;
 use serde_json::{Value, json};
-use std::fmt::Write as _;
 use std::fs;
-use std::io::Read as _;
 use std::path::PathBuf;
 
 /// Where the scenario is put: beside those of the image, so that its relative paths lead to their models
@@ -46,7 +45,14 @@ pub(super) fn kubernetes(args: &KubernetesArgs, registries: &Registries) -> Outc
     let text = fs::read_to_string(&args.scenario).map_err(|error| {
         Failure::BadInput(format!("cannot read {}: {error}", args.scenario.display()))
     })?;
-    let token = random_token().map_err(|error| {
+    if !scenario.nodes.tls.is_off() {
+        return Err(Failure::BadInput(
+            "launch kubernetes: the pods have no files for `nodes.tls`: take it out; a network policy \
+             keeps others from the pods"
+                .into(),
+        ));
+    }
+    let token = RunToken::random().map_err(|error| {
         Failure::Dependency(format!("cannot draw a run token from /dev/urandom: {error}"))
     })?;
     let name = match &args.name {
@@ -82,21 +88,12 @@ fn label(text: &str) -> String {
     text.trim_matches('-').to_owned()
 }
 
-fn random_token() -> std::io::Result<String> {
-    let mut bytes = [0_u8; 16];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("text takes all");
-        text
-    }))
-}
-
 struct Run<'a> {
     args: &'a KubernetesArgs,
     scenario: &'a Scenario,
     text: String,
     name: String,
-    token: String,
+    token: RunToken,
 }
 
 impl Run<'_> {
@@ -108,7 +105,7 @@ impl Run<'_> {
     fn manifests(&self) -> Value {
         let mut items = vec![
             self.item("v1", "ConfigMap", json!({"data": {"scenario.toml": self.text}})),
-            self.item("v1", "Secret", json!({"stringData": {"run-token": self.token}})),
+            self.item("v1", "Secret", json!({"stringData": {"run-token": self.token.reveal()}})),
             self.item("v1", "Service", self.service()),
             self.item("networking.k8s.io/v1", "NetworkPolicy", self.network_policy()),
             self.item("batch/v1", "Job", self.job()),

@@ -29,7 +29,7 @@ use tokio::{process::Child, sync::watch, task::JoinSet, time::sleep};
 const SPARES_WAIT: Duration = Duration::from_millis(500);
 
 /// How workers join, and how long they may take for each thing.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct JoinedSettings {
     /// Where the membership service listens.
     pub listen: SocketAddr,
@@ -41,11 +41,9 @@ pub struct JoinedSettings {
     pub lease: Duration,
     /// How long the run waits for `min_workers`, and for a worker while no live one holds an expert.
     pub join_wait: Duration,
-    /// What workers show to be of this run.
-    pub run_token: String,
     /// A worker of this process's own, which joins as any other; none for none.
     pub own_worker: Option<OwnWorker>,
-    /// How the workers are talked to.
+    /// How the workers are talked to. They are shown its token and show it, and use TLS where it does.
     pub remote: RemoteSettings,
 }
 
@@ -91,25 +89,27 @@ impl Joined {
     /// # Errors
     /// When the address cannot be listened on, or too few workers join in time.
     pub async fn start(settings: JoinedSettings) -> Result<Self, DispatchError> {
-        let seats = settings.seats;
+        let (seats, access) = (settings.seats, &settings.remote.access);
         let (departed, departures) = Departures::channel(2 * seats + 2);
         let register =
-            Arc::new(Register::new(seats, settings.lease, &settings.run_token, departed));
-        let serving = Serving::start(settings.listen, Arc::clone(&register)).map_err(|error| {
-            let detail = format!(
-                "the coordinator cannot listen on {}: {error}; write another nodes.listen",
-                settings.listen
-            );
-            DispatchError::Start { node: NodeId(0), detail, log: Vec::new() }
-        })?;
+            Arc::new(Register::new(seats, settings.lease, access.token.clone(), departed));
+        let tls = access.tls.as_ref();
+        let serving =
+            Serving::start(settings.listen, tls, Arc::clone(&register)).map_err(|error| {
+                let detail = format!(
+                    "the coordinator cannot listen on {}: {error}; write another nodes.listen",
+                    settings.listen
+                );
+                DispatchError::Start { node: NodeId(0), detail, log: Vec::new() }
+            })?;
         let own = settings.own_worker.as_ref();
-        let own = own.map(|own| own.start(settings.listen, &settings.run_token)).transpose();
+        let own = own.map(|own| own.start(settings.listen, &access.token)).transpose();
         let own_worker = own.map_err(|error| {
             let detail = format!("cannot start a worker of its own: {error}");
             DispatchError::Start { node: NodeId(0), detail, log: Vec::new() }
         })?;
         let joined = Self {
-            remote: Remote::vacant(seats, departures, settings.remote),
+            remote: Remote::vacant(seats, departures, &settings.remote),
             changes: register.changes(),
             register,
             settings,

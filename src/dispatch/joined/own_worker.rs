@@ -1,5 +1,6 @@
 //! A worker process beside the coordinator, on the same machine.
 
+use crate::transport::{RUN_TOKEN_VARIABLE, RunToken, TlsFiles};
 use crate::worker::DRAIN_MS_MAX;
 use std::{io, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
 use tokio::{
@@ -18,6 +19,8 @@ pub struct OwnWorker {
     pub program: PathBuf,
     /// Compute threads.
     pub threads: usize,
+    /// Its certificate, where the run uses TLS.
+    pub tls: Option<TlsFiles>,
 }
 
 impl OwnWorker {
@@ -25,13 +28,24 @@ impl OwnWorker {
     ///
     /// # Errors
     /// When the program cannot be run.
-    pub(super) fn start(&self, coordinator: SocketAddr, run_token: &str) -> io::Result<Child> {
-        Command::new(&self.program)
+    pub(super) fn start(&self, coordinator: SocketAddr, token: &RunToken) -> io::Result<Child> {
+        let mut command = Command::new(&self.program);
+        if let Some(TlsFiles { certificate, key, ca, peers }) = &self.tls {
+            command.arg("--tls-certificate").arg(certificate).arg("--tls-key").arg(key);
+            command.arg("--tls-ca").arg(ca);
+            peers.iter().for_each(|peer| {
+                command.args(["--tls-peer", peer]);
+            });
+        } else if !coordinator.ip().is_loopback() {
+            // The coordinator listens there in plain text because it was told to.
+            command.arg("--insecure-non-loopback");
+        }
+        command
             .args(["worker", "--listen", "127.0.0.1:0", "--lifeline"])
             .args(["--threads", &self.threads.to_string()])
             .args(["--join", &coordinator.to_string()])
             // The environment of a process is not shown to other users, its arguments are.
-            .env("NASHFLOCK_RUN_TOKEN", run_token)
+            .env(RUN_TOKEN_VARIABLE, token.reveal())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .kill_on_drop(true)

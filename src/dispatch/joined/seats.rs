@@ -163,7 +163,7 @@ impl Joined {
                 ShardAssignment { node, layer: shard.layer, expert: shard.expert, expert_weights }
             };
             let assignments = lacking.iter().map(assignment).collect();
-            let remote = self.settings.remote;
+            let remote = self.settings.remote.clone();
             let known = seat.waiting.as_ref().or_else(|| self.remote.seated(node));
             let control = known.and_then(Peer::control);
             let pass = member.pass;
@@ -172,7 +172,7 @@ impl Joined {
                     Some(control) => upload_all(control, assignments, remote.deadlines)
                         .await
                         .map(|done| (None, done)),
-                    None => connect(node, &worker.address, assignments, remote).await,
+                    None => connect(node, &worker.address, assignments, &remote).await,
                 };
                 Upload { pass, shards: lacking, result }
             });
@@ -259,7 +259,7 @@ async fn connect(
     node: NodeId,
     address: &str,
     shards: Vec<ShardAssignment>,
-    settings: RemoteSettings,
+    settings: &RemoteSettings,
 ) -> Result<(Option<Peer>, Vec<Uploaded>), DispatchError> {
     let peer = Peer::connect(node, address, settings).await?;
     let control = peer.control().expect("it was connected just now");

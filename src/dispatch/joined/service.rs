@@ -2,8 +2,11 @@
 
 use super::super::node_spec::is_host_and_port;
 use super::register::{Heard, NoSeat, Register, Registered};
+use crate::transport::{
+    ConnectionLimits, Identity, Incoming, Listen, OTHER_RUN, Peer, Refusals, ServerLimits, server,
+    with_health_and_reflection,
+};
 use crate::wire;
-use crate::worker::KEEPALIVE;
 use proto::{
     JoinReply, JoinRequest, RenewReply, RenewRequest, Standing,
     membership_service_server::{MembershipService, MembershipServiceServer},
@@ -11,10 +14,7 @@ use proto::{
 use std::net::{IpAddr, SocketAddr};
 use std::{io, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
-use tonic::{
-    Request, Response, Status,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{Request, Response, Status, service::Routes};
 
 /// Longest request, in bytes; a token and an address fit many times over.
 const MESSAGE_BYTES_MAX: usize = 4096;
@@ -22,7 +22,13 @@ const MESSAGE_BYTES_MAX: usize = 4096;
 /// Longest address, in bytes.
 const ADDRESS_BYTES_MAX: usize = 256;
 
-struct Service(Arc<Register>);
+/// Connections beside one for each seat: of workers that come anew or wait.
+const SPARE_CONNECTIONS: usize = 256;
+
+struct Service {
+    register: Arc<Register>,
+    refusals: Arc<Refusals>,
+}
 
 /// The service on its socket, with the task that ends leases. It stops when this is dropped.
 #[derive(Debug)]
@@ -37,30 +43,28 @@ impl Serving {
     ///
     /// # Errors
     /// When the address is in use or not of this machine.
-    pub(super) fn start(address: SocketAddr, register: Arc<Register>) -> io::Result<Self> {
-        let incoming = TcpIncoming::bind(address)?.with_nodelay(Some(true));
-        tracing::info!("workers join at {}", incoming.local_addr()?);
+    pub(super) fn start(
+        address: SocketAddr,
+        tls: Option<&Identity>,
+        register: Arc<Register>,
+    ) -> io::Result<Self> {
+        let refusals = Arc::new(Refusals::new());
+        let limits = ConnectionLimits::new(register.seats + SPARE_CONNECTIONS);
+        let (incoming, at) =
+            Incoming::bind(&Listen::Tcp(address), tls, limits, Arc::clone(&refusals))?;
+        tracing::info!("workers join at {at}");
         let (stop, stopped) = oneshot::channel::<()>();
-        let service = MembershipServiceServer::new(Service(Arc::clone(&register)))
-            .max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::MEMBERSHIP_DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .expect("the descriptors were compiled with this program");
+        let service = Service { register: Arc::clone(&register), refusals };
+        let service =
+            MembershipServiceServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (reporter, health) = tonic_health::server::health_reporter();
+        let routes =
+            with_health_and_reflection(Routes::new(service), health, proto::MEMBERSHIP_DESCRIPTORS);
         let server = tokio::spawn(async move {
             reporter.set_serving::<MembershipServiceServer<Service>>().await;
-            let served = Server::builder()
+            let served = server(ServerLimits { streams: 16, is_bulk: false })
                 .timeout(Duration::from_secs(5))
-                .concurrency_limit_per_connection(16)
-                .max_concurrent_streams(16)
-                .http2_max_header_list_size(16 << 10)
-                .http2_keepalive_interval(Some(KEEPALIVE))
-                .http2_keepalive_timeout(Some(KEEPALIVE))
-                .add_service(health)
-                .add_service(reflection)
-                .add_service(service)
+                .add_routes(routes)
                 .serve_with_incoming_shutdown(incoming, async {
                     // An error means that the sender is gone, and so is the run.
                     let _ = stopped.await;
@@ -93,28 +97,32 @@ impl Drop for Serving {
 #[tonic::async_trait]
 impl MembershipService for Service {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
-        let from = request.remote_addr().map(|address| address.ip());
+        let peer = request.extensions().get::<Peer>().cloned();
+        let from = peer.as_ref().and_then(Peer::address).map(|address| address.ip());
         let JoinRequest { run_token, address, shard_bytes_max } = request.into_inner();
         let address = reachable(&address, from).map_err(Status::invalid_argument)?;
-        let pass =
-            self.0.join(&run_token, Registered { address: address.clone(), shard_bytes_max });
+        if let Some(peer) = peer.filter(|_| self.register.is_of_this_run(&run_token)) {
+            peer.admit();
+        }
+        let pass = self
+            .register
+            .join(&run_token, Registered { address: address.clone(), shard_bytes_max });
         match pass {
-            Ok(pass) => Ok(Response::new(wire::encode_pass(pass, self.0.lease))),
-            Err(NoSeat::OtherRun) => {
-                tracing::warn!("a worker at {address} is refused: its run token is another");
-                Err(other_run())
-            }
+            Ok(pass) => Ok(Response::new(wire::encode_pass(pass, self.register.lease))),
+            Err(NoSeat::OtherRun) => Err(self.other_run(&address)),
             Err(NoSeat::RunOver) => Err(Status::failed_precondition("the run is over")),
             Err(NoSeat::Full(detail)) => Err(Status::resource_exhausted(detail)),
         }
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
         let request = request.into_inner();
-        if !self.0.is_of_this_run(&request.run_token) {
-            return Err(other_run());
+        if !self.register.is_of_this_run(&request.run_token) {
+            return Err(self.other_run("one that renews"));
         }
-        let heard = self.0.renew(wire::decode_pass(&request), request.draining);
+        peer.inspect(|peer| peer.admit());
+        let heard = self.register.renew(wire::decode_pass(&request), request.draining);
         let (standing, epoch) = match heard {
             Heard::Member(epoch) => (Standing::Member, epoch),
             Heard::Released(epoch) => (Standing::Released, epoch),
@@ -125,8 +133,11 @@ impl MembershipService for Service {
     }
 }
 
-fn other_run() -> Status {
-    Status::permission_denied("the run token is not that of this run")
+impl Service {
+    fn other_run(&self, worker: &str) -> Status {
+        self.refusals.note(format_args!("a worker, {worker}: its run token is another"));
+        Status::permission_denied(OTHER_RUN)
+    }
 }
 
 /// Where a worker that joins `from` there is reached, when it calls its own address that.

@@ -1,12 +1,8 @@
 //! Where a node listens.
 
-use super::WorkerError;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::{fmt, fs, io, net::SocketAddr};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::server::TcpIncoming;
 
 /// How the address of a Unix socket begins.
 pub(crate) const UNIX: &str = "unix:";
@@ -30,30 +26,28 @@ impl Listen {
         }
     }
 
-    /// Listens, and says where: with the port that the system chose.
-    pub(super) fn bind(self) -> Result<(Incoming, Self), WorkerError> {
-        let bound = match &self {
-            Self::Tcp(address) => TcpIncoming::bind(*address).and_then(|incoming| {
-                let at = incoming.local_addr()?;
-                Ok((Incoming::Tcp(incoming.with_nodelay(Some(true))), Self::Tcp(at)))
-            }),
-            Self::Unix(path) => UnixListener::bind(path).map(|listener| {
-                let incoming = UnixListenerStream::new(listener);
-                (Incoming::Unix(incoming, SocketFile(path.clone())), self.clone())
-            }),
-        };
-        bound.map_err(|source| WorkerError::Bind { address: self, source })
+    /// What to do about an address that cannot be listened on.
+    pub(crate) fn remedy(&self, source: &io::Error) -> String {
+        match self {
+            Self::Tcp(_) => "choose another address with --listen IP:PORT (port 0 takes a free \
+                             one)"
+                .into(),
+            Self::Unix(path) if source.kind() == io::ErrorKind::AddrInUse => {
+                format!("remove {} if no node uses it", path.display())
+            }
+            Self::Unix(_) => "the folder has to be there and the path below about 100 bytes".into(),
+        }
     }
 }
 
-/// Connections as they come.
-pub(super) enum Incoming {
-    Tcp(TcpIncoming),
-    Unix(UnixListenerStream, SocketFile),
-}
-
 /// A socket file that is removed when this is dropped.
-pub(super) struct SocketFile(PathBuf);
+pub(crate) struct SocketFile(PathBuf);
+
+impl SocketFile {
+    pub(super) fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -100,23 +94,6 @@ impl fmt::Display for Listen {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "{UNIX}{}", path.display()),
-        }
-    }
-}
-
-impl WorkerError {
-    /// What to do about an address that cannot be listened on.
-    pub(super) fn remedy(address: &Listen, source: &io::Error) -> String {
-        match address {
-            Listen::Tcp(_) => "choose another address with --listen IP:PORT (port 0 takes a free \
-                               one)"
-                .into(),
-            Listen::Unix(path) if source.kind() == io::ErrorKind::AddrInUse => {
-                format!("remove {} if no node uses it", path.display())
-            }
-            Listen::Unix(_) => {
-                "the folder has to be there and the path below about 100 bytes".into()
-            }
         }
     }
 }
