@@ -4,6 +4,7 @@
 //! `cargo bench --bench transport > docs/transport.md`
 #![allow(clippy::print_stdout, reason = "the tables are the output")]
 
+mod combine;
 mod peers;
 
 use agents::ids::{ExpertId, NodeId, StepId, TokenId};
@@ -38,6 +39,7 @@ fn main() -> Result<(), Failure> {
         Some("--raw-peer") => return plain_runtime()?.block_on(serve_raw(&arguments[2])),
         Some("--send") => return send(&arguments[2..]),
         Some("--steps") => return round_trips(Path::new(&arguments[2])),
+        Some("--combine") => return combine::combine(tempfile::tempdir()?.path(), runtime),
         _ => {}
     }
     println!("{}", include_str!("transport.md"));
@@ -55,6 +57,7 @@ fn main() -> Result<(), Failure> {
         println!("skipped: taskset cannot run this");
     }
     empty_layers(folder.path())?;
+    combine::combine(folder.path(), runtime)?;
     one_way(folder.path())?;
     copies(folder.path())
 }

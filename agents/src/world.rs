@@ -8,7 +8,7 @@ use crate::expert::BitWidth;
 use crate::flock::{neighbours, price::FlockSettings};
 use crate::game::{CostOfGame, Dynamics, GameShape, Information, Play, Router};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId, TokenId};
-use crate::orders::{Orders, Replies};
+use crate::orders::{Combine, Orders, Replies};
 use crate::routing::Routing;
 use bevy_ecs::prelude::{Entity, Resource, World};
 use std::sync::Arc;
@@ -155,6 +155,8 @@ pub struct Inbox {
     pub replies: Replies,
     /// Columns of a hidden row.
     pub width: usize,
+    /// Whether the replies are sums or outputs.
+    pub combine: Combine,
     /// The layer's output `[T, width]`.
     pub combined: Vec<f32>,
 }

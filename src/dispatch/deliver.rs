@@ -11,8 +11,8 @@ use super::{DispatchError, Faults};
 use crate::measure::Clock;
 use crate::wire::{self, ReplyError, Ticket};
 use agents::ids::NodeId;
-use agents::orders::{Orders, Replies};
-use proto::ComputeReply;
+use agents::orders::{Combine, Orders, PairGates, Replies};
+use proto::{ComputeReply, Message as _};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::task::Poll;
@@ -31,6 +31,8 @@ pub(super) struct Delivery<'a> {
     pub(super) clock: Clock,
     /// For each message.
     pub(super) deadline: Duration,
+    /// Where nodes shall sum.
+    pub(super) gates: Option<&'a PairGates>,
     /// f32 `[T, width]`.
     pub(super) hidden: &'a [f32],
     pub(super) width: usize,
@@ -78,7 +80,10 @@ impl Delivery<'_> {
         loop {
             let (replies, answerers) = self.deliver(orders, holders).await?;
             // Each time that it does not pass a node is lost, so this ends.
-            if self.passes_checks(orders, holders, &replies, &answerers).await {
+            // Sums of other groups cannot be compared.
+            if self.gates.is_some()
+                || self.passes_checks(orders, holders, &replies, &answerers).await
+            {
                 return Ok(replies);
             }
         }
@@ -93,9 +98,10 @@ impl Delivery<'_> {
     ) -> Result<(Replies, Vec<Vec<NodeId>>), DispatchError> {
         let (width, started_ns) = (self.width, self.clock.now_ns());
         self.identity.begin_round();
+        let combine = self.gates.map_or(Combine::Exact, |_| Combine::AtWorker);
         let mut course = Course {
             with: self,
-            trip: RoundTrip::new(orders, holders),
+            trip: RoundTrip::new(orders, holders, combine),
             orders,
             awaited: BTreeMap::new(),
             answered_ns: Vec::with_capacity(orders.nodes.len()),
@@ -198,16 +204,19 @@ impl Course<'_, '_, '_> {
         let epoch = peer.pass.map(|pass| pass.since).unwrap_or_default();
         let awaited_from = self.awaited.first_key_value().map(|(first, _)| *first);
         let ticket = self.with.identity.next(self.orders, attempt.node, epoch, awaited_from);
-        let request = wire::encode_order(
-            ticket,
-            &attempt.order,
-            self.with.hidden,
-            self.with.width,
-            self.with.deadline,
-            link.message_bytes_max,
-        )
-        .map_err(|error| LinkError::Refused(error.detail))?;
+        let Delivery { gates, hidden, width, deadline, .. } = *self.with;
+        let (order, bytes_max) = (&attempt.order, link.message_bytes_max);
+        let request = match gates {
+            None => wire::encode_order(ticket, order, hidden, width, deadline, bytes_max),
+            Some(gates) => {
+                let wanted = (hidden, width);
+                wire::encode_order_for_sums(ticket, order, gates, wanted, deadline, bytes_max)
+            }
+        };
+        let request = request.map_err(|error| LinkError::Refused(error.detail))?;
+        let bytes = request.encoded_len() as u64;
         link.post(request)?;
+        peer.ledger.sent_bytes += bytes;
         let late_ns = self.with.clock.now_ns().saturating_add(nanos(self.with.deadline));
         self.awaited.insert(ticket.sequence, Awaited { id, late_ns, ticket });
         Ok(())
@@ -237,7 +246,16 @@ impl Course<'_, '_, '_> {
             return self.lose(bad(format!("it answers request {sequence} of another node")));
         }
         let (pairs, is_first) = (attempt.order.pairs(), attempt.is_first);
-        match wire::decode_reply(&mut reply, ticket, node, pairs, self.with.width) {
+        let width = self.with.width;
+        self.with.peers[node.index()].ledger.received_bytes += reply.encoded_len() as u64;
+        let decoded = match self.with.gates {
+            None => wire::decode_reply(&mut reply, ticket, node, pairs, width),
+            Some(_) => {
+                let shape = (attempt.order.tokens().len(), pairs);
+                wire::decode_sums(&mut reply, ticket, node, shape, width)
+            }
+        };
+        match decoded {
             Ok(reply) => {
                 self.awaited.remove(&sequence);
                 self.with.identity.note_answered(sequence);

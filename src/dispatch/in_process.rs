@@ -5,8 +5,8 @@ use crate::measure::Clock;
 use crate::{wire, worker::compute};
 use agents::{
     expert::Expert,
-    ids::{ExpertId, LayerId, NodeId},
-    orders::{NodeOrder, NodeReply, Orders, Replies},
+    ids::{ExpertId, LayerId, NodeId, TokenId},
+    orders::{ExpertGroup, NodeOrder, NodeReply, Orders, PairGates, Replies, weighted_sums},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -35,6 +35,7 @@ impl InProcess {
         &mut self,
         layer: LayerId,
         order: &NodeOrder,
+        gates: Option<&PairGates>,
         hidden: &[f32],
         width: usize,
     ) -> Result<NodeReply, String> {
@@ -55,7 +56,10 @@ impl InProcess {
             groups.push((expert.clone(), group.tokens.as_slice()));
         }
         let clock = Clock::start();
-        let outputs = compute::outputs(&groups, bytemuck::cast_slice(hidden), width);
+        let mut outputs = compute::outputs(&groups, bytemuck::cast_slice(hidden), width);
+        if let Some(gates) = gates {
+            outputs = summed(order, gates, &outputs, width)?;
+        }
         let compute_ns = clock.now_ns();
         wire::check_finite("output", bytemuck::cast_slice(&outputs), width).map_err(text)?;
         let reply = NodeReply { node: order.node, outputs, compute_ns };
@@ -63,6 +67,30 @@ impl InProcess {
         self.pairs += pairs as u64;
         Ok(reply)
     }
+}
+
+/// What a worker would sum: the outputs of each of the order's tokens.
+fn summed(
+    order: &NodeOrder,
+    gates: &PairGates,
+    outputs: &[f32],
+    width: usize,
+) -> Result<Vec<f32>, String> {
+    let tokens = order.tokens();
+    let mut groups = Vec::with_capacity(order.groups.len());
+    for ExpertGroup { expert, tokens: of_expert } in &order.groups {
+        let row = |token| tokens.binary_search(token).expect("the order names it");
+        let rows: Vec<TokenId> = of_expert.iter().map(row).map(TokenId::from_index).collect();
+        let gate = |token: &TokenId| {
+            gates
+                .of(*token, *expert)
+                .ok_or_else(|| format!("token {token} of expert {expert} has no gate"))
+        };
+        let gates = of_expert.iter().map(gate).collect::<Result<Vec<f32>, _>>()?;
+        groups.push((rows, gates));
+    }
+    let groups = groups.iter().map(|(rows, gates)| (rows.as_slice(), gates.as_slice()));
+    Ok(weighted_sums(groups, outputs, tokens.len(), width))
 }
 
 impl Dispatch for InProcess {
@@ -76,16 +104,17 @@ impl Dispatch for InProcess {
         Ok(())
     }
 
-    async fn send(
+    async fn deliver(
         &mut self,
         orders: &Orders,
+        gates: Option<&PairGates>,
         hidden: &[f32],
         width: usize,
     ) -> Result<Replies, DispatchError> {
         let mut nodes = Vec::with_capacity(orders.nodes.len());
         for order in &orders.nodes {
             let refused = |detail| DispatchError::Refused { node: order.node, detail };
-            nodes.push(self.answer(orders.layer, order, hidden, width).map_err(refused)?);
+            nodes.push(self.answer(orders.layer, order, gates, hidden, width).map_err(refused)?);
         }
         Ok(Replies { nodes })
     }

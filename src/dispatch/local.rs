@@ -7,7 +7,7 @@ use crate::transport::{Listen, RUN_TOKEN_VARIABLE, SOCKET_FOLDER_PREFIX};
 use crate::worker::DRAIN_MS_MAX;
 use agents::{
     ids::NodeId,
-    orders::{Orders, Replies},
+    orders::{Orders, PairGates, Replies},
 };
 use std::{
     collections::VecDeque,
@@ -154,13 +154,14 @@ impl Dispatch for Local {
         }
     }
 
-    async fn send(
+    async fn deliver(
         &mut self,
         orders: &Orders,
+        gates: Option<&PairGates>,
         hidden: &[f32],
         width: usize,
     ) -> Result<Replies, DispatchError> {
-        match self.remote.send(orders, hidden, width).await {
+        match self.remote.deliver(orders, gates, hidden, width).await {
             Ok(replies) => Ok(replies),
             Err(error) => Err(self.explain(error).await),
         }

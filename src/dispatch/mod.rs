@@ -28,7 +28,7 @@ pub use settings::RemoteSettings;
 use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId},
-    orders::{NodeReply, Orders, Replies},
+    orders::{NodeReply, Orders, PairGates, Replies},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -50,15 +50,31 @@ pub trait Dispatch {
     /// that hold the same experts. After an error the other nodes go on: orders that avoid the failed
     /// node can be sent.
     ///
+    /// With `gates`, which have to have one for each pair, nodes answer sums instead of outputs.
+    ///
     /// # Errors
     /// A node that refuses; or one that is lost, too slow or answers wrongly while nobody else can
     /// compute its order.
+    fn deliver(
+        &mut self,
+        orders: &Orders,
+        gates: Option<&PairGates>,
+        hidden: &[f32],
+        width: usize,
+    ) -> impl Future<Output = Result<Replies, DispatchError>> + Send;
+
+    /// The same without gates: the replies hold the outputs.
+    ///
+    /// # Errors
+    /// See [`Self::deliver`].
     fn send(
         &mut self,
         orders: &Orders,
         hidden: &[f32],
         width: usize,
-    ) -> impl Future<Output = Result<Replies, DispatchError>> + Send;
+    ) -> impl Future<Output = Result<Replies, DispatchError>> + Send {
+        self.deliver(orders, None, hidden, width)
+    }
 
     /// Whether a node should get work: not when it was lost, and not while it is set aside for being
     /// slow. Orders to such a node are sent all the same, if only for want of another.
@@ -148,6 +164,10 @@ pub struct NodeStats {
     pub token_experts: u64,
     /// Time it spent computing them, without queue and transport.
     pub compute_ns: u64,
+    /// Bytes of the messages that asked it, without what carries them.
+    pub sent_bytes: u64,
+    /// Bytes of its messages, in the same way.
+    pub received_bytes: u64,
     /// Whether it was lost.
     pub lost: bool,
 }
@@ -229,6 +249,8 @@ struct Ledger {
     requests: u64,
     token_experts: u64,
     compute_ns: u64,
+    sent_bytes: u64,
+    received_bytes: u64,
 }
 
 impl Ledger {
@@ -243,6 +265,8 @@ impl Ledger {
             requests: self.requests + next.requests,
             token_experts: self.token_experts + next.token_experts,
             compute_ns: self.compute_ns.saturating_add(next.compute_ns),
+            sent_bytes: self.sent_bytes + next.sent_bytes,
+            received_bytes: self.received_bytes + next.received_bytes,
         }
     }
 
@@ -261,6 +285,8 @@ impl Ledger {
             requests: self.requests,
             token_experts: self.token_experts,
             compute_ns: self.compute_ns,
+            sent_bytes: self.sent_bytes,
+            received_bytes: self.received_bytes,
             lost,
         }
     }

@@ -15,7 +15,7 @@ use crate::wire;
 use agents::{
     ids::{ExpertId, LayerId, NodeId},
     membership::Pass,
-    orders::{Orders, Replies},
+    orders::{Orders, PairGates, Replies},
 };
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
@@ -239,9 +239,10 @@ impl Dispatch for Remote {
         Ok(())
     }
 
-    async fn send(
+    async fn deliver(
         &mut self,
         orders: &Orders,
+        gates: Option<&PairGates>,
         hidden: &[f32],
         width: usize,
     ) -> Result<Replies, DispatchError> {
@@ -258,6 +259,7 @@ impl Dispatch for Remote {
             identity: &mut self.identity,
             clock: self.clock,
             deadline: self.deadlines.compute,
+            gates,
             hidden,
             width,
         };

@@ -5,9 +5,13 @@
 //! of other holders of the same experts, an expert's tokens always as a whole. The first answer to a
 //! group of tokens counts and every later one is dropped, so each is in the replies exactly once; as
 //! an output depends on nothing but its row and its expert, it does not matter which.
+//!
+//! Where nodes sum, a reply counts as a whole or not at all. What is asked again is always a part of what one
+//! attempt asked, so two attempts share all groups of the smaller or none: the reply to the larger takes
+//! the place of those to its parts.
 
 use agents::ids::{ExpertId, LayerId, NodeId};
-use agents::orders::{ExpertGroup, NodeOrder, NodeReply, Orders, Replies};
+use agents::orders::{Combine, ExpertGroup, NodeOrder, NodeReply, Orders, Replies};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -61,6 +65,7 @@ struct Group {
 pub(super) struct RoundTrip<'a> {
     orders: &'a Orders,
     holders: &'a Holders,
+    combine: Combine,
     attempts: Vec<Attempt<'a>>,
     groups: Vec<Group>,
     unanswered: usize,
@@ -68,7 +73,7 @@ pub(super) struct RoundTrip<'a> {
 
 impl<'a> RoundTrip<'a> {
     /// One attempt for each order, in their order.
-    pub(super) fn new(orders: &'a Orders, holders: &'a Holders) -> Self {
+    pub(super) fn new(orders: &'a Orders, holders: &'a Holders, combine: Combine) -> Self {
         let (mut attempts, mut groups) = (Vec::with_capacity(orders.nodes.len()), Vec::new());
         for (at, order) in orders.nodes.iter().enumerate() {
             let first = groups.len();
@@ -89,7 +94,7 @@ impl<'a> RoundTrip<'a> {
             });
         }
         let unanswered = groups.len();
-        Self { orders, holders, attempts, groups, unanswered }
+        Self { orders, holders, combine, attempts, groups, unanswered }
     }
 
     /// Every attempt so far.
@@ -117,8 +122,13 @@ impl<'a> RoundTrip<'a> {
         self.attempts[id.0].used
     }
 
-    /// A reply with one row for each pair of the attempt's order.
+    /// A reply with one row for each pair of the attempt's order, or where nodes sum for each of its tokens.
     pub(super) fn answered(&mut self, id: AttemptId, reply: NodeReply) {
+        if self.combine == Combine::AtWorker {
+            self.summed(id);
+            self.attempts[id.0].reply = Some(reply);
+            return;
+        }
         let Self { attempts, groups, .. } = self;
         let attempt = &mut attempts[id.0];
         assert!(attempt.is_open, "an attempt has one reply");
@@ -135,6 +145,30 @@ impl<'a> RoundTrip<'a> {
             row += asked.tokens.len();
         }
         attempt.reply = Some(reply);
+    }
+
+    /// An attempt has its sums: they count for all of its groups, unless those of an attempt do that asked for
+    /// no less.
+    fn summed(&mut self, id: AttemptId) {
+        let attempt = &mut self.attempts[id.0];
+        assert!(attempt.is_open, "an attempt has one reply");
+        attempt.is_open = false;
+        let asked = attempt.groups.clone();
+        let by: Vec<Option<AttemptId>> =
+            asked.iter().map(|at| self.groups[*at].answer.map(|(by, _)| by)).collect();
+        asked.iter().for_each(|at| self.groups[*at].open -= 1);
+        let is_part = |by: &AttemptId| self.attempts[by.0].groups.len() < asked.len();
+        if !by.iter().flatten().all(is_part) {
+            return;
+        }
+        for (at, by) in asked.into_iter().zip(by) {
+            match by {
+                Some(part) => self.attempts[part.0].used = false,
+                None => self.unanswered -= 1,
+            }
+            self.groups[at].answer = Some((id, 0));
+        }
+        self.attempts[id.0].used = true;
     }
 
     /// An attempt that will not be answered: what nobody else is computing is asked of other
@@ -202,14 +236,20 @@ impl<'a> RoundTrip<'a> {
                 nodes.push(self.attempts[at].reply.take().expect("it answered"));
                 continue;
             }
-            let mut outputs = Vec::with_capacity(order.pairs() * width);
-            for (group, (attempt, row)) in order.groups.iter().zip(&parts) {
-                let reply = self.attempts[attempt.0].reply.as_ref().expect("it answered");
-                let rows = row * width..(row + group.tokens.len()) * width;
-                outputs.extend_from_slice(&reply.outputs[rows]);
+            let mut outputs = Vec::new();
+            if self.combine == Combine::Exact {
+                outputs.reserve_exact(order.pairs() * width);
+                for (group, (attempt, row)) in order.groups.iter().zip(&parts) {
+                    let reply = self.attempts[attempt.0].reply.as_ref().expect("it answered");
+                    let rows = row * width..(row + group.tokens.len()) * width;
+                    outputs.extend_from_slice(&reply.outputs[rows]);
+                }
             }
             parts.sort_unstable();
             parts.dedup_by_key(|(attempt, _)| *attempt);
+            if self.combine == Combine::AtWorker {
+                outputs = self.sum_of_parts(order, &parts, width);
+            }
             let spent = |(attempt, _): &(AttemptId, usize)| {
                 self.attempts[attempt.0].reply.as_ref().map_or(0, |reply| reply.compute_ns)
             };
@@ -217,11 +257,40 @@ impl<'a> RoundTrip<'a> {
             let compute_ns = parts.iter().map(spent).fold(0, u64::saturating_add);
             nodes.push(NodeReply { node: order.node, outputs, compute_ns });
         }
-        for (order, reply) in self.orders.nodes.iter().zip(&nodes) {
-            let asked = order.pairs() * width;
-            assert_eq!(reply.outputs.len(), asked, "each pair of {} counts once", order.node);
+        if self.combine == Combine::Exact {
+            for (order, reply) in self.orders.nodes.iter().zip(&nodes) {
+                let asked = order.pairs() * width;
+                assert_eq!(reply.outputs.len(), asked, "each pair of {} counts once", order.node);
+            }
         }
         Replies { nodes }
+    }
+
+    /// What several attempts summed of one order, in their order.
+    ///
+    /// # Panics
+    /// When a group is in the sums of none of them, or of two.
+    fn sum_of_parts(
+        &self,
+        order: &NodeOrder,
+        parts: &[(AttemptId, usize)],
+        width: usize,
+    ) -> Vec<f32> {
+        let tokens = order.tokens();
+        let mut sums = vec![0.0; tokens.len() * width];
+        let mut pairs = 0;
+        for (attempt, _) in parts {
+            let Attempt { order, reply, .. } = &self.attempts[attempt.0];
+            pairs += order.pairs();
+            let rows = reply.as_ref().expect("it answered").outputs.chunks_exact(width);
+            for (token, row) in order.tokens().iter().zip(rows) {
+                let place = tokens.binary_search(token).expect("a part of the order");
+                let sum = &mut sums[place * width..][..width];
+                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        assert_eq!(pairs, order.pairs(), "each pair of {} counts once", order.node);
+        sums
     }
 
     /// Makes attempts that ask other holders for groups. `rank` is none for a node that is not to be
@@ -296,7 +365,7 @@ impl<'a> RoundTrip<'a> {
 mod tests {
     use super::{AttemptId, Holders, RoundTrip};
     use agents::ids::{ExpertId, LayerId, NodeId, StepId, TokenId};
-    use agents::orders::{ExpertGroup, NodeOrder, NodeReply, Orders, Replies};
+    use agents::orders::{Combine, ExpertGroup, NodeOrder, NodeReply, Orders, Replies};
     use agents::rng::stream;
     use rand::RngExt as _;
     use std::collections::BTreeSet;
@@ -336,7 +405,7 @@ mod tests {
         let holders = holders(&[&[0, 1], &[0, 2], &[1, 2]]);
         let nodes = vec![order(0, &[(0, &[1, 2]), (1, &[0])]), order(1, &[(2, &[0, 1])])];
         let orders = Orders { step: StepId(1), layer: LAYER, nodes };
-        let mut trip = RoundTrip::new(&orders, &holders);
+        let mut trip = RoundTrip::new(&orders, &holders, Combine::Exact);
         let [lost, other] = [AttemptId(0), AttemptId(1)];
         let instead = trip.failed(lost, |_| true).expect("both experts have a second holder");
         let asked: Vec<_> =
@@ -352,7 +421,7 @@ mod tests {
         assert_eq!(replies.nodes[0].compute_ns, 20);
         assert_eq!(outputs(replies), expected(&orders));
         // Expert 1 of node 2 has nowhere left to go.
-        let mut trip = RoundTrip::new(&orders, &holders);
+        let mut trip = RoundTrip::new(&orders, &holders, Combine::Exact);
         let instead = trip.failed(lost, |_| true).expect("as above");
         assert_eq!(trip.failed(instead[1], |_| true), None);
     }
@@ -363,7 +432,7 @@ mod tests {
         let orders =
             Orders { step: StepId(1), layer: LAYER, nodes: vec![order(0, &[(0, &[4, 7])])] };
         for hedge_wins in [false, true] {
-            let mut trip = RoundTrip::new(&orders, &holders);
+            let mut trip = RoundTrip::new(&orders, &holders, Combine::Exact);
             assert_eq!(trip.hedge(AttemptId(0), |_| false), None, "nobody is available");
             let hedge = trip.hedge(AttemptId(0), |_| true).expect("node 1 holds it")[0];
             let (winner, loser) =
@@ -378,8 +447,24 @@ mod tests {
         }
     }
 
+    /// The same where nodes sum, which is exact in f32: one value a token.
+    fn sums(order: &NodeOrder) -> Vec<f32> {
+        let value = |token: TokenId, group: &ExpertGroup| (group.expert.0 * 1000 + token.0) as f32;
+        let has =
+            |token: TokenId| order.groups.iter().filter(move |group| group.tokens.contains(&token));
+        let sum = |token: TokenId| has(token).map(|group| value(token, group)).sum::<f32>();
+        order.tokens().into_iter().map(sum).collect()
+    }
+
+    fn answer_as(combine: Combine, order: &NodeOrder) -> NodeReply {
+        match combine {
+            Combine::Exact => answer(order, 1),
+            Combine::AtWorker => NodeReply { outputs: sums(order), ..answer(order, 1) },
+        }
+    }
+
     /// One random round under random faults.
-    fn simulate(seed: u64) -> Result<(), String> {
+    fn simulate(seed: u64, combine: Combine) -> Result<(), String> {
         let mut rng = stream(seed, "round trip");
         let (nodes, experts) = (rng.random_range(1_u32..7), rng.random_range(1_u32..9));
         let mut holders = Holders::new();
@@ -403,7 +488,7 @@ mod tests {
         for (node, groups) in work.into_iter().enumerate().filter(|(_, g)| !g.is_empty()) {
             orders.nodes.push(NodeOrder { node: NodeId::from_index(node), groups });
         }
-        let mut trip = RoundTrip::new(&orders, &holders);
+        let mut trip = RoundTrip::new(&orders, &holders, combine);
         let mut open: Vec<AttemptId> = trip.attempts().collect();
         let mut lost = BTreeSet::new();
         let mut steps = 0;
@@ -417,7 +502,7 @@ mod tests {
             match rng.random_range(0..10) {
                 0..6 => {
                     open.retain(|other| *other != id);
-                    let reply = answer(&trip.attempt(id).order.clone(), 1);
+                    let reply = answer_as(combine, &trip.attempt(id).order.clone());
                     trip.answered(id, reply);
                 }
                 6..8 => {
@@ -459,15 +544,19 @@ mod tests {
                 }
             }
         }
-        let same = outputs(trip.into_replies(1)) == expected(&orders);
+        let right = |order: &NodeOrder| (order.node, answer_as(combine, order).outputs);
+        let expected: Vec<_> = orders.nodes.iter().map(right).collect();
+        let same = outputs(trip.into_replies(1)) == expected;
         if same { Ok(()) } else { Err("the replies are not those of the orders".into()) }
     }
 
     #[test]
     fn whatever_fails_every_token_is_answered_once_or_the_round_says_that_it_cannot() {
         for seed in 0..20_000 {
-            if let Err(problem) = simulate(seed) {
-                panic!("seed {seed}: {problem}");
+            for combine in [Combine::Exact, Combine::AtWorker] {
+                if let Err(problem) = simulate(seed, combine) {
+                    panic!("seed {seed}, {combine:?}: {problem}");
+                }
             }
         }
     }

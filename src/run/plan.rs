@@ -13,10 +13,11 @@ use crate::results::{
     PrecisionFigures, PruningFigures,
 };
 use crate::scenario::Scenario;
-use crate::scenario::file::{Engine, PruneBy};
+use crate::scenario::file::{self, Engine, PruneBy};
 use crate::source::{KeptExperts, ScoreSource};
 use agents::expert::Expert;
 use agents::game::Registries;
+use agents::orders::Combine;
 use agents::round::Arena;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,9 +52,14 @@ impl<'a> Plan<'a> {
 
     pub(super) fn arena(&self, source: &dyn ScoreSource) -> Arena {
         let bits = rules::bits_of(&self.experts.served);
-        rules::arena(source, (self.scenario, self.registries), bits, self.node_count, |l, e| {
-            self.placed.hosts(l, e)
-        })
+        let played = (self.scenario, self.registries);
+        let mut arena =
+            rules::arena(source, played, bits, self.node_count, |l, e| self.placed.hosts(l, e));
+        arena.set_combine(match self.scenario.nodes.combine {
+            file::Combine::Exact => Combine::Exact,
+            file::Combine::AtWorker => Combine::AtWorker,
+        });
+        arena
     }
 
     pub(super) fn memory(&self) -> Memory {

@@ -6,7 +6,7 @@ use crate::source::ScoreSource;
 use crate::wire;
 use agents::expert::{BitWidth, Expert};
 use agents::ids::{ExpertId, LayerId, NodeId};
-use agents::orders::{ExpertGroup, NodeReply, Orders, Replies};
+use agents::orders::{ExpertGroup, NodeReply, Orders, PairGates, Replies};
 use rayon::prelude::*;
 
 /// Reads one expert, in f32.
@@ -65,12 +65,14 @@ impl Dispatch for ReadWhenUsed<'_> {
         Ok(())
     }
 
-    async fn send(
+    async fn deliver(
         &mut self,
         orders: &Orders,
+        gates: Option<&PairGates>,
         hidden: &[f32],
         width: usize,
     ) -> Result<Replies, DispatchError> {
+        assert!(gates.is_none(), "what is played here is combined here");
         let mut nodes = Vec::with_capacity(orders.nodes.len());
         for order in &orders.nodes {
             let mut outputs = vec![0.0; order.pairs() * width];

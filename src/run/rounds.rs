@@ -107,7 +107,7 @@ pub(super) async fn play_layers(
         let sent_ns = clock.now_ns();
         let orders: Orders = decision.orders.clone();
         let replies = dispatch
-            .send(&orders, &input.hidden, shape.width)
+            .deliver(&orders, decision.gates.as_ref(), &input.hidden, shape.width)
             .await
             .map_err(|source| RoundError::Dispatch { step, layer, source })?;
         let output = arena

@@ -284,11 +284,9 @@ fn payload_bytes(round: &Round<'_>, width: usize) -> (u64, u64) {
     let row_bytes = width * size_of::<f32>();
     let (mut sent, mut received) = (0, 0);
     for order in &round.decision.orders.nodes {
-        let mut rows: Vec<_> = order.groups.iter().flat_map(|group| &group.tokens).collect();
-        received += rows.len() * row_bytes;
-        rows.sort_unstable();
-        rows.dedup();
-        sent += rows.len() * row_bytes;
+        let rows = order.tokens().len();
+        sent += rows * row_bytes;
+        received += row_bytes * if round.decision.gates.is_some() { rows } else { order.pairs() };
     }
     (sent as u64, received as u64)
 }

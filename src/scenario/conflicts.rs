@@ -7,7 +7,7 @@ mod security;
 
 use std::path::Path;
 
-use super::file::{Arrival, Engine, Information, Nodes, PlacementRule, Scenario, Source};
+use super::file::{Arrival, Combine, Engine, Information, Nodes, PlacementRule, Scenario, Source};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};
@@ -199,6 +199,12 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
         let message =
             format!("`nodes.spot_check_share` is {share} but no expert has a second node");
         (message, "write replicas = 2 or more, or take the share out".into())
+    });
+    let sums = nodes.combine == Combine::AtWorker;
+    found.unless(!checks || !sums, &["nodes.spot_check_share", "nodes.combine"], || {
+        let message =
+            "`nodes.spot_check_share` compares outputs but `nodes.combine` is \"at_worker\"";
+        (message.into(), "write combine = \"exact\", or take the share out".into())
     });
     if nodes.engine == Engine::Peers {
         found.unless(

@@ -342,6 +342,8 @@ pub struct Nodes {
     /// needs replicas, and nodes of one kind of CPU. Default 0.
     #[schemars(range(min = 0, max = 1))]
     pub spot_check_share: f64,
+    /// Where the outputs of a token's experts are summed. Default `exact`.
+    pub combine: Combine,
     /// Certificates for TLS; by default connections are in plain text.
     #[serde(skip_serializing_if = "Tls::is_off")]
     pub tls: Tls,
@@ -367,9 +369,21 @@ impl Default for Nodes {
             sockets: Sockets::Unix,
             data_connections: 1,
             spot_check_share: 0.0,
+            combine: Combine::Exact,
             tls: Tls::default(),
         }
     }
+}
+
+/// Where the outputs of a token's experts are summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// In the run: each node sends every expert's output, and results are the same bits on any placement.
+    #[default]
+    Exact,
+    /// On each node for its own experts: fewer bytes, and the placement decides on the last bits.
+    AtWorker,
 }
 
 /// What worker processes of the same machine listen on.

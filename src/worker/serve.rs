@@ -8,6 +8,7 @@ use super::{
 use crate::measure::Clock;
 use crate::wire::{self, NodeWork, WireError};
 use agents::ids::{ExpertId, LayerId};
+use agents::orders::weighted_sums;
 use proto::{
     ComputeFault, ComputeReply, ComputeRequest, ShardChunk, ShardReceipt, StatusReply,
     StatusRequest, expert_service_server::ExpertService,
@@ -136,10 +137,13 @@ impl Shared {
     /// Runs on a compute thread, or for a small order on the stream's. The time that `request`, whose header
     /// was checked, waited for it counts against its deadline.
     fn answer(&self, request: ComputeRequest, since_arrival: Clock) -> ComputeReply {
-        let reply = wire::reply_to(&request);
+        let mut reply = wire::reply_to(&request);
         let work = wire::decode_checked_order(request, self.message_bytes_max);
         let computed = work.and_then(|work| {
             let (outputs, compute_ns) = self.compute(&work, since_arrival)?;
+            if work.gates.is_some() {
+                reply.summed_pairs = u32::try_from(work.pairs).unwrap_or(u32::MAX);
+            }
             wire::encode_outputs(reply.clone(), outputs, work.width, compute_ns)
         });
         computed.unwrap_or_else(|error| refusal(reply, error))
@@ -163,7 +167,13 @@ impl Shared {
             groups.push((expert, group.tokens.as_slice()));
         }
         let clock = Clock::start();
-        let outputs = compute::outputs(&groups, &work.hidden, work.width);
+        let mut outputs = compute::outputs(&groups, &work.hidden, work.width);
+        if let Some(gates) = &work.gates {
+            let rows = work.hidden.len() / 4 / work.width;
+            let gates = gates.iter().map(Vec::as_slice);
+            let groups = groups.iter().map(|(_, tokens)| *tokens).zip(gates);
+            outputs = weighted_sums(groups, &outputs, rows, work.width);
+        }
         let compute_ns = clock.now_ns();
         self.token_experts.fetch_add(work.pairs as u64, Relaxed);
         self.compute_ns.fetch_add(compute_ns, Relaxed);

@@ -18,6 +18,7 @@ mod cli_route;
 mod cli_run;
 mod cli_scenarios;
 mod cli_stored;
+mod combine;
 mod decode;
 mod families;
 mod gguf;

@@ -182,7 +182,7 @@ async fn a_bad_request_gets_a_fault_and_the_stream_goes_on() {
         request
     };
     let rows = |rows: &[u32]| {
-        let groups = vec![proto::ExpertGroup { expert: 0, rows: rows.to_vec() }];
+        let groups = vec![proto::ExpertGroup { expert: 0, rows: rows.to_vec(), gates: vec![] }];
         ComputeRequest { groups, ..good.clone() }
     };
     use ComputeFault as Fault;

@@ -14,7 +14,7 @@ mod respond;
 
 use crate::game::{Choices, GameError, Scores};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
-use crate::orders::{Orders, Replies};
+use crate::orders::{Combine, Orders, PairGates, Replies};
 use crate::report::{FlockReport, NodeLoadReport, PlayReport};
 use crate::routing::gates;
 use crate::world::{
@@ -79,6 +79,8 @@ pub struct Perception<'a> {
 pub struct Decision {
     /// What to send.
     pub orders: Orders,
+    /// What to send with it where nodes sum; see [`Arena::set_combine`].
+    pub gates: Option<PairGates>,
     /// How that loads the nodes.
     pub node_loads: NodeLoadReport,
     /// What was played.
@@ -104,6 +106,7 @@ pub struct Arena {
     world: World,
     decide: Schedule,
     absorb: Schedule,
+    combine: Combine,
 }
 
 impl Arena {
@@ -129,7 +132,7 @@ impl Arena {
         decide.add_systems(ended(Stage::Order).after(Stage::Order));
         let mut absorb = strict(Schedule::new(AbsorbSchedule));
         absorb.add_systems(absorb::combine_replies.in_set(Stage::Absorb));
-        Self { world, decide, absorb }
+        Self { world, decide, absorb, combine: Combine::default() }
     }
 
     /// Adds own systems to a stage. They must order themselves against the stage's other systems
@@ -152,6 +155,11 @@ impl Arena {
     /// The world, for own components and queries.
     pub fn world_mut(&mut self) -> &mut World {
         &mut self.world
+    }
+
+    /// Says where outputs are summed from the next round on; [`Combine::Exact`] at first.
+    pub fn set_combine(&mut self, combine: Combine) {
+        self.combine = combine;
     }
 
     /// Says which nodes should get work from the next round on; all should at first. Experts of the
@@ -205,6 +213,10 @@ impl Arena {
         self.decide.run(&mut self.world);
         Ok(Decision {
             orders: self.world.resource::<Outbox>().0.clone(),
+            gates: match self.combine {
+                Combine::Exact => None,
+                Combine::AtWorker => Some(PairGates::new(self.choices().clone(), self.gates())),
+            },
             node_loads: self.world.resource::<NodeLoads>().0.clone(),
             play: self.world.resource::<Certified>().0.clone(),
             flock: self.world.resource::<FlockResponse>().0.clone(),
@@ -221,8 +233,9 @@ impl Arena {
         replies: Replies,
         width: usize,
     ) -> Result<Vec<f32>, AbsorbError> {
-        absorb::check(&orders, &replies, width)?;
-        self.world.insert_resource(Inbox { orders, replies, width, combined: Vec::new() });
+        let combine = self.combine;
+        absorb::check(&orders, &replies, width, combine)?;
+        self.world.insert_resource(Inbox { orders, replies, width, combine, combined: Vec::new() });
         self.absorb.run(&mut self.world);
         let inbox = self.world.remove_resource::<Inbox>().expect("inserted above");
         Ok(inbox.combined)

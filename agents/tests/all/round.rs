@@ -6,8 +6,9 @@ use agents::flock::price::FlockSettings;
 use agents::game::{
     Choices, CostSettings, Dynamics, Game, Information, RouterRegistry, Scores, certify,
 };
+use agents::ids::TokenId;
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
-use agents::orders::{NodeReply, Orders, Replies};
+use agents::orders::{Combine, NodeReply, Orders, PairGates, Replies, weighted_sums};
 use agents::rng::stream;
 use agents::round::{AbsorbError, Arena, Perception, Stage};
 use agents::routing::{Routing, gates};
@@ -275,6 +276,71 @@ fn dispatched_pairs_equal_combined_pairs_on_every_node() {
         Perception { step: StepId(1), layer: LayerId(0), requests: &requests, logits: &logits };
     arena.decide(&unanswered).expect("finite logits");
     assert_eq!(arena.pairs(), (pairs + TOP_K as u64, pairs), "ordered and never combined");
+}
+
+/// What nodes sum of the same answers.
+fn summed(orders: &Orders, gates: &PairGates) -> Replies {
+    let mut replies = reply(orders);
+    for (order, reply) in orders.nodes.iter().zip(&mut replies.nodes) {
+        let tokens = order.tokens();
+        let row = |token| TokenId::from_index(tokens.binary_search(token).expect("its own"));
+        let gate = |expert, token| gates.of(token, expert).expect("each pair has a gate");
+        let groups: Vec<(Vec<TokenId>, Vec<f32>)> = order
+            .groups
+            .iter()
+            .map(|group| {
+                let rows = group.tokens.iter().map(row).collect();
+                (rows, group.tokens.iter().map(|token| gate(group.expert, *token)).collect())
+            })
+            .collect();
+        let groups = groups.iter().map(|(rows, gates)| (rows.as_slice(), gates.as_slice()));
+        reply.outputs = weighted_sums(groups, &reply.outputs, tokens.len(), WIDTH);
+    }
+    replies
+}
+
+#[test]
+fn sums_of_nodes_combine_to_the_same_output_up_to_rounding_and_on_one_node_to_the_same_bits() {
+    for nodes in [1, 4] {
+        let mut exact = arena("equilibrium", nodes, 1);
+        let (_, expected) = play(&mut exact, 0);
+        let mut arena = arena("equilibrium", nodes, 1);
+        arena.set_combine(Combine::AtWorker);
+        let requests: Vec<RequestId> = (0..60).map(|t| RequestId(t / 10)).collect();
+        let logits = random(0, TOKENS * EXPERTS);
+        let (step, layer) = (StepId(0), LayerId(0));
+        let perception = Perception { step, layer, requests: &requests, logits: &logits };
+        let decision = arena.decide(&perception).expect("finite logits");
+        let gates = decision.gates.expect("nodes need them");
+        let replies = summed(&decision.orders, &gates);
+        let found = arena.absorb(decision.orders.clone(), replies, WIDTH).expect("whole replies");
+        let pairs = (TOKENS * TOP_K) as u64;
+        assert_eq!(arena.pairs(), (pairs, pairs), "each pair counts once");
+        if nodes == 1 {
+            assert_eq!(found, expected);
+        }
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() <= 1e-5 * expected.abs().max(1.0));
+        }
+        let refused = arena.absorb(decision.orders.clone(), reply(&decision.orders), WIDTH);
+        assert!(refused.is_err(), "a token of two experts of a node has one row");
+    }
+}
+
+#[test]
+#[should_panic(expected = "every chosen pair is ordered once")]
+fn sums_of_orders_that_leave_a_pair_out_are_a_bug() {
+    let mut arena = arena("top_k", 2, 1);
+    arena.set_combine(Combine::AtWorker);
+    let requests: Vec<RequestId> = (0..60).map(|t| RequestId(t / 10)).collect();
+    let logits = random(0, TOKENS * EXPERTS);
+    let (step, layer) = (StepId(0), LayerId(0));
+    let perception = Perception { step, layer, requests: &requests, logits: &logits };
+    let decision = arena.decide(&perception).expect("finite logits");
+    let mut orders = decision.orders;
+    orders.nodes[0].groups[0].tokens.pop();
+    let replies = summed(&orders, &decision.gates.expect("nodes need them"));
+    let _ = arena.absorb(orders, replies, WIDTH);
 }
 
 #[test]

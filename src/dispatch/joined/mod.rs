@@ -17,7 +17,7 @@ use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId},
     membership::{Epoch, HostsOfShard, NoRoom, ShardNeed},
-    orders::{Orders, Replies},
+    orders::{Orders, PairGates, Replies},
 };
 use register::Register;
 use seats::{Seat, Upload};
@@ -229,9 +229,10 @@ impl Dispatch for Joined {
 
     /// A round that lost the only holder of an expert is sent again once another holds it. Nothing of
     /// a round is combined before all of it is there, so that its pairs still count once.
-    async fn send(
+    async fn deliver(
         &mut self,
         orders: &Orders,
+        gates: Option<&PairGates>,
         hidden: &[f32],
         width: usize,
     ) -> Result<Replies, DispatchError> {
@@ -242,7 +243,7 @@ impl Dispatch for Joined {
         let tries_max = 2 * self.settings.seats + 2;
         for tried in 1.. {
             self.until_held(&wanted).await?;
-            match self.remote.send(orders, hidden, width).await {
+            match self.remote.deliver(orders, gates, hidden, width).await {
                 Ok(replies) => {
                     if tried > 1 {
                         let spent_ns = self.clock.now_ns() - from_ns;

@@ -3,6 +3,10 @@
 //! Every length, range and order is checked here, in both directions and before anything is
 //! allocated for it, so that neither side computes on what a faulty peer sent.
 
+mod sums;
+
+pub use sums::{decode_sums, encode_order_for_sums};
+
 use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId, StepId, TokenId},
@@ -97,7 +101,9 @@ pub struct NodeWork {
     pub hidden: Bytes,
     /// Non-empty, in ascending order of expert; tokens are rows of `hidden`, ascending.
     pub groups: Vec<ExpertGroup>,
-    /// Token–expert pairs: rows of the outputs.
+    /// Where sums are asked for: the gate of each token, by group.
+    pub gates: Option<Vec<Vec<f32>>>,
+    /// Token–expert pairs: rows of the outputs, or what sums combine.
     pub pairs: usize,
 }
 
@@ -107,6 +113,18 @@ pub struct NodeWork {
 /// When the order breaks its contract, a value is not finite, or the request or its reply would
 /// exceed `message_bytes_max`.
 pub fn encode_order(
+    ticket: Ticket,
+    order: &NodeOrder,
+    hidden: &[f32],
+    width: usize,
+    deadline: Duration,
+    message_bytes_max: usize,
+) -> Result<ComputeRequest, WireError> {
+    let request = unsealed_order(ticket, order, hidden, width, deadline, message_bytes_max)?;
+    Ok(seal_request(request))
+}
+
+fn unsealed_order(
     ticket: Ticket,
     order: &NodeOrder,
     hidden: &[f32],
@@ -125,6 +143,7 @@ pub fn encode_order(
     let group = |group: &ExpertGroup| proto::ExpertGroup {
         expert: group.expert.0,
         rows: group.tokens.iter().map(|token| ranks.rank(*token)).collect(),
+        gates: Vec::new(),
     };
     let request = ComputeRequest {
         step: ticket.step.0.into(),
@@ -141,9 +160,10 @@ pub fn encode_order(
         round: ticket.round,
         node: ticket.node.0,
         awaited_from: ticket.awaited_from.min(ticket.sequence),
+        sums: false,
     };
     check_bytes("request", request.encoded_len(), message_bytes_max)?;
-    Ok(seal_request(request))
+    Ok(request)
 }
 
 /// The request with the checksum of its header. Tensor and header are checked apart, so that the
@@ -215,15 +235,14 @@ pub fn decode_checked_order(
             request.hidden.len()
         )));
     }
-    let groups: Vec<ExpertGroup> = request
-        .groups
-        .into_iter()
-        .map(|group| ExpertGroup {
-            expert: ExpertId(group.expert),
-            tokens: group.rows.into_iter().map(TokenId).collect(),
-        })
-        .collect();
-    let pairs = check_order(&groups, request.hidden.len() / 4, width, message_bytes_max)?;
+    let decode = |group: proto::ExpertGroup| {
+        let tokens = group.rows.into_iter().map(TokenId).collect();
+        (ExpertGroup { expert: ExpertId(group.expert), tokens }, group.gates)
+    };
+    let (groups, gates): (Vec<_>, Vec<_>) = request.groups.into_iter().map(decode).unzip();
+    let values = request.hidden.len() / 4;
+    let pairs = check_order(&groups, values, width, message_bytes_max)?;
+    let gates = sums::decode_gates(request.sums, &groups, gates, values / width)?;
     check_crc32("hidden state", crc32fast::hash(&request.hidden), request.hidden_crc32)?;
     check_finite("hidden state", &request.hidden, width)?;
     Ok(NodeWork {
@@ -241,6 +260,7 @@ pub fn decode_checked_order(
         width,
         hidden: request.hidden,
         groups,
+        gates,
         pairs,
     })
 }
@@ -257,7 +277,7 @@ pub fn reply_to(request: &ComputeRequest) -> ComputeReply {
     }
 }
 
-/// Fills `reply` with the outputs, f32 `[pairs, width]`.
+/// Fills `reply` with the outputs, f32 `[pairs, width]`, or with sums.
 ///
 /// # Errors
 /// When an output is not finite.
@@ -293,6 +313,16 @@ pub fn decode_reply(
     pairs: usize,
     width: usize,
 ) -> Result<NodeReply, ReplyError> {
+    decode_rows(reply, ticket, node, pairs, width)
+}
+
+fn decode_rows(
+    reply: &mut ComputeReply,
+    ticket: Ticket,
+    node: NodeId,
+    rows: usize,
+    width: usize,
+) -> Result<NodeReply, ReplyError> {
     let found = reply_header_crc32(reply);
     check_crc32("header", found, reply.header_crc32)
         .map_err(|error| ReplyError::Bad(error.detail))?;
@@ -316,9 +346,9 @@ pub fn decode_reply(
         Ok(_) => return Err(ReplyError::Refused(reply.detail.clone())),
         Err(unknown) => return Err(ReplyError::Bad(format!("unknown fault: {unknown}"))),
     }
-    if reply.outputs.len() != pairs * width * 4 {
+    if reply.outputs.len() != rows * width * 4 {
         return Err(ReplyError::Bad(format!(
-            "{} bytes of outputs, expected {pairs} rows of {width} f32",
+            "{} bytes of outputs, expected {rows} rows of {width} f32",
             reply.outputs.len()
         )));
     }
