@@ -155,23 +155,28 @@ impl Rows<'_> {
             near_keys: vec![0.0; (vectors + 1) * LANES],
             near_experts: vec![0; (vectors + 1) * LANES],
         };
+        let mut guess = Guess::default();
         let mut tokens = tokens.peekable();
         while let Some(token) = tokens.next() {
             if let Some(next) = tokens.peek() {
                 V::fetch(self.scores.row(*next as usize));
             }
-            let edge = self.select::<V>(token, &mut scratch);
-            let near = match (edge, self.band) {
-                (Some((last, next)), Some((below, above))) => {
-                    near::<V>(last - below, next + above, &mut scratch)
+            let found = self.select::<V>(token, guess.bound(), &mut scratch);
+            let near = match (&found, self.band) {
+                (Some(found), Some((below, above))) => {
+                    let (last, next) = found.edge;
+                    near::<V>(last - below, next + above, found, &mut scratch)
                 }
                 _ => 0,
             };
+            if let Some(found) = &found {
+                guess.learn(found.edge);
+            }
             visit(Seen {
                 token,
-                tied: edge.is_none(),
+                tied: found.is_none(),
                 chosen: &scratch.chosen[..self.top_k.min(LANES)],
-                edge: edge.unwrap_or_default(),
+                edge: found.map(|found| found.edge).unwrap_or_default(),
                 near: (&scratch.near_experts[..near], &scratch.near_keys[..near]),
             });
         }
@@ -179,49 +184,63 @@ impl Rows<'_> {
 
     /// Leaves the row's priced scores and its choice in the scratch.
     ///
-    /// The maxima of the 16 lanes are different scores, so the (k+1)-th of them is at most the
-    /// (k+1)-th of all: only scores that reach it are candidates, a dozen for k = 8. Where more
-    /// are left than fit one vector, the first 16 of them give the next bound.
+    /// Scores that reach `guess` are candidates if more than k do. Else the bound is the (k+1)-th of
+    /// the maxima of the 16 lanes: these are different scores, so it is at most the (k+1)-th of all,
+    /// and a dozen reach it for k = 8. Where more are left than fit one vector, the first 16 of them
+    /// give the next bound.
     #[inline(always)]
-    fn select<V: Lanes>(&self, token: u32, scratch: &mut Scratch) -> Option<(f32, f32)> {
+    fn select<V: Lanes>(&self, token: u32, guess: f32, scratch: &mut Scratch) -> Option<Found> {
         let k = u32::try_from(self.top_k).ok().filter(|_| self.top_k <= MOST_VECTOR_K)?;
         let (whole, rest) = self.scores.row(token as usize).as_chunks::<LANES>();
-        let mut top = V::splat(f32::NEG_INFINITY);
-        let pairs = whole.iter().zip(&self.prices.lanes).zip(&mut scratch.keys);
-        for ((scores, prices), keys) in pairs {
+        let Scratch { keys, candidates, experts, chosen, .. } = scratch;
+        let mut bound = guess;
+        let mut count = 0;
+        let mut take = |first: u32, key: V, least: V, count: &mut usize| {
+            let mask = !least.greater(key) & 0xffff;
+            // What lies beyond the buffers is overwritten and makes the guess fail.
+            let at = (*count).min(CANDIDATES);
+            key.pack(mask, slot(candidates, at));
+            V::pack_numbers(first, mask, slot(experts, at));
+            *count += mask.count_ones() as usize;
+        };
+        let firsts = (0..).step_by(LANES);
+        for (first, ((scores, prices), keys)) in
+            firsts.clone().zip(whole.iter().zip(&self.prices.lanes).zip(&mut *keys))
+        {
             let key = V::load(scores).minus(V::load(prices));
             key.store(keys);
-            top = top.larger(key);
+            take(first, key, V::splat(bound), &mut count);
         }
         if !rest.is_empty() {
             let mut scores = [0.0; LANES];
             scores[..rest.len()].copy_from_slice(rest);
             let key = V::load(&scores).minus(V::load(&self.prices.lanes[whole.len()]));
-            key.store(&mut scratch.keys[whole.len()]);
-            top = top.larger(key);
+            key.store(&mut keys[whole.len()]);
+            let first = u32::try_from(whole.len() * LANES).expect("experts fit 32 bits");
+            take(first, key, V::splat(bound), &mut count);
         }
-        let Scratch { keys, candidates, experts, chosen, .. } = scratch;
-        let mut bound = V::splat(top.least_of(V::up_to(top.ranks(), k)));
-        let mut count = 0;
-        for (first, keys) in (0..).step_by(LANES).zip(&*keys) {
-            let keys = V::load(keys);
-            let mask = !bound.greater(keys) & 0xffff;
+        if count <= self.top_k || count > CANDIDATES {
+            let mut top = V::splat(f32::NEG_INFINITY);
+            keys.iter().for_each(|keys| top = top.larger(V::load(keys)));
+            bound = top.least_of(V::up_to(top.ranks(), k));
+            count = 0;
+            for (first, keys) in firsts.zip(&*keys) {
+                take(first, V::load(keys), V::splat(bound), &mut count);
+            }
             if count > CANDIDATES {
                 return None;
             }
-            keys.pack(mask, slot(candidates, count));
-            V::pack_numbers(first, mask, slot(experts, count));
-            count += mask.count_ones() as usize;
         }
         while count > LANES {
             let best = V::load(slot(candidates, 0));
-            bound = V::splat(best.least_of(V::up_to(best.ranks(), k)));
+            bound = best.least_of(V::up_to(best.ranks(), k));
+            let least = V::splat(bound);
             let (before, mut at) = (count, 0);
             count = 0;
             while at < before {
                 let valid = if before - at < LANES { (1 << (before - at)) - 1 } else { 0xffff };
                 let values = V::load(slot(candidates, at));
-                let mask = !bound.greater(values) & valid;
+                let mask = !least.greater(values) & valid;
                 let numbers = *slot(experts, at);
                 values.pack(mask, slot(candidates, count));
                 V::pack_from(&numbers, mask, slot(experts, count));
@@ -242,9 +261,50 @@ impl Rows<'_> {
         }
         V::pack_from(slot(experts, 0), within, chosen);
         let next = best.least_of(V::up_to(ranks, k) & valid);
-        Some((unsigned_zero(best.least_of(within)), unsigned_zero(next)))
+        let edge = (unsigned_zero(best.least_of(within)), unsigned_zero(next));
+        Some(Found { edge, bound, count })
     }
 }
+
+/// The choice of a row.
+struct Found {
+    /// As in [`Seen`].
+    edge: (f32, f32),
+    /// All priced scores that reach it are among the candidates.
+    bound: f32,
+    /// Candidates: at most a vector of them.
+    count: usize,
+}
+
+/// What the rows before say about where the candidates of the next one begin. It decides how fast
+/// a row is visited, never what is found in it.
+#[derive(Default)]
+struct Guess {
+    rows: u32,
+    /// Running means of the (k+1)-th priced score and of its distance from the k-th.
+    next: f32,
+    gap: f32,
+}
+
+impl Guess {
+    fn bound(&self) -> f32 {
+        let bound = self.next - GUESSED_GAPS * self.gap;
+        if self.rows == 0 || bound.is_nan() { f32::INFINITY } else { bound }
+    }
+
+    fn learn(&mut self, (last, next): (f32, f32)) {
+        let weight = if self.rows == 0 { 1.0 } else { GUESS_WEIGHT };
+        self.rows = 1;
+        self.next += weight * (next - self.next);
+        self.gap += weight * (last - next - self.gap);
+    }
+}
+
+/// Mean gaps below the mean (k+1)-th score, where about a dozen candidates for k = 8 are.
+const GUESSED_GAPS: f32 = 3.0;
+
+/// Weight of a row in the running means.
+const GUESS_WEIGHT: f32 = 1.0 / 16.0;
 
 /// Of two zeros that compare equal the kinds of instructions may take either.
 #[inline(always)]
@@ -259,14 +319,22 @@ fn slot<V>(values: &mut [V], at: usize) -> &mut [V; LANES] {
 
 /// Packs the keys strictly between the bounds, and returns how many there are.
 #[inline(always)]
-fn near<V: Lanes>(low: f32, high: f32, scratch: &mut Scratch) -> usize {
-    let (low, high) = (V::splat(low), V::splat(high));
+fn near<V: Lanes>(low: f32, high: f32, found: &Found, scratch: &mut Scratch) -> usize {
+    let Scratch { keys, candidates, experts, near_keys, near_experts, .. } = scratch;
+    let (from, to) = (V::splat(low), V::splat(high));
+    if low >= found.bound {
+        let keys = V::load(slot(candidates, 0));
+        let mask = keys.greater(from) & to.greater(keys) & ((1 << found.count) - 1);
+        keys.pack(mask, slot(near_keys, 0));
+        V::pack_from(slot(experts, 0), mask, slot(near_experts, 0));
+        return mask.count_ones() as usize;
+    }
     let mut count = 0;
-    for (first, keys) in (0..).step_by(LANES).zip(&scratch.keys) {
+    for (first, keys) in (0..).step_by(LANES).zip(&*keys) {
         let keys = V::load(keys);
-        let mask = keys.greater(low) & high.greater(keys);
-        keys.pack(mask, slot(&mut scratch.near_keys, count));
-        V::pack_numbers(first, mask, slot(&mut scratch.near_experts, count));
+        let mask = keys.greater(from) & to.greater(keys);
+        keys.pack(mask, slot(near_keys, count));
+        V::pack_numbers(first, mask, slot(near_experts, count));
         count += mask.count_ones() as usize;
     }
     count
