@@ -50,8 +50,8 @@ impl Lists {
     fn reserve(&mut self, lists: usize) {
         self.ends.reserve(lists);
         self.on.reserve(lists);
-        self.experts.reserve(lists * LANES / 2);
-        self.scores.reserve(lists * LANES / 2);
+        self.experts.reserve(lists * COMMON_LIST);
+        self.scores.reserve(lists * COMMON_LIST);
     }
 
     fn push(&mut self, experts: &[u32], scores: impl Iterator<Item = f32>, on: u32) {
@@ -165,6 +165,9 @@ impl<'c> Block<'c> {
 }
 
 const SAMPLE_BLOCK: usize = 64;
+
+/// Experts of a list in the mean, at most: most tokens of a first pass have none.
+const COMMON_LIST: usize = LANES / 4;
 
 /// Scores of a row that are visited in the time that one list takes.
 const LIST_WORK: usize = 16;
@@ -380,7 +383,7 @@ struct Kept {
 }
 
 /// Whether f32 cannot tell the k-th priced score from the next.
-fn unsure((last, next): (f32, f32)) -> bool {
+pub(super) fn unsure((last, next): (f32, f32)) -> bool {
     let clear = last - next > TWO_ROUNDINGS * last.abs().max(next.abs());
     !clear
 }
@@ -395,17 +398,17 @@ const TWO_ROUNDINGS: f32 = 4.0 * f32::EPSILON;
 ///
 /// Equal ones are split on purpose: token t looks at experts from number tk on, so that identical
 /// rows spread over identical experts instead of piling up on the first.
-struct Exact {
+pub(super) struct Exact {
     turned: Vec<f64>,
     best: Vec<(f64, u32)>,
-    chosen: Vec<u32>,
-    edge: (f32, f32),
+    pub(super) chosen: Vec<u32>,
+    pub(super) edge: (f32, f32),
     near: Vec<u32>,
     keys: Vec<f32>,
 }
 
 impl Exact {
-    fn new(game: &Game<'_>) -> Self {
+    pub(super) fn new(game: &Game<'_>) -> Self {
         Self {
             turned: Vec::new(),
             best: vec![(0.0, 0); game.top_k + 1],
@@ -417,7 +420,7 @@ impl Exact {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "only to tell near from far")]
-    fn look(&mut self, game: &Game<'_>, token: u32, prices: &[f32], band: (f32, f32)) {
+    pub(super) fn look(&mut self, game: &Game<'_>, token: u32, prices: &[f32], band: (f32, f32)) {
         let (row, experts) = (game.scores.row(token as usize), prices.len());
         let key = |expert: usize| f64::from(row[expert]) - f64::from(prices[expert]);
         let first = token as usize * game.top_k % experts;

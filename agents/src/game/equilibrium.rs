@@ -4,6 +4,7 @@ use super::kernel::Instructions;
 use super::marginal::settle_and_repair;
 use super::prices::Supply;
 use super::reference::sweep_and_repair;
+use super::small;
 use super::{Choices, Game, Play, Router};
 use crate::ids::ExpertId;
 
@@ -23,6 +24,9 @@ use crate::ids::ExpertId;
 /// checked, and where they did not, tokens are opened again. Games that defeat this (many equal
 /// tokens, experts that dominate, scores near the ends of f32) go the plain way: sweeps and a
 /// repair over all tokens.
+///
+/// Small games in which every expert fills up take whole rows instead: a few sweeps, then shortest
+/// paths over a table of what each move gains.
 ///
 /// The work of the plain way is bounded by `most_repair_visits`. A game that would need more ends with valid
 /// choices, without overload where that is possible, and a gap that the certificate shows. That
@@ -78,13 +82,39 @@ impl Equilibrium {
         kind: Instructions,
     ) -> Play {
         let sweeps = self.most_sweeps;
-        let fast =
-            (sweeps > 0).then(|| settle_and_repair(game, supply, &start, warm, sweeps, kind));
+        let units = (game.scores.tokens() * game.top_k) as u64;
+        let fast = (sweeps > 0).then(|| {
+            let tight = supply.is_tight(start.len(), units);
+            let start = if tight && !warm { mean_scores(game) } else { start.clone() };
+            if tight && small::is_small(game.scores) {
+                small::sweep_and_move(game, supply, &start, sweeps, kind)
+            } else {
+                settle_and_repair(game, supply, &start, warm, sweeps, kind)
+            }
+        });
         fast.flatten().unwrap_or_else(|| {
             sweep_and_repair(game, supply, start, sweeps, self.most_repair_visits)
         })
     }
 }
+
+/// What each expert's scores are in the mean over some tokens: prices that take away most of what
+/// experts differ by.
+fn mean_scores(game: &Game<'_>) -> Vec<f64> {
+    let tokens = game.scores.tokens();
+    let rows = tokens.min(MEAN_ROWS);
+    let mut sums = vec![0.0_f32; game.scores.experts()];
+    for at in 0..rows {
+        let row = game.scores.row(at * tokens / rows);
+        sums.iter_mut().zip(row).for_each(|(sum, score)| *sum += score);
+    }
+    let mean = |sum: &f32| f64::from(*sum) / rows as f64;
+    let means: Vec<f64> = sums.iter().map(mean).collect();
+    if means.iter().all(|mean| mean.is_finite()) { means } else { vec![0.0; means.len()] }
+}
+
+/// Tokens that mean scores are taken over.
+const MEAN_ROWS: usize = 512;
 
 /// The only assignment when k = E. Any price that covers the last token's cost proves it.
 fn everyone_everywhere(game: &Game<'_>, supply: Supply<'_>) -> Play {
@@ -106,6 +136,7 @@ mod tests {
     use super::super::marginal::settle_and_repair;
     use super::super::prices::Supply;
     use super::super::reference::sweep_and_repair;
+    use super::super::small::sweep_and_move;
     use super::super::{CostSettings, Game, Play, Scores, certify};
     use crate::rng::stream;
     use rand::RngExt as _;
@@ -125,6 +156,8 @@ mod tests {
         let prices = play.prices.iter().map(|price| price.to_bits()).collect();
         (prices, play.passes, play.iterations)
     }
+
+    type Way<'g> = &'g dyn Fn(Instructions) -> Option<Play>;
 
     /// Shapes on each side of the sizes at which samples start and grow, ragged ones among them.
     const SHAPES: [(usize, usize, usize); 10] = [
@@ -162,22 +195,29 @@ mod tests {
                     let supply = Supply::new(&game);
                     let plain = sweep_and_repair(&game, supply, start.clone(), 16, 4_000_000_000);
                     let certificate = certify(&game, &plain.choices, &plain.prices);
-                    let fast = |kind| settle_and_repair(&game, supply, &start, batch > 0, 16, kind);
-                    let first = fast(Instructions::Portable);
-                    assert!(first.is_some() || grid || *cost != costs[0], "{what}");
-                    for kind in Instructions::available() {
-                        let again = fast(kind);
-                        let pair = (first.as_ref().map(bits), again.as_ref().map(bits));
-                        assert_eq!(pair.0, pair.1, "{what} {kind:?}");
-                        let choices =
-                            |play: &Option<Play>| play.as_ref().map(|p| p.choices.clone());
-                        assert_eq!(choices(&first), choices(&again), "{what} {kind:?}");
-                    }
-                    if let Some(play) = &first {
-                        let own = certify(&game, &play.choices, &play.prices);
-                        let off = (own.potential - certificate.potential).abs();
-                        assert!(off <= 1e-11 * certificate.potential.abs(), "{what} {own:?}");
-                        assert!(own.relative_gap.abs() < 1e-11, "{what} {own:?}");
+                    let lists =
+                        |kind| settle_and_repair(&game, supply, &start, batch > 0, 16, kind);
+                    let rows = |kind| sweep_and_move(&game, supply, &start, 16, kind);
+                    let tight = supply.is_tight(experts, (tokens * k) as u64);
+                    let ways: [(&str, Way<'_>); 2] = [("lists", &lists), ("rows", &rows)];
+                    for (way, fast) in &ways[..1 + usize::from(tight && tokens <= 2048)] {
+                        let what = format!("{what} {way}");
+                        let first = fast(Instructions::Portable);
+                        assert!(first.is_some() || grid || *cost != costs[0], "{what}");
+                        for kind in Instructions::available() {
+                            let again = fast(kind);
+                            let pair = (first.as_ref().map(bits), again.as_ref().map(bits));
+                            assert_eq!(pair.0, pair.1, "{what} {kind:?}");
+                            let choices =
+                                |play: &Option<Play>| play.as_ref().map(|p| p.choices.clone());
+                            assert_eq!(choices(&first), choices(&again), "{what} {kind:?}");
+                        }
+                        if let Some(play) = &first {
+                            let own = certify(&game, &play.choices, &play.prices);
+                            let off = (own.potential - certificate.potential).abs();
+                            assert!(off <= 1e-11 * certificate.potential.abs(), "{what} {own:?}");
+                            assert!(own.relative_gap.abs() < 1e-11, "{what} {own:?}");
+                        }
                     }
                     start.clone_from(&plain.prices);
                 }

@@ -390,12 +390,8 @@ impl<'g> Market<'g> {
     fn swaps(&self) -> Swaps<'g> {
         let mut prices: Vec<f64> = self.prices.iter().copied().map(f64::from).collect();
         if self.tight {
-            // Every expert fills up at any price from the cost of its last unit on.
-            let raise = |(e, price): (usize, &f64)| {
-                self.supply.marginal(e, self.supply.most(e, f64::MAX)) - price
-            };
-            let shift = prices.iter().enumerate().map(raise).fold(f64::NEG_INFINITY, f64::max);
-            prices.iter_mut().for_each(|price| *price += shift);
+            let most = self.supply.most_each(prices.len(), f64::MAX);
+            self.supply.cover(&mut prices, &most);
         }
         let loads = self.loads.iter();
         let loads: Vec<u32> =
@@ -435,7 +431,7 @@ impl<'g> Market<'g> {
 }
 
 /// The distance of the best score from the median: the median of some rows.
-fn typical_span(game: &Game<'_>) -> f32 {
+pub(super) fn typical_span(game: &Game<'_>) -> f32 {
     let tokens = game.scores.tokens();
     let rows = tokens.min(SPAN_ROWS);
     let span = |at: usize| {
@@ -450,7 +446,7 @@ fn typical_span(game: &Game<'_>) -> f32 {
 }
 
 /// Prices in typical spans, beyond which too few bits are left for the spans.
-const LARGEST_PRICE: f32 = 1e5;
+pub(super) const LARGEST_PRICE: f32 = 1e5;
 
 /// Tokens of the first sample.
 const FIRST_SAMPLE: usize = 512;

@@ -22,6 +22,7 @@
 
 mod certificate;
 mod clearing;
+mod columns;
 mod cost;
 mod cost_registry;
 mod demand;
@@ -31,12 +32,14 @@ mod kernel;
 mod lanes;
 mod list_kernel;
 mod marginal;
+mod moves;
 mod prices;
 mod reference;
 mod registry;
 mod repair;
 pub mod routers;
 mod rows;
+mod small;
 mod social;
 mod swaps;
 mod tabled;

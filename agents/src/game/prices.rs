@@ -36,15 +36,44 @@ impl<'g> Supply<'g> {
         }
     }
 
+    /// Raises all prices alike to where every expert, at most `most` on it, fills up: it does at any
+    /// price from the cost of its last unit on.
+    pub(super) fn cover(&self, prices: &mut [f64], most: &[u32]) {
+        let raise = |(e, price): (usize, &f64)| self.marginal(e, most[e]) - price;
+        let shift = prices.iter().enumerate().map(raise).fold(f64::NEG_INFINITY, f64::max);
+        prices.iter_mut().for_each(|price| *price += shift);
+    }
+
+    /// [`Self::most`] of each expert.
+    pub(super) fn most_each(&self, experts: usize, price: f64) -> Vec<u32> {
+        let mut before = 0;
+        let each = (0..experts).map(|expert| {
+            before = self.first_load(before, |load| self.marginal(expert, load) > price);
+            before
+        });
+        each.collect()
+    }
+
+    /// [`Self::nearest`] of each expert.
+    pub(super) fn nearest_each(&self, prices: &[f64], loads: &[u32]) -> Vec<u32> {
+        let (mut least, mut most) = (0, 0);
+        let each = prices.iter().zip(loads).enumerate().map(|(expert, (price, load))| {
+            least = self.first_load(least, |load| self.marginal(expert, load) >= *price);
+            most = self.first_load(most.max(least), |load| self.marginal(expert, load) > *price);
+            (*load).clamp(least, most)
+        });
+        each.collect()
+    }
+
     /// The number of loads whose marginal cost is below `price`: the least load an expert that
     /// earns it wants.
     pub(super) fn least(&self, expert: usize, price: f64) -> u32 {
-        self.first_load(|load| self.marginal(expert, load) >= price)
+        self.first_load(0, |load| self.marginal(expert, load) >= price)
     }
 
     /// The largest load an expert that earns `price` accepts.
     pub(super) fn most(&self, expert: usize, price: f64) -> u32 {
-        self.first_load(|load| self.marginal(expert, load) > price)
+        self.first_load(0, |load| self.marginal(expert, load) > price)
     }
 
     /// The supply at `price` nearest to `load`.
@@ -54,8 +83,18 @@ impl<'g> Supply<'g> {
     }
 
     /// The largest load n for which no load in `1..=n` meets the condition, which is monotone.
-    fn first_load(&self, met: impl Fn(u32) -> bool) -> u32 {
+    /// Looks at `guess` first: experts are often alike.
+    fn first_load(&self, guess: u32, met: impl Fn(u32) -> bool) -> u32 {
         let (mut low, mut high) = (0, self.tokens);
+        if guess > 0 && guess <= high {
+            if met(guess) {
+                high = guess - 1;
+            } else if guess == high || met(guess + 1) {
+                return guess;
+            } else {
+                low = guess + 1;
+            }
+        }
         while low < high {
             let middle = low + (high - low).div_ceil(2);
             if met(middle) { high = middle - 1 } else { low = middle }
@@ -67,7 +106,8 @@ impl<'g> Supply<'g> {
     /// expert room to stay empty: then every expert takes part, whatever the price level. With a
     /// larger remainder the price of an expert that nobody wants would fall without end.
     pub(super) fn is_tight(&self, experts: usize, units: u64) -> bool {
-        let most = || (0..experts).map(|e| u64::from(self.most(e, f64::MAX)));
+        let most = self.most_each(experts, f64::MAX);
+        let most = || most.iter().map(|most| u64::from(*most));
         let remainder = most().sum::<u64>().saturating_sub(units);
         remainder < experts as u64 && most().all(|most| remainder < most)
     }

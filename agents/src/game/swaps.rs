@@ -63,8 +63,7 @@ pub(super) enum Ended {
 impl<'g> Swaps<'g> {
     pub(super) fn new(supply: Supply<'g>, mut prices: Vec<f64>, loads: &[u32]) -> Self {
         let experts = prices.len();
-        let delivered: Vec<u32> =
-            (0..experts).map(|e| supply.nearest(e, prices[e], loads[e])).collect();
+        let delivered = supply.nearest_each(&prices, loads);
         let pairs = loads.iter().zip(&delivered);
         let mut excess: Vec<i64> =
             pairs.map(|(load, flow)| i64::from(*load) - i64::from(*flow)).collect();
