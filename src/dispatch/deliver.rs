@@ -9,7 +9,7 @@ use super::round_trip::{AttemptId, Holders, RoundTrip};
 use super::spot_check::SpotCheck;
 use super::{DispatchError, Faults};
 use crate::measure::Clock;
-use crate::wire::{self, ReplyError, Ticket};
+use crate::wire::{self, Outputs, ReplyError};
 use agents::ids::NodeId;
 use agents::orders::{Combine, Orders, PairGates, Replies};
 use proto::{ComputeReply, Message as _};
@@ -38,11 +38,12 @@ pub(super) struct Delivery<'a> {
     pub(super) width: usize,
 }
 
-/// A message without a reply.
+/// A message without a whole reply.
 struct Awaited {
     id: AttemptId,
     late_ns: u64,
-    ticket: Ticket,
+    /// What has come of it.
+    outputs: Outputs,
 }
 
 /// A delivery under way.
@@ -116,7 +117,7 @@ impl Delivery<'_> {
         Ok((course.trip.into_replies(width), answerers))
     }
 
-    /// The next reply of any node that is not lost, or its loss. What lost nodes still say is dropped
+    /// The next piece of any node that is not lost, or its loss. What lost nodes still say is dropped
     /// and counted.
     async fn next_event(&mut self) -> (NodeId, Result<ComputeReply, LinkError>) {
         poll_fn(|cx| {
@@ -136,7 +137,7 @@ impl Delivery<'_> {
                         return Poll::Ready((NodeId::from_index(node), event));
                     }
                     match event {
-                        Ok(_) => self.faults.stale_replies += 1,
+                        Ok(piece) => self.faults.stale_replies += u64::from(!piece.more),
                         Err(_) => peer.link = None,
                     }
                 }
@@ -156,7 +157,7 @@ impl Course<'_, '_, '_> {
             let wake_ns = self.hedge_at_ns().into_iter().chain(self.late_at_ns()).min();
             let wake_ns = wake_ns.expect("what is not answered is awaited").saturating_sub(now_ns);
             match timeout(Duration::from_nanos(wake_ns), self.with.next_event()).await {
-                Ok((node, Ok(reply))) => self.take(node, reply)?,
+                Ok((node, Ok(piece))) => self.take(node, piece)?,
                 Ok((node, Err(error))) => self.lose(failed(node, error))?,
                 Err(_) => {
                     self.give_up_late()?;
@@ -218,21 +219,26 @@ impl Course<'_, '_, '_> {
         link.post(request)?;
         peer.ledger.sent_bytes += bytes;
         let late_ns = self.with.clock.now_ns().saturating_add(nanos(self.with.deadline));
-        self.awaited.insert(ticket.sequence, Awaited { id, late_ns, ticket });
+        let pairs = order.pairs();
+        let outputs = match gates {
+            None => Outputs::new(ticket, pairs, width),
+            Some(_) => Outputs::sums(ticket, (order.tokens().len(), pairs), width),
+        };
+        self.awaited.insert(ticket.sequence, Awaited { id, late_ns, outputs });
         Ok(())
     }
 
-    fn take(&mut self, node: NodeId, mut reply: ComputeReply) -> Result<(), DispatchError> {
+    fn take(&mut self, node: NodeId, piece: ComputeReply) -> Result<(), DispatchError> {
         let bad = |detail| DispatchError::BadReply { node, detail };
-        let sequence = reply.sequence;
-        let Some(Awaited { id, ticket, .. }) = self.awaited.get(&sequence) else {
+        let (sequence, is_last) = (piece.sequence, u64::from(!piece.more));
+        let Some(Awaited { id, outputs, .. }) = self.awaited.get_mut(&sequence) else {
             let sent = match self.with.identity.unawaited(sequence) {
                 Unawaited::Duplicate => {
-                    self.with.faults.duplicate_replies += 1;
+                    self.with.faults.duplicate_replies += is_last;
                     return Ok(());
                 }
                 Unawaited::Late => {
-                    self.with.faults.late_replies += 1;
+                    self.with.faults.late_replies += is_last;
                     return Ok(());
                 }
                 Unawaited::Unsent(sent) => sent,
@@ -240,23 +246,16 @@ impl Course<'_, '_, '_> {
             return self
                 .lose(bad(format!("it answers request {sequence}, but the last sent was {sent}")));
         };
-        let (id, ticket) = (*id, *ticket);
+        let id = *id;
         let attempt = self.trip.attempt(id);
         if attempt.node != node {
             return self.lose(bad(format!("it answers request {sequence} of another node")));
         }
         let (pairs, is_first) = (attempt.order.pairs(), attempt.is_first);
-        let width = self.with.width;
-        self.with.peers[node.index()].ledger.received_bytes += reply.encoded_len() as u64;
-        let decoded = match self.with.gates {
-            None => wire::decode_reply(&mut reply, ticket, node, pairs, width),
-            Some(_) => {
-                let shape = (attempt.order.tokens().len(), pairs);
-                wire::decode_sums(&mut reply, ticket, node, shape, width)
-            }
-        };
-        match decoded {
-            Ok(reply) => {
+        self.with.peers[node.index()].ledger.received_bytes += piece.encoded_len() as u64;
+        match outputs.take(piece) {
+            Ok(None) => Ok(()),
+            Ok(Some(reply)) => {
                 self.awaited.remove(&sequence);
                 self.with.identity.note_answered(sequence);
                 self.with.peers[node.index()].ledger.answered(pairs, &reply);

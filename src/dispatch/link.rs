@@ -171,7 +171,7 @@ impl Link {
         Ok(())
     }
 
-    /// The next reply, whichever request it answers. A stream that broke is opened anew once, and what
+    /// The next piece of a reply, whichever request it answers. A stream that broke is opened anew once, and what
     /// is awaited sent again on it, unless the node is `given_up`.
     pub(super) fn poll_reply(
         &mut self,
@@ -203,7 +203,7 @@ impl Link {
 }
 
 impl DataStream {
-    /// The next reply on this stream, or why there will be none.
+    /// The next piece on this stream, or why there will be none.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -227,10 +227,12 @@ impl DataStream {
             }
         }
         Poll::Ready(match ready!(Pin::new(&mut self.ends.replies).poll_next(cx)) {
-            Some(Ok(reply)) => {
+            Some(Ok(piece)) => {
                 self.has_answered = true;
-                self.open.remove(&reply.sequence);
-                Ok(reply)
+                if !piece.more {
+                    self.open.remove(&piece.sequence);
+                }
+                Ok(piece)
             }
             Some(Err(status)) => Err(status.into()),
             None => Err(LinkError::Lost("it ended the stream".into())),

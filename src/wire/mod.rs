@@ -1,22 +1,26 @@
-//! The only file that names both wire types and core types.
+//! The only module that names both wire types and core types.
 //!
 //! Every length, range and order is checked here, in both directions and before anything is
 //! allocated for it, so that neither side computes on what a faulty peer sent.
 
+mod reply;
 mod sums;
 
-pub use sums::{decode_sums, encode_order_for_sums};
+pub use reply::{
+    Outputs, PIECE_BYTES, REPLY_HEADER_BYTES_MAX, ReplyError, encode_fault, encode_outputs,
+    reply_to, seal_reply,
+};
+pub use sums::encode_order_for_sums;
 
 use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId, StepId, TokenId},
     membership::{Epoch, Pass},
-    orders::{ExpertGroup, NodeOrder, NodeReply},
+    orders::{ExpertGroup, NodeOrder},
 };
 use bytes::Bytes;
 use proto::{
-    ComputeFault, ComputeReply, ComputeRequest, JoinReply, Message as _, RenewRequest, ShardChunk,
-    ShardHeader,
+    ComputeFault, ComputeRequest, JoinReply, Message as _, RenewRequest, ShardChunk, ShardHeader,
 };
 use std::mem;
 use std::time::Duration;
@@ -26,9 +30,6 @@ pub const WIDTH_MAX: usize = 1 << 16;
 
 /// Payload of one chunk of a shard upload, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
-
-/// What a reply may have besides its outputs, in bytes.
-pub const REPLY_HEADER_BYTES_MAX: usize = 4096;
 
 const _: () = assert!(cfg!(target_endian = "little"), "tensors travel as little-endian f32");
 
@@ -47,23 +48,6 @@ impl WireError {
     pub fn new(fault: ComputeFault, detail: impl Into<String>) -> Self {
         Self { fault, detail: detail.into() }
     }
-}
-
-/// Why a reply cannot be combined.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReplyError {
-    /// The node answered with a fault, and others would too: its sentence.
-    #[error("{0}")]
-    Refused(String),
-    /// The node got to the request after its deadline.
-    #[error("the request expired")]
-    Expired,
-    /// The node has answered it before, or holds it for given up.
-    #[error("the request was answered before")]
-    Duplicate,
-    /// The reply does not answer the request, or one of them arrived damaged.
-    #[error("{0}")]
-    Bad(String),
 }
 
 /// The identity of an order, which ties a reply to its request: one attempt at one node's share of one
@@ -181,20 +165,6 @@ fn request_header_crc32(request: &mut ComputeRequest) -> u32 {
     found
 }
 
-/// The reply with the checksum of its header.
-#[must_use]
-pub fn seal_reply(mut reply: ComputeReply) -> ComputeReply {
-    reply.header_crc32 = reply_header_crc32(&mut reply);
-    reply
-}
-
-fn reply_header_crc32(reply: &mut ComputeReply) -> u32 {
-    let (outputs, sealed) = (mem::take(&mut reply.outputs), mem::take(&mut reply.header_crc32));
-    let found = crc32fast::hash(&reply.encode_to_vec());
-    (reply.outputs, reply.header_crc32) = (outputs, sealed);
-    found
-}
-
 /// What a node shall compute.
 ///
 /// # Errors
@@ -262,103 +232,6 @@ pub fn decode_checked_order(
         groups,
         gates,
         pairs,
-    })
-}
-
-/// An empty reply with what ties it to its request, whatever else is wrong with the request.
-#[must_use]
-pub fn reply_to(request: &ComputeRequest) -> ComputeReply {
-    ComputeReply {
-        step: request.step,
-        layer: request.layer,
-        sequence: request.sequence,
-        run: request.run,
-        ..ComputeReply::default()
-    }
-}
-
-/// Fills `reply` with the outputs, f32 `[pairs, width]`, or with sums.
-///
-/// # Errors
-/// When an output is not finite.
-pub fn encode_outputs(
-    reply: ComputeReply,
-    outputs: Vec<f32>,
-    width: usize,
-    compute_ns: u64,
-) -> Result<ComputeReply, WireError> {
-    let outputs = float_bytes(outputs);
-    check_finite("output", &outputs, width)?;
-    let outputs_crc32 = crc32fast::hash(&outputs);
-    Ok(seal_reply(ComputeReply { outputs_crc32, outputs, compute_ns, ..reply }))
-}
-
-/// Fills `reply` with a fault.
-#[must_use]
-pub fn encode_fault(reply: ComputeReply, error: WireError) -> ComputeReply {
-    let mut detail = error.detail;
-    detail.truncate(detail.floor_char_boundary(REPLY_HEADER_BYTES_MAX / 2));
-    seal_reply(ComputeReply { fault: error.fault.into(), detail, ..reply })
-}
-
-/// The outputs of `node` for an order of `pairs` rows of `width` values.
-///
-/// # Errors
-/// When the node answered with a fault, or with anything but finite outputs of this shape for this
-/// ticket.
-pub fn decode_reply(
-    reply: &mut ComputeReply,
-    ticket: Ticket,
-    node: NodeId,
-    pairs: usize,
-    width: usize,
-) -> Result<NodeReply, ReplyError> {
-    decode_rows(reply, ticket, node, pairs, width)
-}
-
-fn decode_rows(
-    reply: &mut ComputeReply,
-    ticket: Ticket,
-    node: NodeId,
-    rows: usize,
-    width: usize,
-) -> Result<NodeReply, ReplyError> {
-    let found = reply_header_crc32(reply);
-    check_crc32("header", found, reply.header_crc32)
-        .map_err(|error| ReplyError::Bad(error.detail))?;
-    let Ticket { run, step, layer, sequence, .. } = ticket;
-    if reply.run != run {
-        return Err(ReplyError::Bad("it answers an order of another run".into()));
-    }
-    let named = (reply.step, reply.layer, reply.sequence);
-    if named != (step.0.into(), layer.0, sequence) {
-        return Err(ReplyError::Bad(format!(
-            "it names step {}, layer {}, sequence {}, expected {step}, {layer}, {sequence}",
-            reply.step, reply.layer, reply.sequence
-        )));
-    }
-    match ComputeFault::try_from(reply.fault) {
-        Ok(ComputeFault::None) => {}
-        Ok(ComputeFault::Expired) => return Err(ReplyError::Expired),
-        Ok(ComputeFault::Duplicate) => return Err(ReplyError::Duplicate),
-        // The way to this node damages what it carries.
-        Ok(ComputeFault::Corrupt) => return Err(ReplyError::Bad(reply.detail.clone())),
-        Ok(_) => return Err(ReplyError::Refused(reply.detail.clone())),
-        Err(unknown) => return Err(ReplyError::Bad(format!("unknown fault: {unknown}"))),
-    }
-    if reply.outputs.len() != rows * width * 4 {
-        return Err(ReplyError::Bad(format!(
-            "{} bytes of outputs, expected {rows} rows of {width} f32",
-            reply.outputs.len()
-        )));
-    }
-    check_crc32("outputs", crc32fast::hash(&reply.outputs), reply.outputs_crc32)
-        .and_then(|()| check_finite("output", &reply.outputs, width))
-        .map_err(|error| ReplyError::Bad(error.detail))?;
-    Ok(NodeReply {
-        node,
-        outputs: bytemuck::allocation::pod_collect_to_vec(&reply.outputs),
-        compute_ns: reply.compute_ns,
     })
 }
 

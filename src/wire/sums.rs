@@ -1,10 +1,8 @@
-//! Orders whose nodes sum the outputs of a token's experts, and the replies to them.
+//! Orders whose nodes sum the outputs of a token's experts.
 
-use super::{RowRanks, Ticket, WireError, check_bytes, decode_rows, seal_request, unsealed_order};
-use crate::wire::ReplyError;
-use agents::ids::NodeId;
-use agents::orders::{ExpertGroup, NodeOrder, NodeReply, PairGates};
-use proto::{ComputeFault, ComputeReply, ComputeRequest, Message as _};
+use super::{RowRanks, Ticket, WireError, check_bytes, seal_request, unsealed_order};
+use agents::orders::{ExpertGroup, NodeOrder, PairGates};
+use proto::{ComputeFault, ComputeRequest, Message as _};
 use std::time::Duration;
 
 /// The request for sums of one node, as [`super::encode_order`]. `gates` has one for each pair of the order.
@@ -78,23 +76,4 @@ fn check_gates(group: &ExpertGroup, gates: &[f32]) -> Result<(), WireError> {
         return Err(WireError::new(ComputeFault::NotFinite, detail));
     }
     Ok(())
-}
-
-/// The sums of `node` for an order of so many `pairs` of so many distinct `tokens`.
-///
-/// # Errors
-/// As [`super::decode_reply`], and when they are sums of another number of pairs.
-pub fn decode_sums(
-    reply: &mut ComputeReply,
-    ticket: Ticket,
-    node: NodeId,
-    (tokens, pairs): (usize, usize),
-    width: usize,
-) -> Result<NodeReply, ReplyError> {
-    let decoded = decode_rows(reply, ticket, node, tokens, width)?;
-    if reply.summed_pairs as usize != pairs {
-        let summed = reply.summed_pairs;
-        return Err(ReplyError::Bad(format!("it sums {summed} pairs where {pairs} were ordered")));
-    }
-    Ok(decoded)
 }

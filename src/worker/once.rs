@@ -19,6 +19,9 @@ const ORDERS_MAX: usize = 256;
 /// Replies to one order that wait for its computation at the same time.
 const WAITING_MAX: usize = 8;
 
+/// The pieces of a reply, at least one.
+pub(super) type Answer = Vec<ComputeReply>;
+
 /// The orders that a node took.
 pub(super) struct Once {
     book: Mutex<Book>,
@@ -49,8 +52,8 @@ struct Order {
 }
 
 enum State {
-    UnderWay(Vec<oneshot::Sender<ComputeReply>>),
-    Answered(ComputeReply),
+    UnderWay(Vec<oneshot::Sender<Answer>>),
+    Answered(Answer),
     /// Answered, and the reply is not kept.
     Forgotten,
 }
@@ -60,9 +63,9 @@ pub(super) enum Admission {
     /// Compute it, and say so to [`Once::answered`] or [`Once::dropped`].
     Compute,
     /// It was answered before.
-    Answered(ComputeReply),
+    Answered(Answer),
     /// It is under way; the reply comes when that ends.
-    UnderWay(oneshot::Receiver<ComputeReply>),
+    UnderWay(oneshot::Receiver<Answer>),
     /// It is answered with this fault.
     Refused(WireError),
 }
@@ -116,7 +119,7 @@ impl Once {
     }
 
     /// The reply to an order that was under way, for whoever else waits for it and for later.
-    pub(super) fn answered(&self, run: u64, sequence: u64, reply: &ComputeReply) {
+    pub(super) fn answered(&self, run: u64, sequence: u64, answer: &Answer) {
         let mut book = self.book();
         let Some(found) = book.runs.get_mut(&run) else { return };
         let awaited_from = found.awaited_from;
@@ -126,14 +129,15 @@ impl Once {
         };
         for waiting in waiting {
             // An error means that its stream ended meanwhile.
-            let _ = waiting.send(reply.clone());
+            let _ = waiting.send(answer.clone());
         }
-        if reply.fault != 0 || sequence < awaited_from {
+        let bytes = output_bytes(answer);
+        if answer.iter().any(|piece| piece.fault != 0) || sequence < awaited_from {
             // Nothing was computed, or nobody asks for it again.
             found.orders.remove(&sequence);
-        } else if reply.outputs.len() <= self.reply_bytes_max {
-            order.state = State::Answered(reply.clone());
-            book.reply_bytes += reply.outputs.len();
+        } else if bytes <= self.reply_bytes_max {
+            order.state = State::Answered(answer.clone());
+            book.reply_bytes += bytes;
             while book.reply_bytes > self.reply_bytes_max {
                 book.forget_a_reply();
             }
@@ -201,15 +205,19 @@ impl Order {
 
     fn reply_bytes(&self) -> usize {
         match &self.state {
-            State::Answered(reply) => reply.outputs.len(),
+            State::Answered(answer) => output_bytes(answer),
             State::UnderWay(_) | State::Forgotten => 0,
         }
     }
 }
 
+fn output_bytes(answer: &Answer) -> usize {
+    answer.iter().map(|piece| piece.outputs.len()).sum()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Admission, ORDERS_MAX, Once, RUNS_MAX};
+    use super::{Admission, Answer, ORDERS_MAX, Once, RUNS_MAX};
     use agents::rng::stream;
     use proto::{ComputeFault, ComputeReply, ComputeRequest};
     use rand::RngExt as _;
@@ -220,8 +228,14 @@ mod tests {
         ComputeRequest { run, sequence, awaited_from, header_crc32, ..ComputeRequest::default() }
     }
 
-    fn reply(sequence: u64, bytes: usize) -> ComputeReply {
-        ComputeReply { sequence, outputs: vec![1; bytes].into(), ..ComputeReply::default() }
+    /// In two pieces.
+    fn reply(sequence: u64, bytes: usize) -> Answer {
+        let piece = |bytes| ComputeReply {
+            sequence,
+            outputs: vec![1; bytes].into(),
+            ..ComputeReply::default()
+        };
+        vec![piece(bytes / 2), piece(bytes - bytes / 2)]
     }
 
     fn fault(admission: Admission) -> Option<ComputeFault> {
@@ -260,8 +274,9 @@ mod tests {
     fn what_failed_may_come_again_and_what_is_too_large_to_keep_is_refused() {
         let once = Once::new(100);
         let Admission::Compute = once.admit(&request(1, 1, 1)) else { panic!("new") };
-        let failed = ComputeReply { fault: ComputeFault::Expired.into(), ..reply(1, 0) };
-        once.answered(1, 1, &failed);
+        let failed =
+            ComputeReply { fault: ComputeFault::Expired.into(), ..ComputeReply::default() };
+        once.answered(1, 1, &vec![failed]);
         let Admission::Compute = once.admit(&request(1, 1, 1)) else { panic!("it failed") };
         let Admission::UnderWay(mut waiting) = once.admit(&request(1, 1, 1)) else {
             panic!("it is under way")
@@ -292,7 +307,7 @@ mod tests {
                     }
                     Admission::Answered(reply) => {
                         assert!(computed.contains(&(run, sequence)));
-                        assert_eq!(reply.sequence, sequence, "seed {seed}");
+                        assert_eq!(reply[0].sequence, sequence, "seed {seed}");
                     }
                     Admission::UnderWay(_) => assert!(under_way.contains(&(run, sequence))),
                     Admission::Refused(error) => assert_eq!(error.fault, ComputeFault::Duplicate),

@@ -2,7 +2,7 @@
 
 use super::{
     Settings, compute,
-    once::{Admission, Once},
+    once::{Admission, Answer, Once},
     store::{Reservation, Store},
 };
 use crate::measure::Clock;
@@ -22,6 +22,7 @@ use std::{
     },
     task::{Context, Poll, ready},
     time::Duration,
+    vec,
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -74,7 +75,9 @@ struct Call(Arc<Shared>);
 pub(super) struct Replies {
     requests: Streaming<ComputeRequest>,
     /// The reply to the last request, where that computes.
-    computing: Option<oneshot::Receiver<ComputeReply>>,
+    computing: Option<oneshot::Receiver<Answer>>,
+    /// What is left of it after that.
+    pieces: vec::IntoIter<ComputeReply>,
     drain: Pin<Box<dyn Future<Output = ()> + Send>>,
     has_ended: bool,
     call: Call,
@@ -136,7 +139,7 @@ impl Shared {
 
     /// Runs on a compute thread, or for a small order on the stream's. The time that `request`, whose header
     /// was checked, waited for it counts against its deadline.
-    fn answer(&self, request: ComputeRequest, since_arrival: Clock) -> ComputeReply {
+    fn answer(&self, request: ComputeRequest, since_arrival: Clock) -> Answer {
         let mut reply = wire::reply_to(&request);
         let work = wire::decode_checked_order(request, self.message_bytes_max);
         let computed = work.and_then(|work| {
@@ -182,9 +185,9 @@ impl Shared {
 }
 
 /// A reply that says why there is none.
-fn refusal(reply: ComputeReply, error: WireError) -> ComputeReply {
+fn refusal(reply: ComputeReply, error: WireError) -> Answer {
     tracing::warn!("step {}, layer {}: {error}", reply.step, reply.layer);
-    wire::encode_fault(reply, error)
+    vec![wire::encode_fault(reply, error)]
 }
 
 /// An order that is computed now. Where that panics, the order is as if it had not come.
@@ -201,7 +204,7 @@ impl UnderWay {
         Self { shared: Arc::clone(shared), run, sequence, is_answered: false }
     }
 
-    fn answer(mut self, request: ComputeRequest, since_arrival: Clock) -> ComputeReply {
+    fn answer(mut self, request: ComputeRequest, since_arrival: Clock) -> Answer {
         let reply = self.shared.answer(request, since_arrival);
         if self.run != ANONYMOUS {
             self.shared.once.answered(self.run, self.sequence, &reply);
@@ -232,7 +235,14 @@ impl Replies {
             // An error means that the node is gone: then this is, too.
             let _ = draining.wait_for(|draining| *draining).await;
         });
-        Self { requests, computing: None, drain, has_ended: false, call }
+        Self {
+            requests,
+            computing: None,
+            pieces: Answer::new().into_iter(),
+            drain,
+            has_ended: false,
+            call,
+        }
     }
 
     fn end(&mut self, status: Status) -> Poll<Option<Result<ComputeReply, Status>>> {
@@ -247,15 +257,18 @@ impl Stream for Replies {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
+            if let Some(piece) = this.pieces.next() {
+                return Poll::Ready(Some(Ok(piece)));
+            }
             if let Some(computing) = &mut this.computing {
-                let reply = ready!(Pin::new(computing).poll(cx));
+                let answer = ready!(Pin::new(computing).poll(cx));
                 this.computing = None;
-                return match reply {
-                    Ok(reply) => Poll::Ready(Some(Ok(reply))),
-                    Err(_) => {
-                        this.end(Status::internal("the computation panicked: see the node's log"))
-                    }
+                let Ok(answer) = answer else {
+                    let panicked = "the computation panicked: see the node's log";
+                    return this.end(Status::internal(panicked));
                 };
+                this.pieces = answer.into_iter();
+                continue;
             }
             if this.has_ended {
                 return Poll::Ready(None);
@@ -264,7 +277,7 @@ impl Stream for Replies {
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(Err(status))) => return this.end(status),
                 Poll::Ready(Some(Ok(request))) => match take(&this.call.0, request) {
-                    Taken::Answered(reply) => return Poll::Ready(Some(Ok(reply))),
+                    Taken::Answered(answer) => this.pieces = answer.into_iter(),
                     Taken::Computing(computing) => this.computing = Some(computing),
                 },
                 Poll::Pending => {
@@ -386,8 +399,8 @@ async fn receive(
 
 /// A request that was taken from its stream.
 enum Taken {
-    Answered(ComputeReply),
-    Computing(oneshot::Receiver<ComputeReply>),
+    Answered(Answer),
+    Computing(oneshot::Receiver<Answer>),
 }
 
 /// The run of orders without identity: each is computed when it comes.

@@ -186,8 +186,8 @@ async fn sums_without_a_gate_for_each_pair_are_refused() {
     assert_eq!((reply.summed_pairs, reply.outputs.len()), (4, 4 * WIDTH * 4));
     // Sums of another number of pairs, sealed by a node that lies about what it combined.
     reply.summed_pairs = 3;
-    let mut lie = wire::seal_reply(reply);
-    let refused = wire::decode_sums(&mut lie, ticket, NodeId(0), (4, 4), WIDTH).expect_err("3");
+    let lie = wire::seal_reply(reply);
+    let refused = wire::Outputs::sums(ticket, (4, 4), WIDTH).take(lie).expect_err("3");
     assert!(refused.to_string().contains("3 pairs where 4 were ordered"), "{refused}");
 }
 

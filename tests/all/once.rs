@@ -82,8 +82,13 @@ async fn an_order_that_comes_again_on_any_stream_has_its_first_answer_and_is_not
     eventually("it is under way", async || worker.status().await.requests == before + 1).await;
     drop((requests, replies));
     let (requests, mut replies) = worker.stream().await;
-    let reply = answer(&requests, &mut replies, &long).await;
-    assert_eq!((reply.fault(), reply.outputs.len()), (ComputeFault::None, 3000 * WIDTH * 4));
+    let mut piece = answer(&requests, &mut replies, &long).await;
+    let mut bytes = piece.outputs.len();
+    while piece.more {
+        piece = replies.message().await.expect("no error").expect("the rest of the reply");
+        bytes += piece.outputs.len();
+    }
+    assert_eq!((piece.fault(), bytes), (ComputeFault::None, 3000 * WIDTH * 4));
     assert_eq!(worker.status().await.token_experts, 3 + 1 + 2 * 5 + 3000);
 }
 

@@ -65,12 +65,14 @@ proptest! {
             }
         }
 
-        let reply = wire::encode_outputs(wire::reply_to(&sent), outputs.clone(), width, 5)
+        let mut pieces = wire::encode_outputs(wire::reply_to(&sent), outputs.clone(), width, 5)
             .expect("finite");
+        prop_assert_eq!(pieces.len(), 1, "it is small");
+        let reply = pieces.remove(0);
         let decode = |reply: &ComputeReply| {
-            wire::decode_reply(&mut reply.clone(), ticket, order.node, work.pairs, width)
+            wire::Outputs::new(ticket, work.pairs, width).take(reply.clone())
         };
-        let decoded = decode(&reply).expect("it was encoded");
+        let decoded = decode(&reply).expect("it was encoded").expect("it is whole");
         prop_assert_eq!(decoded.outputs, outputs);
         prop_assert_eq!((decoded.node, decoded.compute_ns), (order.node, 5));
 
@@ -93,6 +95,8 @@ proptest! {
             ComputeReply { layer: 3, ..reply.clone() },
             ComputeReply { outputs: reply.outputs.slice(4..), ..reply.clone() },
             ComputeReply { fault: 77, ..reply.clone() },
+            ComputeReply { first_row: 1, ..reply.clone() },
+            ComputeReply { more: true, ..reply.clone() },
         ] {
             prop_assert!(matches!(decode(&other), Err(wire::ReplyError::Bad(_))));
             let sealed = decode(&wire::seal_reply(other));
@@ -133,10 +137,9 @@ fn all_of_a_hundred_thousand_random_flips_of_orders_and_replies_are_found() {
     let sent = sent.expect("it is valid");
     let work = wire::decode_order(sent.clone(), 1 << 20).expect("it was encoded");
     let outputs = numbers(2, work.pairs * WIDTH);
-    let reply = wire::encode_outputs(wire::reply_to(&sent), outputs, WIDTH, 5).expect("finite");
-    let decode = |mut reply: ComputeReply| {
-        wire::decode_reply(&mut reply, ticket, order.node, work.pairs, WIDTH)
-    };
+    let pieces = wire::encode_outputs(wire::reply_to(&sent), outputs, WIDTH, 5).expect("finite");
+    let reply = pieces[0].clone();
+    let decode = |reply: ComputeReply| wire::Outputs::new(ticket, work.pairs, WIDTH).take(reply);
     let (mut decoded, mut same) = (0, 0);
     for _ in 0..50_000 {
         // Flips that undo each other, or that no decoder sees, leave the message as it was.
@@ -153,4 +156,35 @@ fn all_of_a_hundred_thousand_random_flips_of_orders_and_replies_are_found() {
     }
     assert!(decoded > 50_000, "most flips are left to the checksums: {decoded}");
     assert!(same < 100, "{same}");
+}
+
+#[test]
+fn a_large_reply_is_whole_again_when_its_pieces_come_in_their_order_and_in_no_other() {
+    const WIDTH: usize = 100;
+    let ticket =
+        wire::Ticket { step: StepId(1), node: NodeId(2), sequence: 4, ..wire::Ticket::default() };
+    let reply = ComputeReply { step: 1, sequence: 4, ..ComputeReply::default() };
+    let rows = 3 * wire::PIECE_BYTES / (WIDTH * 4) + 2;
+    let outputs = numbers(3, rows * WIDTH);
+    let pieces = wire::encode_outputs(reply, outputs.clone(), WIDTH, 5).expect("finite");
+    assert_eq!(pieces.len(), 4);
+    assert!(pieces.iter().all(|piece| piece.outputs.len() <= wire::PIECE_BYTES));
+    let mut whole = wire::Outputs::new(ticket, rows, WIDTH);
+    for piece in &pieces[..3] {
+        assert_eq!(whole.take(piece.clone()), Ok(None));
+    }
+    let decoded = whole.take(pieces[3].clone()).expect("good").expect("the last");
+    assert_eq!((decoded.outputs, decoded.node, decoded.compute_ns), (outputs, NodeId(2), 5));
+
+    let mut begun = wire::Outputs::new(ticket, rows, WIDTH);
+    assert!(begun.take(pieces[3].clone()).is_err(), "rows before it are missing");
+    for piece in [&pieces[..2], &pieces[..]].concat() {
+        // The first one again begins anew, as after a stream that broke.
+        begun.take(piece).expect("in their order");
+    }
+    for wrong in [[0, 2], [0, 3], [1, 2]] {
+        let mut whole = wire::Outputs::new(ticket, rows, WIDTH);
+        let taken = wrong.map(|at| whole.take(pieces[at].clone()));
+        assert!(taken.iter().any(Result::is_err), "{wrong:?}");
+    }
 }

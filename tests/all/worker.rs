@@ -298,8 +298,13 @@ async fn a_terminated_worker_answers_what_is_in_flight_and_exits_0() {
     requests.send(request(0, &rows, &hidden)).await.expect("the stream is open");
     eventually("the request is under way", async || worker.status().await.requests == 1).await;
     worker.signal("TERM").await;
-    let reply = replies.message().await.expect("no error").expect("a reply");
-    assert_eq!((reply.fault(), reply.outputs.len()), (ComputeFault::None, hidden.len() * 4));
+    let (mut bytes, mut more) = (0, true);
+    while more {
+        let piece = replies.message().await.expect("no error").expect("a reply");
+        assert_eq!(piece.fault(), ComputeFault::None);
+        (bytes, more) = (bytes + piece.outputs.len(), piece.more);
+    }
+    assert_eq!(bytes, hidden.len() * 4, "all pieces of the reply");
     let end = replies.message().await.expect_err("the node says why it ends the stream");
     assert_eq!(end.code(), Code::Unavailable, "{end}");
     assert_eq!(worker.exit().await.code(), Some(0));
