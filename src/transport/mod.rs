@@ -30,7 +30,7 @@ pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// See [`STREAM_WINDOW_BYTES`].
 pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// See [`STREAM_WINDOW_BYTES`].
-pub const FRAME_BYTES: u32 = 1 << 20;
+pub const FRAME_BYTES: u32 = 256 << 10;
 /// A silent peer is noticed after twice this time.
 pub const KEEPALIVE: Duration = Duration::from_secs(5);
 
