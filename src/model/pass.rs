@@ -6,6 +6,7 @@ use super::trunk::{FeedForwardWeights, LayerWeights, Trunk, add, add_bias};
 use agents::linear;
 use agents::transformer::{cross_entropy, rms_norm};
 use rayon::prelude::*;
+use std::mem;
 
 /// A batch of windows, or of next positions of sequences, on its way through the layers. Its calls come in one order: for each layer
 /// [`Pass::up_to_router`], then [`Pass::add_moe`] if that gave something; at last
@@ -90,6 +91,13 @@ impl Pass<'_> {
                 })
             }
         }
+    }
+
+    /// Takes the hidden states and the router logits that [`Pass::up_to_router`] gave last: the pass
+    /// needs them no longer.
+    #[must_use]
+    pub fn take_input(&mut self) -> (Vec<f32>, Vec<f32>) {
+        (mem::take(&mut self.moe_input), mem::take(&mut self.router_logits))
     }
 
     /// Runs the layers before `end`, all of them dense.

@@ -17,8 +17,8 @@ use parquet::schema::parser::parse_message_type;
 use super::error::ResultsError;
 use super::{SCHEMA_VERSION, run_dir};
 
-/// Rows held in memory before they become a row group (about 4 MB).
-const ROW_GROUP_ROWS: usize = 16_384;
+/// Rows held in memory before they become a row group (about 1 MB).
+const ROW_GROUP_ROWS: usize = 4096;
 /// Key of the schema version in the file's metadata.
 const VERSION_KEY: &str = "nashflock.schema_version";
 
@@ -82,7 +82,7 @@ impl<R: Row> TableWriter<R> {
         Ok(Self { writer, rows: Vec::with_capacity(ROW_GROUP_ROWS), partial, target })
     }
 
-    /// Appends a row; every 16 384 rows a row group is written.
+    /// Appends a row; every 4096 rows a row group is written.
     ///
     /// # Errors
     /// The row group cannot be written. The writer is of no use afterwards.

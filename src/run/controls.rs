@@ -4,7 +4,7 @@ use super::fit::{self, FittedExperts};
 use super::plan::Plan;
 use super::read_when_used::ReadWhenUsed;
 use super::rounds::{Round, RoundError, play_batch};
-use super::rules;
+use super::rules::{self, CONTROL_NODES, control_host};
 use super::serve::ServeError;
 use crate::dispatch::{Dispatch, InProcess, ShardAssignment};
 use crate::measure::Clock;
@@ -14,6 +14,10 @@ use agents::expert::{BitWidth, Expert};
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use agents::round::Arena;
 use std::sync::Arc;
+
+/// Tokens of a batch where its make-up does not matter: few, for the replies of a batch are what a
+/// control holds most of.
+const BATCH_TOKENS: usize = 512;
 
 /// All experts by layer and id.
 pub(super) type ExpertTable = [Vec<Arc<Expert>>];
@@ -56,7 +60,7 @@ pub(super) async fn play_batches(
     match experts {
         Played::Held(experts) => {
             let mut dispatch = InProcess::new();
-            let shards = shards_on(experts, |_, _| vec![NodeId(0)]);
+            let shards = shards_on(experts, control_host);
             dispatch.load(shards).await.expect("experts in this process load");
             play_on(dispatch, source, arena, batches, clock, watch).await
         }
@@ -168,7 +172,9 @@ impl Controls<'_> {
         self.answered.iter().flatten().for_each(|request| served[request.index() % windows] += 1);
         let mut source = materials.source(kept);
         let arena = rules::top_k_arena(source.as_ref(), scenario, experts.bits());
-        let batches = in_turn(windows, scenario.load.batch_requests_max as usize);
+        let load = &scenario.load;
+        let small = (BATCH_TOKENS / load.tokens_per_request as usize).max(1);
+        let batches = in_turn(windows, small.min(load.batch_requests_max as usize));
         let losses =
             play_batches(source.as_mut(), arena, experts, batches, self.clock, |_, _| {}).await?;
         let sum: f64 = losses.iter().zip(&served).map(|(loss, n)| f64::from(*n) * loss).sum();
@@ -179,7 +185,8 @@ impl Controls<'_> {
     async fn routed_loss(&self, experts: Played<'_>) -> Result<f64, RoundError> {
         let mut source = self.plan.source();
         let rules = (self.plan.scenario, self.plan.registries);
-        let arena = rules::arena(source.as_ref(), rules, experts.bits(), 1, |_, _| vec![NodeId(0)]);
+        let arena =
+            rules::arena(source.as_ref(), rules, experts.bits(), CONTROL_NODES, control_host);
         let batches = self.answered.iter().cloned();
         let losses =
             play_batches(source.as_mut(), arena, experts, batches, self.clock, |_, _| {}).await?;

@@ -5,7 +5,7 @@ use super::controls::{Played, in_turn, play_batches};
 use super::fit::{FitError, FittedExperts};
 use super::materials::Materials;
 use super::rounds::Round;
-use super::rules;
+use super::rules::{self, CONTROL_NODES, control_host};
 use crate::dispatch::placement::RoundRobin;
 use crate::measure::Clock;
 use crate::results::{ExpectedNodeLoads, LoadsFrom, PlacementFigures, ServedNodeLoads};
@@ -130,7 +130,7 @@ async fn expected_loads(
     let mut loads: Vec<Vec<f64>> = served.iter().map(|experts| vec![0.0; experts.len()]).collect();
     let rules = (scenario, registries);
     let experts = Played::Held(served);
-    let arena = rules::arena(source.as_ref(), rules, experts.bits(), 1, |_, _| vec![NodeId(0)]);
+    let arena = rules::arena(source.as_ref(), rules, experts.bits(), CONTROL_NODES, control_host);
     let count = |round: &Round<'_>, _: &mut Arena| {
         let sums = loads[round.layer.index()].iter_mut();
         sums.zip(&round.decision.play.loads).for_each(|(sum, load)| *sum += f64::from(*load));

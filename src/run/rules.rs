@@ -17,6 +17,15 @@ pub(super) fn bits_of(experts: &[Vec<Arc<Expert>>]) -> Vec<Vec<BitWidth>> {
     experts.iter().map(layer).collect()
 }
 
+/// Nodes that the experts of a control are dealt to, in one process. The replies of a batch are most of
+/// what it holds: several that are smaller find room where one would not.
+pub(super) const CONTROL_NODES: usize = 8;
+
+/// Where a control has an expert.
+pub(super) fn control_host(_: LayerId, expert: ExpertId) -> Vec<NodeId> {
+    vec![NodeId::from_index(expert.index() % CONTROL_NODES)]
+}
+
 /// An arena with the scenario's own router.
 #[must_use]
 pub(super) fn arena(
@@ -46,7 +55,7 @@ pub(super) fn arena(
     build(source, scenario, bits, play, nodes, hosts)
 }
 
-/// The control: the same tokens under plain top-k, everything on one node, without a flock. Top-k
+/// The control: the same tokens under plain top-k, without a flock. Top-k
 /// minds no congestion, so it costs nothing.
 #[must_use]
 pub(super) fn top_k_arena(
@@ -62,7 +71,7 @@ pub(super) fn top_k_arena(
         social_optimum: false,
         flock: None,
     };
-    build(source, scenario, bits, play, 1, |_, _| vec![NodeId(0)])
+    build(source, scenario, bits, play, CONTROL_NODES, control_host)
 }
 
 /// How an arena plays, beside what its source and scenario say of sizes.

@@ -181,8 +181,9 @@ impl ScoreSource for CheckpointSource<'_> {
         let layer = self.routed_layers[layer.index()];
         let pass = self.pass();
         pass.run_dense(layer);
-        let input = pass.up_to_router(layer).expect("the game is played on routed layers");
-        LayerInput { hidden: input.hidden.to_vec(), logits: input.router_logits.to_vec() }
+        pass.up_to_router(layer).expect("the game is played on routed layers");
+        let (hidden, logits) = pass.take_input();
+        LayerInput { hidden, logits }
     }
 
     fn absorb(&mut self, layer: LayerId, output: &[f32]) {
