@@ -23,6 +23,7 @@ mod decode;
 mod families;
 mod gguf;
 mod hostile;
+mod independent_client;
 mod launch_kubernetes;
 mod nodes;
 mod once;
