@@ -23,6 +23,7 @@ pub mod placement;
 pub mod precision;
 pub mod quantize;
 pub mod queue;
+pub mod queueing;
 pub mod report;
 pub mod rng;
 pub mod round;

@@ -12,6 +12,7 @@ use crate::measure::Clock;
 use crate::wire::{self, Outputs, ReplyError};
 use agents::ids::NodeId;
 use agents::orders::{Combine, Orders, PairGates, Replies};
+use agents::queueing::ForkJoin;
 use proto::{ComputeReply, Message as _};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -28,6 +29,8 @@ pub(super) struct Delivery<'a> {
     pub(super) spot_check: &'a SpotCheck,
     /// What names this round and its messages.
     pub(super) identity: &'a mut Identity,
+    /// How long the nodes of each round took.
+    pub(super) fork_join: &'a mut ForkJoin,
     pub(super) clock: Clock,
     /// For each message.
     pub(super) deadline: Duration,
@@ -55,6 +58,8 @@ struct Course<'c, 'a, 'o> {
     awaited: BTreeMap<u64, Awaited>,
     /// When each order's own node answered, from the start, ascending.
     answered_ns: Vec<u64>,
+    /// The same by node.
+    legs: Vec<(NodeId, u64)>,
     started_ns: u64,
     /// Orders that hedging was considered for, by place.
     considered: Vec<bool>,
@@ -106,6 +111,7 @@ impl Delivery<'_> {
             orders,
             awaited: BTreeMap::new(),
             answered_ns: Vec::with_capacity(orders.nodes.len()),
+            legs: Vec::with_capacity(orders.nodes.len()),
             started_ns,
             considered: vec![false; orders.nodes.len()],
             hedged: Vec::new(),
@@ -261,7 +267,9 @@ impl Course<'_, '_, '_> {
                 self.with.peers[node.index()].ledger.answered(pairs, &reply);
                 self.trip.answered(id, reply);
                 if is_first {
-                    self.answered_ns.push(self.with.clock.now_ns() - self.started_ns);
+                    let took_ns = self.with.clock.now_ns() - self.started_ns;
+                    self.answered_ns.push(took_ns);
+                    self.legs.push((node, took_ns));
                 }
                 Ok(())
             }
@@ -413,6 +421,11 @@ impl Course<'_, '_, '_> {
             }
         }
         self.with.health.ended(self.orders.nodes.len(), &self.answered_ns);
+        if self.legs.len() == self.orders.nodes.len() {
+            self.with.fork_join.record(self.legs.drain(..));
+        } else {
+            self.with.fork_join.record_incomplete();
+        }
         if self.rerouted() {
             let spent_ns = now_ns - self.started_ns;
             self.with.faults.recovery_ns_max = self.with.faults.recovery_ns_max.max(spent_ns);

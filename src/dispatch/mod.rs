@@ -29,6 +29,7 @@ use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId},
     orders::{NodeReply, Orders, PairGates, Replies},
+    queueing::ForkJoin,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -91,12 +92,14 @@ pub trait Dispatch {
 }
 
 /// What nodes did for one dispatcher, and what went wrong.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Served {
     /// By node.
     pub nodes: Vec<NodeStats>,
     /// Over all rounds.
     pub faults: Faults,
+    /// How long nodes took, round by round; absent where all experts are in this process.
+    pub fork_join: Option<ForkJoin>,
     /// Who came and went, where nodes do.
     pub membership: Option<MembershipCounts>,
 }

@@ -16,6 +16,7 @@ use agents::{
     ids::{ExpertId, LayerId, NodeId},
     membership::Pass,
     orders::{Orders, PairGates, Replies},
+    queueing::ForkJoin,
 };
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
@@ -31,6 +32,7 @@ pub struct Remote {
     pub(super) faults: Faults,
     departures: Departures,
     pub(super) spot_check: SpotCheck,
+    fork_join: ForkJoin,
     clock: Clock,
     identity: Identity,
 }
@@ -92,6 +94,7 @@ impl Remote {
             holders: Holders::new(),
             faults: Faults::default(),
             departures: Departures::default(),
+            fork_join: ForkJoin::default(),
             clock: Clock::start(),
             identity: Identity::new(),
         }
@@ -257,6 +260,7 @@ impl Dispatch for Remote {
             departures: &mut self.departures,
             spot_check: &self.spot_check,
             identity: &mut self.identity,
+            fork_join: &mut self.fork_join,
             clock: self.clock,
             deadline: self.deadlines.compute,
             gates,
@@ -276,7 +280,8 @@ impl Dispatch for Remote {
             peer.ledger.stats(node, self.health.is_lost(node))
         };
         let nodes = self.peers.iter().enumerate().map(stats).collect();
-        Served { nodes, faults: self.faults, membership: None }
+        let fork_join = Some(self.fork_join);
+        Served { nodes, faults: self.faults, fork_join, membership: None }
     }
 }
 

@@ -15,6 +15,7 @@ mod run_dir;
 mod serving;
 mod summary;
 mod table;
+mod theory;
 
 pub use error::ResultsError;
 pub use layers::{LayerFigures, Layers};
@@ -30,6 +31,7 @@ pub use summary::{
     Throughput,
 };
 pub use table::summary_table;
+pub use theory::{BatchTimes, HottestExpert, QueueTheory, StepTheory, TailTheory};
 
 /// The version of every file of a run directory; readers refuse newer ones.
 pub const SCHEMA_VERSION: u32 = 1;

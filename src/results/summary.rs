@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::SCHEMA_VERSION;
 use super::node_load::PlacementFigures;
 use super::serving::{GenerationFigures, GeneratorLag};
+use super::theory::TailTheory;
 use crate::measure::LatencyQuantiles;
 
 /// The figures of one run. A figure that was not measured, or is not a finite number, is `null`, and
@@ -54,6 +55,9 @@ pub struct Summary {
     /// How late the load generator itself was; absent where no batch was released.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generator_lag_ns: Option<GeneratorLag>,
+    /// Measured tails beside what queueing theory says; absent where nothing was served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub theory: Option<TailTheory>,
     /// How requests ended.
     pub outcomes: Outcomes,
     /// Conservation of token–expert pairs.
@@ -501,6 +505,7 @@ impl Summary {
             e2e_ns: None,
             generation: None,
             generator_lag_ns: None,
+            theory: None,
             outcomes: Outcomes::default(),
             pairs: None,
             memory,

@@ -167,6 +167,7 @@ pub async fn run(
     let (result, served) = plan.serve(&settings, clock, &mut interrupts, &mut recorder).await;
     let mut failure = result.err();
     summary.nodes = plan.node_figures(&served.nodes, recorder.requests.span_ns(), failure.as_ref());
+    recorder.nodes_ended(&served);
     if scenario.nodes.engine != Engine::InProcess {
         summary.faults = Some(plan::fault_figures(&served.faults));
     }

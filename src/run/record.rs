@@ -7,13 +7,15 @@ use super::requests::Requests;
 use super::rounds::Round;
 use super::serve::{Refusal, ServeError, Watch};
 use super::sums::{FlockSums, NodeLoadSums, PlaySums};
+use crate::dispatch::Served;
 use crate::results::{
-    Goal, LayerFigures, Layers, Pairs, ResultsError, RoundRow, RunDir, ServedNodeLoads, Summary,
-    TableWriter, Throughput,
+    BatchTimes, Goal, HottestExpert, LayerFigures, Layers, Outcomes, Pairs, ResultsError, RoundRow,
+    RunDir, ServedNodeLoads, StepTheory, Summary, TableWriter, TailTheory, Throughput,
 };
 use crate::scenario::Scenario;
 use crate::source::{KeptExperts, SourceShape};
 use agents::ids::{ExpertId, RequestId, StepId};
+use agents::queueing::ForkJoin;
 use agents::round::Arena;
 use std::ops::Range;
 use std::time::SystemTime;
@@ -36,6 +38,10 @@ pub(super) struct Recorder {
     payload_bytes: u64,
     /// Of a request, mean.
     tokens_offered: f64,
+    /// Tokens of all batches or steps.
+    tokens_played: u64,
+    /// How long nodes took, and for a pair on average; none before they have ended.
+    nodes_took: (Option<ForkJoin>, Option<f64>),
     /// The first error of the rounds' writer; the run goes on to a partial summary.
     failure: Option<ResultsError>,
 }
@@ -63,7 +69,7 @@ impl Recorder {
             shape,
             scenario: scenario.clone(),
             rounds: dir.table()?,
-            requests: Requests::open(dir, scenario, shape.tokens_per_request)?,
+            requests: Requests::open(dir, scenario, shape.tokens_per_request, demand)?,
             state: blake3::Hasher::new(),
             play: PlaySums::default(),
             flock: FlockSums::over(demand.steps()),
@@ -73,6 +79,8 @@ impl Recorder {
             kept,
             pairs: Pairs::default(),
             payload_bytes: 0,
+            tokens_played: 0,
+            nodes_took: (None, None),
             tokens_offered: demand.tokens_mean(shape.tokens_per_request as u64),
             failure: None,
         })
@@ -82,6 +90,14 @@ impl Recorder {
     /// were.
     pub(super) fn nodes_changed(&mut self) {
         self.nodes_changed = true;
+    }
+
+    /// Notes what the nodes say that they did.
+    pub(super) fn nodes_ended(&mut self, served: &Served) {
+        let compute_ns: f64 = served.nodes.iter().map(|node| node.compute_ns as f64).sum();
+        let pairs: u64 = served.nodes.iter().map(|node| node.token_experts).sum();
+        let pair_ns = (pairs > 0).then(|| compute_ns / pairs as f64);
+        self.nodes_took = (served.fork_join.clone(), pair_ns);
     }
 
     /// Notes the pairs that were ordered and combined over the run, the last round's too where it
@@ -112,7 +128,9 @@ impl Recorder {
             placement.served = self.node_loads.served();
         }
         summary.throughput = self.throughput(elapsed_ns);
+        let batches = self.requests.batches().cloned();
         self.requests.sum_up(summary);
+        summary.theory = self.theory(batches.as_ref(), summary);
         summary.pairs = Some(self.pairs);
         summary.goals = self.goals(summary);
         self.null_reasons(summary);
@@ -165,6 +183,36 @@ impl Recorder {
                 summary.null_reasons.insert(epsilon, OVER_QUOTA.to_owned());
             }
         }
+    }
+
+    /// Measured tails beside their bounds; none where nothing was served.
+    fn theory(&self, batches: Option<&BatchTimes>, summary: &Summary) -> Option<TailTheory> {
+        (self.tokens_played > 0).then_some(())?;
+        let Outcomes { timeout, shed, error, .. } = summary.outcomes;
+        let (fork_join, pair_ns) = &self.nodes_took;
+        Some(TailTheory {
+            queue: batches.map(|batches| batches.theory(timeout + shed + error == 0)),
+            steps: fork_join.as_ref().filter(|found| found.steps() > 0).map(StepTheory::of),
+            hottest_expert: Some(self.hottest_expert(*pair_ns, summary)),
+        })
+    }
+
+    fn hottest_expert(&self, pair_ns: Option<f64>, summary: &Summary) -> HottestExpert {
+        let nodes = &self.scenario.nodes;
+        let has_copies = nodes.replicas > 1 || nodes.replica_slots > 0 || self.nodes_changed;
+        let tokens = self.tokens_played as f64;
+        let largest = |layer: &LayerFigures| layer.loads.iter().copied().max().unwrap_or(0) as f64;
+        let mean = |layer: &LayerFigures| {
+            layer.loads.iter().sum::<u64>() as f64 / layer.loads.len().max(1) as f64
+        };
+        let shares = self.layers.iter().map(|layer| largest(layer) / tokens).sum();
+        let shares_even = self.layers.iter().map(|layer| mean(layer) / tokens).sum();
+        HottestExpert::new(
+            (shares, shares_even),
+            pair_ns,
+            summary.throughput.tokens_per_s,
+            has_copies,
+        )
     }
 
     fn throughput(&self, elapsed_ns: u64) -> Throughput {
@@ -229,6 +277,7 @@ impl Watch for Recorder {
         let tokens = (round.output.len() / self.shape.width) as u64;
         self.play.add(play, tokens, max_over_mean_top_k, route_ns);
         self.node_loads.add(round.layer, &play.loads, &round.decision.node_loads);
+        self.tokens_played += if round.layer.index() == 0 { tokens } else { 0 };
         let figures = &mut self.layers[round.layer.index()];
         let kept = self.kept.as_ref().map(|kept| kept[round.layer.index()].as_slice());
         add_loads(&mut figures.loads, &play.loads, kept);

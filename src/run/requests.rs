@@ -7,7 +7,7 @@ use super::serve::Refusal;
 use crate::measure::Latency;
 use crate::measure::latency::Interval;
 use crate::results::{
-    GeneratorLag, Outcomes, RequestRow, ResultsError, RunDir, Summary, TableWriter,
+    BatchTimes, GeneratorLag, Outcomes, RequestRow, ResultsError, RunDir, Summary, TableWriter,
 };
 use crate::scenario::Scenario;
 use agents::ids::{RequestId, StepId};
@@ -22,6 +22,9 @@ pub(super) struct Requests {
     late_after_ns: u64,
     latency: Latency,
     generator_lag: Latency,
+    /// When each batch closes, from the start of serving, by step.
+    closes_ns: Vec<u64>,
+    batches: BatchTimes,
     outcomes: Outcomes,
     tokens_answered: u64,
     tokens_in_time: u64,
@@ -47,6 +50,7 @@ impl Requests {
         dir: &RunDir,
         scenario: &Scenario,
         tokens_per_request: usize,
+        demand: &Demand,
     ) -> Result<Self, ResultsError> {
         Ok(Self {
             table: dir.table()?,
@@ -54,6 +58,8 @@ impl Requests {
             late_after_ns: u64::from(scenario.load.deadline_ms) * 1_000_000,
             latency: Latency::new(),
             generator_lag: Latency::new(),
+            closes_ns: demand.batches.iter().map(|batch| batch.closes_ns).collect(),
+            batches: BatchTimes::default(),
             outcomes: Outcomes::default(),
             tokens_answered: 0,
             tokens_in_time: 0,
@@ -113,6 +119,10 @@ impl Requests {
         losses: Option<&[f64]>,
     ) {
         self.serving_ns.end = times_ns.end;
+        if let Some(closes_ns) = self.closes_ns.get(step.index()) {
+            let closed_ns = self.serving_ns.start + closes_ns;
+            self.batches.record(closed_ns, times_ns.start, times_ns.end);
+        }
         let tokens = self.tokens_per_request;
         for (place, request) in requests.iter().enumerate() {
             let intended_ns = self.serving_ns.start + intended_ns[request.index()];
@@ -181,6 +191,12 @@ impl Requests {
         self.outcomes.ok += 1;
         self.tokens_in_time += tokens;
         "ok"
+    }
+
+    /// Batches as they closed and were served; none where there are none.
+    #[must_use]
+    pub(super) fn batches(&self) -> Option<&BatchTimes> {
+        (!self.closes_ns.is_empty()).then_some(&self.batches)
     }
 
     /// The requests that were answered, batch by batch.

@@ -31,6 +31,9 @@ const SUMMARY_KEYS: &str = "
     latency_ns.count latency_ns.p50 latency_ns.p90 latency_ns.p99 latency_ns.p999 latency_ns.max
     generator_lag_ns.count generator_lag_ns.p50 generator_lag_ns.p99 generator_lag_ns.max
     generator_lag_ns.p99_limit generator_lag_ns.lagged
+    theory.queue.batches theory.queue.utilisation theory.queue.wait_mean_ns
+    theory.queue.response_p99_ns theory.queue.condition theory.hottest_expert.shares
+    theory.hottest_expert.tokens_per_s_cap
     outcomes.ok outcomes.late outcomes.timeout outcomes.shed outcomes.error outcomes.partial
     memory.expert_bytes memory.expert_bytes_f32 memory.bits_per_weight memory.saving
     quality.loss quality.loss_f32 quality.loss_uniform quality.tokens

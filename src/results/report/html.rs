@@ -5,6 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::RunRecord;
 use super::cards::cards;
 use super::pictures::{convergence, flock, latency, load, precision};
+use super::theory::theory;
 use crate::results::format::{ABSENT, bytes, count, duration, nats, number, percent};
 use crate::results::table::lag_text;
 use crate::results::{Manifest, Status, Summary};
@@ -33,6 +34,7 @@ pub fn render(record: &RunRecord) -> String {
                 (section("load", "Load per expert", load(record)))
                 (section("quality", "Loss", quality(summary)))
                 (section("latency", "Latency", html! { (lag(summary)) (latency(record)) }))
+                (section("theory", "Tail and theory", theory(summary)))
                 (section("outcomes", "Outcomes", outcomes(summary)))
                 (section("nodes", "Nodes", nodes(summary)))
                 (section("precision", "Bits per expert", precision(record)))
@@ -49,7 +51,7 @@ pub(super) fn nothing(why: &str) -> Markup {
 }
 
 /// A table whose first column names its rows.
-fn table<const N: usize>(head: [&str; N], rows: Vec<[Markup; N]>) -> Markup {
+pub(super) fn table<const N: usize>(head: [&str; N], rows: Vec<[Markup; N]>) -> Markup {
     html! {
         div.scroll { table {
             @if head.iter().any(|name| !name.is_empty()) { thead { tr { @for name in head { th scope="col" { (name) } } } } }

@@ -5,6 +5,7 @@ mod html;
 mod pictures;
 mod plots;
 mod series;
+mod theory;
 
 use crate::measure::Latency;
 use crate::results::{Layers, Manifest, RoundRow, Summary};
