@@ -22,7 +22,7 @@ use std::time::Duration;
 
 #[derive(Args)]
 pub(super) struct QuantizeArgs {
-    /// Folder of a checkpoint in the Hugging Face layout
+    /// Checkpoint: a folder in the Hugging Face layout, or a GGUF file
     checkpoint: PathBuf,
     /// New folder for the quantized checkpoint
     #[arg(long, value_name = "DIR")]

@@ -14,6 +14,7 @@ use super::weights::{INDEX_FILE, SINGLE_FILE, Weights, read_json};
 use agents::expert::{Expert, ExpertShape};
 use agents::linear;
 use agents::quantize::FormatError;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// A checkpoint whose files are mapped and whose tensors have the right names, shapes and types.
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 pub struct Checkpoint {
     /// Sizes and switches.
     pub config: ModelConfig,
+    /// What `config` was read from, in the words of `config.json`.
+    pub(super) stated: Value,
     pub(super) family: &'static Architecture,
     pub(super) names: TensorNames,
     pub(super) weights: Weights,
@@ -199,21 +202,22 @@ impl Checkpoint {
 
     fn folder(directory: &Path) -> Result<Self, CheckpointError> {
         let path = directory.join("config.json");
-        let (config, family) = ModelConfig::from_json(&read_json(&path)?)
+        let stated = read_json(&path)?;
+        let (config, family) = ModelConfig::from_json(&stated)
             .map_err(|problems| CheckpointError::Config { path, problems })?;
         let weights = Weights::open(directory)?;
         let names = chosen(family.names, &config, &weights);
-        Ok(Self { config, family, names, weights, pairs_neighbours: false })
+        Ok(Self { config, stated, family, names, weights, pairs_neighbours: false })
     }
 
     fn gguf(path: &Path) -> Result<Self, CheckpointError> {
         let (weights, header) = Weights::open_gguf(path)?;
-        let (config, family) = gguf_config::config_json(&header, &weights)
-            .and_then(|json| ModelConfig::from_json(&json))
-            .map_err(|problems| CheckpointError::Config { path: path.into(), problems })?;
+        let wrong = |problems| CheckpointError::Config { path: path.into(), problems };
+        let stated = gguf_config::config_json(&header, &weights).map_err(wrong)?;
+        let (config, family) = ModelConfig::from_json(&stated).map_err(wrong)?;
         let names = chosen(names::GGUF, &config, &weights);
         let pairs_neighbours = family.gguf == Some(gguf_config::LLAMA);
-        Ok(Self { config, family, names, weights, pairs_neighbours })
+        Ok(Self { config, stated, family, names, weights, pairs_neighbours })
     }
 
     /// Everything but the experts, as f32.
@@ -307,22 +311,29 @@ impl Checkpoint {
     /// Weights of the model, all of them.
     #[must_use]
     pub fn weights_count(&self) -> u64 {
-        self.tensors_of(&self.config).map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+        expected_tensors(&self.config, self.family, &self.names)
+            .map(|(_, shape)| shape.iter().product::<usize>() as u64)
+            .sum()
     }
 
-    /// Names and shapes of all tensors of a model of this family, named as here.
-    pub(super) fn tensors_of<'a>(
+    /// The tensors of a model with another configuration of this family, each expert's apart, by their
+    /// names in the Hugging Face layout: the name, what it is called here, the shape. Experts that are
+    /// stored together here have no name of their own.
+    pub(super) fn named_apart<'a>(
         &'a self,
         config: &'a ModelConfig,
-    ) -> impl Iterator<Item = (String, Vec<usize>)> + 'a {
-        expected_tensors(config, self.family, &self.names)
+        here: &'a TensorNames,
+    ) -> impl Iterator<Item = (String, String, Vec<usize>)> + 'a {
+        let names = self.names_apart();
+        let apart = expected_tensors(config, self.family, names);
+        let here = expected_tensors(config, self.family, here);
+        apart.zip(here).map(|((name, shape), (here, _))| (name, here, shape))
     }
 
-    /// Whether every matrix of every expert is a tensor of its own, by the names of the Hugging
-    /// Face layout.
-    pub(super) fn names_each_expert(&self) -> bool {
-        matches!(self.names.experts, ExpertNames::Each(_))
-            && self.names.embedding == names::HUGGING_FACE.embedding
+    /// The names of [`Self::named_apart`].
+    pub(super) fn names_apart(&self) -> &'static TensorNames {
+        let apart = |names: &&TensorNames| matches!(names.experts, ExpertNames::Each(_));
+        self.family.names.iter().find(apart).expect("every family has such names")
     }
 
     /// What the tensors are called.

@@ -79,16 +79,25 @@ impl LocalExperts {
         Ok(Self { layers, moe })
     }
 
-    /// Experts that are held in f32 already, by layer; a dense model's networks are left out.
+    /// Experts that are held in f32 already, by layer, with what selects them besides their scores, empty
+    /// where there is no such bias; a dense model's networks are left out.
+    ///
+    /// # Panics
+    /// When there is not one bias a layer.
     #[must_use]
-    pub fn of(weights: &[Vec<ExpertWeights>], moe: Option<MoeConfig>) -> Self {
+    pub fn of(
+        weights: &[Vec<ExpertWeights>],
+        selection_bias: &[Vec<f32>],
+        moe: Option<MoeConfig>,
+    ) -> Self {
+        assert_eq!(weights.len(), selection_bias.len(), "one bias a layer");
         let expert = |w: &ExpertWeights| {
             Expert::quantize(w.shape, &w.gate, &w.up, &w.down, BitWidth::Full, 32)
         };
-        let layers = weights.iter().filter(|_| moe.is_some());
-        let layers = layers.map(|layer| LayerExperts {
+        let layers = weights.iter().zip(selection_bias).filter(|_| moe.is_some());
+        let layers = layers.map(|(layer, bias)| LayerExperts {
             experts: layer.par_iter().map(expert).collect(),
-            selection_bias: Vec::new(),
+            selection_bias: bias.clone(),
         });
         Self { layers: layers.collect(), moe }
     }

@@ -8,6 +8,7 @@ use super::config::ModelConfig;
 use super::context::Context;
 use super::expected::Named;
 use super::keys::Keys;
+use super::layers::halves;
 use super::names::{TensorNames, layer_tensor};
 use super::trunk::LayerWeights;
 use agents::linear::Weights;
@@ -58,6 +59,76 @@ pub struct LatentWeights {
     pub key_value_norm: Vec<f32>,
     /// The rotated components of the keys, `[rotated, width]`.
     pub rotated_key: Weights,
+}
+
+/// The matrices of a layer's latent attention as files hold them, row by row.
+#[derive(Clone, Debug)]
+pub(super) struct LatentRows {
+    /// `[query_rank, width]`.
+    pub(super) query_down: Option<Vec<f32>>,
+    /// `[heads · (unrotated + rotated), query_rank or width]`.
+    pub(super) query: Vec<f32>,
+    /// `[kv_rank + rotated, width]`.
+    pub(super) key_value_down: Vec<f32>,
+    /// `[heads · (unrotated + value_dim), kv_rank]`.
+    pub(super) key_value_up: Vec<f32>,
+}
+
+/// The same in the order that the trunk computes with, but for the latent of queries.
+pub(super) struct Arranged {
+    pub(super) query: Weights,
+    pub(super) key: Weights,
+    pub(super) value: Weights,
+    pub(super) key_value_down: Weights,
+    pub(super) rotated_key: Weights,
+}
+
+impl LatentRows {
+    pub(super) fn arranged(&self, latent: &LatentConfig, width: usize) -> Arranged {
+        let LatentConfig { kv_rank, unrotated, rotated, value_dim, .. } = *latent;
+        let in_halves = |rows: &[f32], inputs| {
+            if latent.interleaved { halves(rows, 1, rotated, inputs) } else { rows.to_vec() }
+        };
+        let query_inputs = latent.query_rank.unwrap_or(width);
+        let mut query = Vec::with_capacity(self.query.len());
+        for head in self.query.chunks_exact((unrotated + rotated) * query_inputs) {
+            let (still, turned) = head.split_at(unrotated * query_inputs);
+            query.extend_from_slice(still);
+            query.extend(in_halves(turned, query_inputs));
+        }
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        for head in self.key_value_up.chunks_exact((unrotated + value_dim) * kv_rank) {
+            let (of_key, of_value) = head.split_at(unrotated * kv_rank);
+            key.extend_from_slice(of_key);
+            value.extend_from_slice(of_value);
+        }
+        let (compressed, turned) = self.key_value_down.split_at(kv_rank * width);
+        Arranged {
+            query: Weights::from_rows(&query, query_inputs),
+            key: Weights::from_rows(&key, kv_rank),
+            value: Weights::from_rows(&value, kv_rank),
+            key_value_down: Weights::from_rows(compressed, width),
+            rotated_key: Weights::from_rows(&in_halves(turned, width), width),
+        }
+    }
+}
+
+impl LatentWeights {
+    /// What queries are projected from; none where that is the hidden state itself.
+    pub(super) fn query_latent(&self, input: &[f32]) -> Option<Vec<f32>> {
+        self.query_down.as_ref().map(|(down, norm)| {
+            let mut compressed = down.product(input);
+            rms_norm(&mut compressed, norm, LATENT_EPS);
+            compressed
+        })
+    }
+
+    /// What keys and values are projected from.
+    pub(super) fn key_value_latent(&self, input: &[f32]) -> Vec<f32> {
+        let mut compressed = self.key_value_down.product(input);
+        rms_norm(&mut compressed, &self.key_value_norm, LATENT_EPS);
+        compressed
+    }
 }
 
 impl LatentConfig {
@@ -152,8 +223,9 @@ impl LatentConfig {
         tensors.into_iter().map(|(name, shape)| (layer_tensor(name, layer), shape)).collect()
     }
 
-    /// Attention of normed hidden states `[tokens, width]`, projected back to `[tokens, width]`.
-    pub(super) fn attention(
+    /// Attention of normed hidden states `[tokens, width]`, before its output projection:
+    /// `[tokens, heads · value_dim]`.
+    pub(super) fn attended(
         &self,
         weights: &LayerWeights,
         latent: &LatentWeights,
@@ -161,16 +233,9 @@ impl LatentConfig {
         heads: usize,
         (layer, context): (usize, &mut Context),
     ) -> Vec<f32> {
-        let q = match &latent.query_down {
-            None => weights.query.product(input),
-            Some((down, norm)) => {
-                let mut compressed = down.product(input);
-                rms_norm(&mut compressed, norm, LATENT_EPS);
-                weights.query.product(&compressed)
-            }
-        };
-        let mut compressed = latent.key_value_down.product(input);
-        rms_norm(&mut compressed, &latent.key_value_norm, LATENT_EPS);
+        let queried = latent.query_latent(input);
+        let q = weights.query.product(queried.as_deref().unwrap_or(input));
+        let compressed = latent.key_value_latent(input);
         let k = weights.key.product(&compressed);
         let v = weights.value.product(&compressed);
         let mut rotated_k = latent.rotated_key.product(input);
@@ -201,6 +266,6 @@ impl LatentConfig {
         }
         let attended = context.attend(layer, (&queries, &keys, &values), (heads, heads, head_dim));
         let of_heads = attended.chunks_exact(head_dim).flat_map(|head| &head[..of_value]);
-        weights.attention_out.product(&of_heads.copied().collect::<Vec<_>>())
+        of_heads.copied().collect()
     }
 }

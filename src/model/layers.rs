@@ -3,7 +3,7 @@
 use super::architecture::QueryKeyNorm;
 use super::checkpoint::{Checkpoint, CheckpointError};
 use super::config::ModelConfig;
-use super::latent::{self, LatentConfig, LatentWeights};
+use super::latent::{self, LatentConfig, LatentRows, LatentWeights};
 use super::names::{self, Projections};
 use super::trunk::{AttentionBiases, FeedForwardWeights, LayerWeights, SharedExpert, SwiGlu};
 use agents::linear;
@@ -88,6 +88,25 @@ impl Checkpoint {
         Ok(FeedForwardWeights::Routed { router: matrix(self.names.router, width)?, shared })
     }
 
+    /// The matrices of a layer's latent attention.
+    ///
+    /// # Errors
+    /// A weight that is not finite.
+    pub(super) fn latent_rows(
+        &self,
+        latent: &LatentConfig,
+        layer: usize,
+    ) -> Result<LatentRows, CheckpointError> {
+        let read = |pattern: &str| self.weights.read(&names::layer_tensor(pattern, layer));
+        let has_latent = latent.query_rank.is_some();
+        Ok(LatentRows {
+            query_down: has_latent.then(|| read(latent::QUERY_DOWN)).transpose()?,
+            query: read(if has_latent { latent::QUERY_UP } else { self.names.query })?,
+            key_value_down: read(latent::KEY_VALUE_DOWN)?,
+            key_value_up: read(latent::KEY_VALUE_UP)?,
+        })
+    }
+
     fn latent_layer(
         &self,
         latent: &LatentConfig,
@@ -95,45 +114,30 @@ impl Checkpoint {
     ) -> Result<LayerWeights, CheckpointError> {
         let ModelConfig { width, heads, .. } = self.config;
         let read = |pattern: &str| self.weights.read(&names::layer_tensor(pattern, layer));
-        let LatentConfig { kv_rank, unrotated, rotated, value_dim, .. } = *latent;
-        let in_halves = |rows: &[f32], inputs| {
-            if latent.interleaved { halves(rows, 1, rotated, inputs) } else { rows.to_vec() }
-        };
-        let (query_down, query_pattern, query_inputs) = match latent.query_rank {
-            None => (None, self.names.query, width),
-            Some(rank) => {
-                let down = linear::Weights::from_rows(&read(latent::QUERY_DOWN)?, width);
-                (Some((down, read(latent::QUERY_LATENT_NORM)?)), latent::QUERY_UP, rank)
+        let rows = self.latent_rows(latent, layer)?;
+        let latent::Arranged { query, key, value, key_value_down, rotated_key } =
+            rows.arranged(latent, width);
+        let query_down = match rows.query_down {
+            None => None,
+            Some(down) => {
+                let norm = read(latent::QUERY_LATENT_NORM)?;
+                Some((linear::Weights::from_rows(&down, width), norm))
             }
         };
-        let mut query = Vec::new();
-        for head in read(query_pattern)?.chunks_exact((unrotated + rotated) * query_inputs) {
-            let (still, turned) = head.split_at(unrotated * query_inputs);
-            query.extend_from_slice(still);
-            query.extend(in_halves(turned, query_inputs));
-        }
-        let (mut key, mut value) = (Vec::new(), Vec::new());
-        for head in read(latent::KEY_VALUE_UP)?.chunks_exact((unrotated + value_dim) * kv_rank) {
-            let (of_key, of_value) = head.split_at(unrotated * kv_rank);
-            key.extend_from_slice(of_key);
-            value.extend_from_slice(of_value);
-        }
-        let down = read(latent::KEY_VALUE_DOWN)?;
-        let (compressed, turned) = down.split_at(kv_rank * width);
         Ok(LayerWeights {
             attention_norm: read(self.names.attention_norm)?,
-            query: linear::Weights::from_rows(&query, query_inputs),
-            key: linear::Weights::from_rows(&key, kv_rank),
-            value: linear::Weights::from_rows(&value, kv_rank),
+            query,
+            key,
+            value,
             attention_out: linear::Weights::from_rows(
                 &read(self.names.attention_out)?,
-                heads * value_dim,
+                heads * latent.value_dim,
             ),
             latent: Some(LatentWeights {
                 query_down,
-                key_value_down: linear::Weights::from_rows(compressed, width),
+                key_value_down,
                 key_value_norm: read(latent::KEY_VALUE_NORM)?,
-                rotated_key: linear::Weights::from_rows(&in_halves(turned, width), width),
+                rotated_key,
             }),
             biases: None,
             query_norm: None,
@@ -146,7 +150,7 @@ impl Checkpoint {
 
 /// Puts the rows of each head (`[head_dim, inputs]`) from neighbouring pairs into the order of the
 /// "rotate half" layout: first the first of every pair, then the second of every pair.
-fn halves(rows: &[f32], heads: usize, head_dim: usize, inputs: usize) -> Vec<f32> {
+pub(super) fn halves(rows: &[f32], heads: usize, head_dim: usize, inputs: usize) -> Vec<f32> {
     assert_eq!(rows.len(), heads * head_dim * inputs, "whole heads");
     let mut out = Vec::with_capacity(rows.len());
     for head in rows.chunks_exact(head_dim * inputs) {

@@ -195,7 +195,8 @@ impl Pass<'_> {
         rms_norm(&mut input, &weights.attention_norm, rms_eps);
         let context = (layer, &mut self.context);
         if let (Some(config), Some(latent)) = (&self.trunk.config.latent, &weights.latent) {
-            return config.attention(weights, latent, &input, heads, context);
+            let attended = config.attended(weights, latent, &input, heads, context);
+            return weights.attention_out.product(&attended);
         }
         let attended = self.trunk.attended(weights, &input, context);
         let mut out = weights.attention_out.product(&attended);

@@ -10,9 +10,7 @@ use agents::quantize::Format;
 use nashflock::model::checkpoint::Checkpoint;
 use nashflock::model::eval::{Scored, evaluate};
 use nashflock::model::experts::LocalExperts;
-use nashflock::model::quantize::{
-    Measured, Pruning, QuantizeSettings, QuantizedModel, Rounding, quantize as quantize_model,
-};
+use nashflock::model::quantize::{Measured, Pruning, QuantizedModel, Rounding};
 use nashflock::model::tokenizer::{Tokenizer, read_text};
 use serde_json::Value;
 
@@ -352,7 +350,7 @@ fn a_pruned_checkpoint_is_the_old_model_with_the_pruned_masked() {
             experts
         })
         .collect();
-    let experts = LocalExperts::of(&experts, Some(moe));
+    let experts = LocalExperts::of(&experts, &vec![Vec::new(); experts.len()], Some(moe));
     let mut masked = |layer: usize, x: &[f32], logits: &[f32]| {
         let mut logits = logits.to_vec();
         for row in logits.chunks_mut(moe.experts) {
@@ -421,29 +419,6 @@ fn what_cannot_be_quantized_is_refused_before_anything_is_written() {
     let ended = quantize(DENSE, "85%", &out, &[]);
     assert_eq!(ended.code, Some(2));
     assert!(ended.stderr.contains("is not empty: name a new folder"), "{}", ended.stderr);
-}
-
-#[test]
-fn a_family_with_parts_that_have_no_quantizer_is_refused() {
-    for (model, words) in [
-        ("qwen2_moe", "attention biases"),
-        ("deepseek_v2", "latent attention"),
-        ("mixtral.gguf", "GGUF"),
-    ] {
-        let path = repository("tests/oracles/tiny").join(model);
-        let checkpoint = Checkpoint::open(&path).expect("a checkpoint");
-        let settings = QuantizeSettings {
-            budget_bytes: 1 << 30,
-            formats: vec![Format { bits: 4, group: 64 }],
-            rounding: Rounding::Gptq,
-            calibration: vec![0; 1000],
-            windows: 1,
-            pruning: None,
-        };
-        let refused = quantize_model(&checkpoint, &settings, &Exact, |_| ());
-        let refused = refused.expect_err(model).to_string();
-        assert!(refused.contains(words) && refused.contains("does not handle"), "{refused}");
-    }
 }
 
 /// The whole held-out text, with calibration on the training text alone.

@@ -29,6 +29,7 @@ mod nodes;
 mod once;
 mod overload;
 mod parity;
+mod quantized_families;
 mod results;
 mod scenario;
 mod security;

@@ -6,11 +6,10 @@
 //! the matrices by their part of the output error `tr(Δ H Δᵀ)` that GPTQ leaves. Errors at other
 //! widths scale with it: the divergence is quadratic in a small change of the logits.
 
-use super::super::eval::WINDOW_TOKENS;
 use super::super::experts::LocalExperts;
 use super::super::trunk::TokensError;
 use super::streams::{Inputs, Visited, by_itself, visit};
-use super::{ExpertPart, Model, Part, Projection};
+use super::{ExpertPart, Model, Part, Projection, window_tokens};
 use agents::precision::Unit;
 use agents::quantize::{Format, QuantizedMatrix};
 use agents::transformer::divergence;
@@ -29,6 +28,7 @@ enum Kind {
     Embedding,
     Attention(usize, Projection),
     Expert(usize, ExpertPart),
+    Shared(usize, ExpertPart),
     Head,
 }
 
@@ -39,6 +39,7 @@ impl Kind {
             Part::Head => Self::Head,
             Part::Attention(layer, projection) => Self::Attention(layer, projection),
             Part::Expert(layer, _, part) => Self::Expert(layer, part),
+            Part::Shared(layer, part) => Self::Shared(layer, part),
         }
     }
 }
@@ -90,19 +91,20 @@ fn scales(
     trials: BTreeMap<Kind, Vec<(Part, Vec<f32>)>>,
     error: impl Fn(Part) -> f64,
 ) -> Result<BTreeMap<Kind, f64>, TokensError> {
-    let windows = ids.len() / WINDOW_TOKENS;
+    let window = window_tokens(&exact.trunk.config);
+    let windows = ids.len() / window;
     let taken = windows.min(DIVERGENCE_WINDOWS);
     let some: Vec<u32> = (0..taken)
-        .flat_map(|at| &ids[at * windows / taken * WINDOW_TOKENS..][..WINDOW_TOKENS])
+        .flat_map(|at| &ids[at * windows / taken * window..][..window])
         .copied()
         .collect();
-    let reference = logits(exact, &some, WINDOW_TOKENS)?;
+    let reference = logits(exact, &some, window)?;
     let mut scales = BTreeMap::new();
     for (kind, parts) in trials {
         let mut model = exact.clone();
         let total: f64 = parts.iter().map(|(part, _)| error(*part)).sum();
         parts.into_iter().for_each(|(part, weights)| model.set(part, weights));
-        let own = logits(&model, &some, WINDOW_TOKENS)?;
+        let own = logits(&model, &some, window)?;
         let vocab = exact.trunk.config.vocab;
         let rows = reference.par_chunks_exact(vocab).zip(own.par_chunks_exact(vocab));
         let each: Vec<f64> = rows.map(|(a, b)| divergence(a, b)).collect();

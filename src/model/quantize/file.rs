@@ -7,20 +7,31 @@
 //! many rows, so to a reader it is a smaller model.
 
 use super::super::checkpoint::{Checkpoint, CheckpointError};
-use super::super::names::{ExpertNames, expert_tensor, layer_tensor};
-use super::super::weights::{SINGLE_FILE, read_json};
+use super::super::gguf_tokenizer;
+use super::super::latent;
+use super::super::names::{
+    ExpertNames, Projections, TensorNames, bias, expert_tensor, layer_tensor,
+};
+use super::super::weights::SINGLE_FILE;
 use super::streams::picked;
 use super::{ExpertPart, Kept, Part, Projection, QuantizedModel};
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
-/// Files that are copied from the checkpoint as they are; but a pruned model's configuration states
-/// fewer experts.
-const COPIED: [&str; 2] = [CONFIG, "tokenizer.json"];
+const TOKENIZER: &str = "tokenizer.json";
+
+/// A file beside the weights.
+enum Beside {
+    /// As it is in the checkpoint.
+    Copied(PathBuf),
+    /// Made anew: of a GGUF file, or of a pruned model, whose configuration states fewer experts.
+    Written(String),
+}
 
 /// Why a quantized checkpoint cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -62,12 +73,10 @@ pub fn write(
 ) -> Result<(), QuantizedError> {
     check_empty(folder)?;
     let tensors = tensors(model, checkpoint)?;
-    let pruned = model.kept.as_ref().map(|kept| pruned_config(kept, checkpoint, source));
-    let pruned = pruned.transpose()?;
+    let beside = beside(model.kept.as_ref(), checkpoint, source)?;
     std::fs::create_dir_all(folder).map_err(failed(folder))?;
-    let kept = model.kept.as_ref().zip(pruned.as_deref());
-    write_files(&tensors, kept, source, folder).inspect_err(|_| {
-        for name in COPIED {
+    write_files(&tensors, model.kept.as_ref(), &beside, folder).inspect_err(|_| {
+        for (name, _) in &beside {
             // The write's own failure is what is told.
             let _ = std::fs::remove_file(folder.join(name));
         }
@@ -79,34 +88,56 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> QuantizedError {
     move |source| QuantizedError::Write { path, source }
 }
 
-/// The configuration of what is left.
-fn pruned_config(
-    kept: &Kept,
+/// Configuration and tokenizer.
+fn beside(
+    kept: Option<&Kept>,
     checkpoint: &Checkpoint,
     source: &Path,
-) -> Result<String, CheckpointError> {
-    let mut config = read_json(&source.join(CONFIG))?;
-    let experts = kept.values().next().map_or(0, Vec::len);
+) -> Result<Vec<(&'static str, Beside)>, CheckpointError> {
+    let is_file = source.is_file();
+    let config = if is_file || kept.is_some() {
+        Beside::Written(format!("{:#}\n", config_of(kept, checkpoint)))
+    } else {
+        Beside::Copied(source.join(CONFIG))
+    };
+    let tokenizer = if is_file {
+        let apart = source.with_file_name(TOKENIZER);
+        match gguf_tokenizer::tokenizer_json(source)? {
+            Ok(json) => Some(Beside::Written(json)),
+            Err(_) => apart.exists().then_some(Beside::Copied(apart)),
+        }
+    } else {
+        let own = source.join(TOKENIZER);
+        own.exists().then_some(Beside::Copied(own))
+    };
+    let tokenizer = tokenizer.map(|tokenizer| (TOKENIZER, tokenizer));
+    Ok(std::iter::once((CONFIG, config)).chain(tokenizer).collect())
+}
+
+/// The configuration of what is left.
+fn config_of(kept: Option<&Kept>, checkpoint: &Checkpoint) -> Value {
+    let mut config = checkpoint.stated.clone();
+    let experts = kept.and_then(|kept| kept.values().next()).map(Vec::len);
     let keys = checkpoint.family.moe.as_ref().map_or(&[][..], |moe| moe.experts_keys);
     for key in keys {
-        if let Some(count) = config.get_mut(*key) {
+        if let (Some(count), Some(experts)) = (config.get_mut(*key), experts) {
             *count = experts.into();
         }
     }
-    Ok(format!("{config:#}\n"))
+    config
 }
 
 fn write_files(
     tensors: &Tensors,
-    kept: Option<(&Kept, &str)>,
-    source: &Path,
+    kept: Option<&Kept>,
+    beside: &[(&str, Beside)],
     folder: &Path,
 ) -> Result<(), QuantizedError> {
-    for name in COPIED.iter().filter(|name| source.join(name).exists()) {
+    for (name, file) in beside {
         let to = folder.join(name);
-        match kept {
-            Some((_, config)) if *name == CONFIG => std::fs::write(&to, config),
-            _ => std::fs::copy(source.join(name), &to).map(|_| ()),
+        match file {
+            Beside::Written(text) => std::fs::write(&to, text),
+            Beside::Copied(from) => std::fs::copy(from, &to).map(|_| ()),
         }
         .map_err(failed(&to))?;
     }
@@ -115,7 +146,7 @@ fn write_files(
         .map(|(name, (_, bytes))| (name.as_str(), blake3::hash(bytes).to_hex().to_string()))
         .collect();
     let mut stated = serde_json::json!({"version": VERSION, "blake3": hashes});
-    if let Some((kept, _)) = kept {
+    if let Some(kept) = kept {
         stated["kept_experts"] = serde_json::json!(kept);
     }
     let stated = stated.to_string();
@@ -162,17 +193,27 @@ fn tensors(model: &QuantizedModel, checkpoint: &Checkpoint) -> Result<Tensors, C
         tensors.insert(name(checkpoint, *part), (vec![bytes.len()], bytes));
     }
     let mut config = checkpoint.config.clone();
-    let mut routers = BTreeMap::new();
+    let names = checkpoint.names_apart();
+    let mut rows_kept = BTreeMap::new();
     if let (Some(kept), Some(moe)) = (&model.kept, &mut config.moe) {
         moe.experts = kept.values().next().map_or(0, Vec::len);
-        let router = |layer| layer_tensor(checkpoint.names().router, layer);
-        routers = kept.iter().map(|(layer, kept)| (router(*layer), kept)).collect();
+        for (layer, kept) in kept {
+            for (pattern, columns) in [(names.router, config.width), (names.selection_bias, 1)] {
+                rows_kept.insert(layer_tensor(pattern, *layer), (kept, columns));
+            }
+        }
     }
-    for (name, shape) in checkpoint.tensors_of(&config) {
+    let biases =
+        if checkpoint.pairs_neighbours { rotated_biases(checkpoint)? } else { Biases::new() };
+    let here = TensorNames { experts: names.experts, ..*checkpoint.names() };
+    for (name, here, shape) in checkpoint.named_apart(&config, &here) {
         if let Entry::Vacant(place) = tensors.entry(name) {
-            let mut values = checkpoint.tensor(place.key())?;
-            if let Some(kept) = routers.get(place.key()) {
-                values = picked(&values, kept, config.width);
+            let mut values = match biases.get(place.key()) {
+                Some(values) => values.clone(),
+                None => checkpoint.tensor(&here)?,
+            };
+            if let Some((kept, columns)) = rows_kept.get(place.key()) {
+                values = picked(&values, kept, *columns);
             }
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             place.insert((shape, bytes));
@@ -181,14 +222,35 @@ fn tensors(model: &QuantizedModel, checkpoint: &Checkpoint) -> Result<Tensors, C
     Ok(tensors)
 }
 
+type Biases = BTreeMap<String, Vec<f32>>;
+
+/// The biases of queries and keys, in the order of rows of the Hugging Face layout, by their names there.
+fn rotated_biases(checkpoint: &Checkpoint) -> Result<Biases, CheckpointError> {
+    let names = checkpoint.names_apart();
+    let mut found = Biases::new();
+    for layer in 0..checkpoint.config.layers {
+        if let Some(biases) = checkpoint.layer(layer)?.biases {
+            found.insert(layer_tensor(&bias(names.query), layer), biases.query);
+            found.insert(layer_tensor(&bias(names.key), layer), biases.key);
+        }
+    }
+    Ok(found)
+}
+
 /// The tensor of a matrix.
 fn name(checkpoint: &Checkpoint, part: Part) -> String {
-    let names = checkpoint.names();
+    let names = checkpoint.names_apart();
     match part {
         Part::Embedding => names.embedding.into(),
         Part::Head => names.head.into(),
         Part::Attention(layer, projection) => {
+            let has_latent =
+                checkpoint.config.latent.as_ref().is_some_and(|latent| latent.query_rank.is_some());
             let pattern = match projection {
+                Projection::Query if has_latent => latent::QUERY_UP,
+                Projection::QueryDown => latent::QUERY_DOWN,
+                Projection::KeyValueDown => latent::KEY_VALUE_DOWN,
+                Projection::KeyValueUp => latent::KEY_VALUE_UP,
                 Projection::Query => names.query,
                 Projection::Key => names.key,
                 Projection::Value => names.value,
@@ -201,12 +263,16 @@ fn name(checkpoint: &Checkpoint, part: Part) -> String {
                 ExpertNames::Each(parts) if checkpoint.is_routed(layer) => parts,
                 _ => names.dense,
             };
-            let pattern = match part {
-                ExpertPart::Gate => parts.gate,
-                ExpertPart::Up => parts.up,
-                ExpertPart::Down => parts.down,
-            };
-            expert_tensor(pattern, layer, expert)
+            expert_tensor(pattern_of(parts, part), layer, expert)
         }
+        Part::Shared(layer, part) => layer_tensor(pattern_of(names.shared, part), layer),
+    }
+}
+
+fn pattern_of(parts: Projections, part: ExpertPart) -> &'static str {
+    match part {
+        ExpertPart::Gate => parts.gate,
+        ExpertPart::Up => parts.up,
+        ExpertPart::Down => parts.down,
     }
 }

@@ -21,12 +21,12 @@ pub use parts::{ExpertPart, Part, Projection};
 pub use prune::{Kept, Pruning};
 
 use super::checkpoint::{Checkpoint, CheckpointError};
+use super::config::ModelConfig;
 use super::eval::WINDOW_TOKENS;
 use super::experts::LocalExperts;
 use super::trunk::Trunk;
 use agents::precision::{Allocation, AllocationError, Allocator, Problem, Unit, allocate};
 use agents::quantize::{Format, QuantizedMatrix};
-use agents::routing::Routing;
 use parts::Model;
 use std::collections::BTreeMap;
 
@@ -54,7 +54,8 @@ pub struct QuantizeSettings {
     pub rounding: Rounding,
     /// Calibration text as token ids.
     pub calibration: Vec<u32>,
-    /// Windows of [`WINDOW_TOKENS`] tokens that are taken from it, evenly spaced.
+    /// Windows that are taken from it, evenly spaced, of [`WINDOW_TOKENS`] tokens or as many as the model
+    /// was made for.
     pub windows: usize,
     /// Experts that go before anything is measured; none where it is none.
     pub pruning: Option<Pruning>,
@@ -90,11 +91,18 @@ pub enum QuantizeError {
     #[error("{0} (and {1} bytes of norms and routers, which stay in f32)")]
     Budget(AllocationError, u64),
     /// The calibration text is too short.
-    #[error("the calibration text has {0} tokens; at least {min} are needed", min = WINDOW_TOKENS + 1)]
-    TooShort(usize),
-    /// A model with parts that have no quantizer yet.
-    #[error("this model has {0}, which `quantize` does not handle")]
-    Unsupported(&'static str),
+    #[error("the calibration text has {tokens} tokens; at least {} are needed", window + 1)]
+    TooShort {
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of a window.
+        window: usize,
+    },
+    /// Experts to prune where a router picks groups of them.
+    #[error(
+        "this model's router picks groups of experts, which would no longer be of one size: leave out --prune"
+    )]
+    PrunedGroups,
     /// A share to prune that leaves too little.
     #[error(
         "pruning {share} leaves {kept} of {experts} experts a layer, and a token is sent to {top_k}: prune less"
@@ -185,8 +193,7 @@ impl Measured {
     /// Reads a model, prunes it and measures the costs on `windows` windows of the calibration text.
     ///
     /// # Errors
-    /// When the checkpoint cannot be read, has parts that are not handled, or has too few experts to
-    /// prune, or when the text is too short.
+    /// When the checkpoint cannot be read or cannot be pruned so far, or when the text is too short.
     pub fn new(
         checkpoint: &Checkpoint,
         formats: &[Format],
@@ -194,12 +201,11 @@ impl Measured {
         windows: usize,
         pruning: Option<Pruning>,
     ) -> Result<Self, QuantizeError> {
-        check_supported(checkpoint)?;
         if let Some(pruning) = pruning {
             pruning.check(&checkpoint.config)?;
         }
         let mut exact = Model::load(checkpoint)?;
-        let ids = sample(calibration, windows)?;
+        let ids = sample(calibration, windows, window_tokens(&checkpoint.config))?;
         let mut kept = None;
         let mut stored_f32 = 4 * checkpoint.weights_count();
         if let Some(pruning) = pruning {
@@ -272,41 +278,20 @@ impl Measured {
     }
 }
 
-fn check_supported(checkpoint: &Checkpoint) -> Result<(), QuantizeError> {
-    unsupported(checkpoint).map_or(Ok(()), |part| Err(QuantizeError::Unsupported(part)))
-}
-
-/// What keeps a model from being quantized here.
-fn unsupported(checkpoint: &Checkpoint) -> Option<&'static str> {
-    let config = &checkpoint.config;
-    let routing = config.moe.map(|moe| moe.routing);
-    let plain = |routing: Routing| {
-        routing == Routing { groups: None, ..Routing::softmax(routing.normalise) }
-    };
-    if config.latent.is_some() {
-        Some("latent attention")
-    } else if config.attention_bias {
-        Some("attention biases")
-    } else if config.moe.is_some_and(|moe| moe.shared_hidden.is_some()) {
-        Some("shared experts")
-    } else if routing.is_some_and(|routing| !plain(routing)) {
-        Some("a router that is no softmax over all experts")
-    } else if !checkpoint.names_each_expert() {
-        Some("the experts of a layer in one tensor, or is a GGUF file")
-    } else {
-        None
-    }
+/// Tokens of a window of calibration text: [`WINDOW_TOKENS`], or as many as the model was made for.
+fn window_tokens(config: &ModelConfig) -> usize {
+    WINDOW_TOKENS.min(config.max_positions)
 }
 
 /// Evenly spaced windows of a text.
-fn sample(ids: &[u32], windows: usize) -> Result<Vec<u32>, QuantizeError> {
-    let all = ids.len().saturating_sub(1) / WINDOW_TOKENS;
+fn sample(ids: &[u32], windows: usize, window: usize) -> Result<Vec<u32>, QuantizeError> {
+    let all = ids.len().saturating_sub(1) / window;
     if all == 0 {
-        return Err(QuantizeError::TooShort(ids.len()));
+        return Err(QuantizeError::TooShort { tokens: ids.len(), window });
     }
     let taken = windows.clamp(1, all);
-    let starts = (0..taken).map(|at| at * all / taken * WINDOW_TOKENS);
-    Ok(starts.flat_map(|start| &ids[start..start + WINDOW_TOKENS]).copied().collect())
+    let starts = (0..taken).map(|at| at * all / taken * window);
+    Ok(starts.flat_map(|start| &ids[start..start + window]).copied().collect())
 }
 
 /// How often each symbol occurs, plus one.

@@ -4,11 +4,10 @@
 //! anew in their old order. That is the old model with the logits of the pruned at −∞.
 
 use super::super::config::ModelConfig;
-use super::super::eval::WINDOW_TOKENS;
 use super::super::trunk::FeedForwardWeights;
-use super::QuantizeError;
 use super::parts::Model;
 use super::streams::{picked, route};
+use super::{QuantizeError, window_tokens};
 use agents::expert::{BitWidth, Expert};
 use agents::linear::Weights;
 use agents::precision::{PruneCriterion, prune_lowest, prune_score, pruned_count};
@@ -35,9 +34,13 @@ impl Pruning {
     /// Checks that enough is left.
     ///
     /// # Errors
-    /// When a dense model has nothing to prune, or a token would find too few experts.
+    /// When a dense model has nothing to prune, a router picks groups of experts, which would no longer be of one
+    /// size, or a token would find too few experts.
     pub(super) fn check(self, config: &ModelConfig) -> Result<(), QuantizeError> {
         let moe = config.moe.ok_or(QuantizeError::NoExperts)?;
+        if moe.routing.groups.is_some() {
+            return Err(QuantizeError::PrunedGroups);
+        }
         let (share, experts, top_k) = (self.share, moe.experts, moe.top_k);
         let kept = experts - pruned_count(share, experts);
         if kept < top_k {
@@ -61,8 +64,9 @@ pub(super) fn choose(
         .iter()
         .map(|layer| (*layer, vec![(0.0, 0); model.experts[*layer].len()]))
         .collect();
-    for ids in ids.chunks(WINDOWS_AT_ONCE * WINDOW_TOKENS) {
-        let mut pass = model.trunk.begin(ids, WINDOW_TOKENS)?;
+    let window = window_tokens(config);
+    for ids in ids.chunks(WINDOWS_AT_ONCE * window) {
+        let mut pass = model.trunk.begin(ids, window)?;
         for layer in 0..config.layers {
             let Some(input) = pass.up_to_router(layer) else { continue };
             let routed = route(model, layer, input.hidden);
@@ -107,6 +111,11 @@ impl Model {
             let each: usize = own.first().map_or(0, |expert| 3 * expert.gate.len()) + width;
             gone += (pruned * each) as u64;
             *own = kept.iter().map(|expert| own[*expert].clone()).collect();
+            let bias = &mut self.selection_bias[*layer];
+            if !bias.is_empty() {
+                gone += pruned as u64;
+                *bias = picked(bias, kept, 1);
+            }
             if let FeedForwardWeights::Routed { router, .. } =
                 &mut self.trunk.layers[*layer].feed_forward
             {

@@ -1,16 +1,16 @@
 //! Calibration tokens on their way through the exact model and through the quantized one, side by
 //! side.
 
+use super::super::checkpoint::ExpertWeights;
 use super::super::context::Context;
-use super::super::eval::WINDOW_TOKENS;
 use super::super::experts::top_k;
-use super::super::trunk::{FeedForwardWeights, TokensError};
-use super::{ExpertPart, Model, Part, Projection, Rounding};
+use super::super::trunk::{FeedForwardWeights, TokensError, add_bias};
+use super::{ExpertPart, Model, Part, Projection, Rounding, window_tokens};
 use agents::game::Choices;
 use agents::linear::Weights;
 use agents::quantize::{Format, Gptq, InputMoments, QuantizedMatrix, hqq, nearest};
-use agents::routing::gates;
-use agents::transformer::{Rotary, add_scaled, rms_norm, swiglu};
+use agents::routing::{gates, sigmoid};
+use agents::transformer::{add_scaled, rms_norm, swiglu};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -106,7 +106,8 @@ pub(super) fn visit<T: Send + Sync>(
 ) -> Result<Vec<(Part, T)>, TokensError> {
     let config = &exact.trunk.config;
     // The pass checks the ids; its own layers are not run.
-    exact.trunk.begin(&ids[..WINDOW_TOKENS.min(ids.len())], WINDOW_TOKENS.min(ids.len()))?;
+    let checked = window_tokens(config).min(ids.len());
+    exact.trunk.begin(&ids[..checked], checked)?;
     if let Some(position) = ids.iter().position(|id| *id as usize >= config.vocab) {
         let (id, vocab) = (ids[position], config.vocab);
         return Err(TokensError::Vocabulary { id, position, vocab });
@@ -193,25 +194,62 @@ impl<T: Send + Sync> Walk<'_, T> {
         let tokens = x.exact.len() / config.width;
         let ones = vec![1.0; tokens];
         let gptq = factor(x, &ones, config.width);
-        for projection in [Projection::Query, Projection::Key, Projection::Value] {
-            let inputs = Inputs::Moments { gptq: &gptq, tokens };
-            self.replace(Part::Attention(layer, projection), inputs);
+        let replace = |walk: &mut Self, projection, gptq: &Gptq| {
+            walk.replace(Part::Attention(layer, projection), Inputs::Moments { gptq, tokens });
+        };
+        match &config.latent {
+            None => {
+                for projection in [Projection::Query, Projection::Key, Projection::Value] {
+                    replace(self, projection, &gptq);
+                }
+            }
+            Some(latent) => {
+                if latent.query_rank.is_some() {
+                    replace(self, Projection::QueryDown, &gptq);
+                }
+                replace(self, Projection::KeyValueDown, &gptq);
+                let made = |model: &Model, x: &[f32]| {
+                    let of_layer = model.trunk.layers[layer].latent.as_ref();
+                    let of_layer = of_layer.expect("attention is latent");
+                    (of_layer.query_latent(x), of_layer.key_value_latent(x))
+                };
+                let (exact, served) = (made(self.exact, &x.exact), made(&self.served, &x.served));
+                match (latent.query_rank, exact.0, served.0) {
+                    (Some(rank), Some(exact), Some(served)) => {
+                        let gptq = factor(&Both { exact, served }, &ones, rank);
+                        replace(self, Projection::Query, &gptq);
+                    }
+                    _ => replace(self, Projection::Query, &gptq),
+                }
+                let both = Both { exact: exact.1, served: served.1 };
+                replace(self, Projection::KeyValueUp, &factor(&both, &ones, latent.kv_rank));
+            }
         }
-        let rotary = Rotary::new(WINDOW_TOKENS, config.head_dim, config.rope_theta);
+        let window = window_tokens(config);
+        let rotary = self.exact.trunk.rotary(window);
         let attended = |model: &Model, x: &[f32]| {
-            let mut context = Context::Windows { rotary: rotary.clone(), window: WINDOW_TOKENS };
-            model.trunk.attended(&model.trunk.layers[layer], x, (layer, &mut context))
+            let mut context = Context::Windows { rotary: rotary.clone(), window };
+            let (weights, context) = (&model.trunk.layers[layer], (layer, &mut context));
+            match (&config.latent, &weights.latent) {
+                (Some(latent), Some(of_layer)) => {
+                    latent.attended(weights, of_layer, x, config.heads, context)
+                }
+                _ => model.trunk.attended(weights, x, context),
+            }
         };
         let attended = Both {
             exact: attended(self.exact, &x.exact),
             served: attended(&self.served, &x.served),
         };
-        let gptq = factor(&attended, &ones, config.heads * config.head_dim);
-        self.replace(
-            Part::Attention(layer, Projection::Out),
-            Inputs::Moments { gptq: &gptq, tokens },
-        );
-        let out = |model: &Model, a: &[f32]| model.trunk.layers[layer].attention_out.product(a);
+        replace(self, Projection::Out, &factor(&attended, &ones, self.exact.attended()));
+        let out = |model: &Model, a: &[f32]| {
+            let weights = &model.trunk.layers[layer];
+            let mut out = weights.attention_out.product(a);
+            if let Some(bias) = weights.biases.as_ref().and_then(|biases| biases.out.as_ref()) {
+                add_bias(&mut out, bias);
+            }
+            out
+        };
         Both {
             exact: out(self.exact, &attended.exact),
             served: out(&self.served, &attended.served),
@@ -253,7 +291,28 @@ impl<T: Send + Sync> Walk<'_, T> {
                 scatter(&mut out.exact, &exact, &routed[*expert], width);
             }
         }
+        self.shared(layer, x, &mut out);
         out
+    }
+
+    /// Quantizes a layer's shared expert, where there is one, and adds its outputs.
+    fn shared(&mut self, layer: usize, x: &Both, out: &mut Both) {
+        let width = self.exact.trunk.config.width;
+        let Some((own, gate)) = self.exact.shared(layer) else { return };
+        // Its gate is not quantized.
+        let gates = |x: &[f32]| match gate {
+            Some(gate) => gate.product(x).into_iter().map(sigmoid).collect(),
+            None => vec![1.0; x.len() / width],
+        };
+        let gates = Both { exact: gates(&x.exact), served: gates(&x.served) };
+        let part = |part| Part::Shared(layer, part);
+        let weights: Vec<f32> = gates.served.iter().map(|gate| gate * gate).collect();
+        let (visited, served) = self.network(&part, &own, x, &weights, None);
+        visited.into_iter().for_each(|(part, visited)| self.keep(part, visited));
+        let exact = down(&own.down, &inner(&own.gate, &own.up, &x.exact, width), width);
+        let all: Vec<usize> = (0..weights.len()).collect();
+        scatter(&mut out.exact, &exact, &(all.clone(), gates.exact), width);
+        scatter(&mut out.served, &served, &(all, gates.served), width);
     }
 
     /// Quantizes an expert and gives its outputs for its tokens.
@@ -265,20 +324,33 @@ impl<T: Send + Sync> Walk<'_, T> {
         layer_moments: Option<&InputMoments>,
     ) -> VisitedExpert<T> {
         let width = self.exact.trunk.config.width;
-        let own = &self.exact.experts[layer][expert];
         let x =
             Both { exact: picked(&x.exact, rows, width), served: picked(&x.served, rows, width) };
         let weights: Vec<f32> = gates.iter().map(|gate| gate * gate).collect();
+        let part = |part| Part::Expert(layer, expert, part);
+        let own = &self.exact.experts[layer][expert];
+        self.network(&part, own, &x, &weights, layer_moments)
+    }
+
+    /// Quantizes a network and gives its outputs for its tokens, which have these weights.
+    fn network(
+        &self,
+        part: &dyn Fn(ExpertPart) -> Part,
+        own: &ExpertWeights,
+        x: &Both,
+        weights: &[f32],
+        layer_moments: Option<&InputMoments>,
+    ) -> VisitedExpert<T> {
+        let width = self.exact.trunk.config.width;
         let mut moments = InputMoments::new(width);
-        moments.add(&x.exact, &x.served, &weights);
+        moments.add(&x.exact, &x.served, weights);
         if let Some(of_layer) = layer_moments {
             borrow(&mut moments, of_layer);
         }
         let gptq = Gptq::new(&moments);
-        let visit = |part, weights: &[f32], gptq: &Gptq| {
-            let part = Part::Expert(layer, expert, part);
-            let inputs = Inputs::Moments { gptq, tokens: rows.len() };
-            (part, (self.quantize)(part, weights, inputs))
+        let visit = |of, rows: &[f32], gptq: &Gptq| {
+            let inputs = Inputs::Moments { gptq, tokens: weights.len() };
+            (part(of), (self.quantize)(part(of), rows, inputs))
         };
         let gate = visit(ExpertPart::Gate, &own.gate, &gptq);
         let up = visit(ExpertPart::Up, &own.up, &gptq);
@@ -289,7 +361,7 @@ impl<T: Send + Sync> Walk<'_, T> {
             exact: inner(&own.gate, &own.up, &x.exact, width),
             served: inner(&served(&gate, &own.gate), &served(&up, &own.up), &x.served, width),
         };
-        let gptq = factor(&hidden, &weights, own.shape.hidden);
+        let gptq = factor(&hidden, weights, own.shape.hidden);
         let last = visit(ExpertPart::Down, &own.down, &gptq);
         let out = down(&served(&last, &own.down), &hidden.served, width);
         (vec![gate, up, last], out)
@@ -324,10 +396,12 @@ pub(super) fn route(model: &Model, layer: usize, x: &[f32]) -> Routed {
         let tokens = x.len() / width;
         return vec![((0..tokens).collect(), vec![1.0; tokens])];
     };
-    let mut probabilities = router.product(x);
-    moe.routing.score(&mut probabilities, moe.experts);
-    let choices: Choices = top_k(&probabilities, moe.experts, moe.top_k);
-    let gates = gates(&probabilities, &choices, &moe.routing);
+    let mut scores = router.product(x);
+    moe.routing.score(&mut scores, moe.experts);
+    let selection = moe.routing.selection(&scores, &model.selection_bias[layer], moe.experts);
+    let selection = selection.as_ref().unwrap_or(&scores);
+    let choices: Choices = top_k(selection, moe.experts, moe.top_k);
+    let gates = gates(&scores, &choices, &moe.routing);
     let mut routed: Routed = vec![(Vec::new(), Vec::new()); moe.experts];
     for token in 0..choices.tokens() {
         for pair in choices.pairs(token) {
