@@ -121,6 +121,10 @@ impl Stream for Incoming {
                 ready!(pause.as_mut().poll(cx));
                 this.pause = None;
             }
+            if let Some(wait) = this.crowd.wait() {
+                this.pause = Some(Box::pin(sleep(wait)));
+                continue;
+            }
             match ready!(this.poll_accept(cx)) {
                 Ok((raw, from)) => {
                     if let Some(connection) = this.take(raw, from) {

@@ -1,6 +1,7 @@
 //! Sockets: who may connect, how long a stranger is borne with, and what everything may cost. The only
 //! place where connections are accepted and made.
 
+mod brake;
 mod dial;
 mod incoming;
 mod listen;

@@ -2,6 +2,8 @@
 //! that they belong here.
 
 use super::Refusals;
+use super::brake::Brake;
+use crate::measure::Clock;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -40,6 +42,7 @@ impl ConnectionLimits {
 pub(super) struct Crowd {
     limits: ConnectionLimits,
     refusals: Arc<Refusals>,
+    clock: Clock,
     all: Mutex<All>,
 }
 
@@ -49,6 +52,7 @@ struct All {
     next: u64,
     /// By age, the oldest first. Dropping the sender ends the connection.
     strangers: BTreeMap<u64, oneshot::Sender<()>>,
+    brake: Brake,
 }
 
 /// One connection. Its calls carry this among their extensions.
@@ -66,7 +70,7 @@ struct Guest {
 
 impl Crowd {
     pub(super) fn new(limits: ConnectionLimits, refusals: Arc<Refusals>) -> Arc<Self> {
-        Arc::new(Self { limits, refusals, all: Mutex::default() })
+        Arc::new(Self { limits, refusals, clock: Clock::start(), all: Mutex::default() })
     }
 
     pub(super) fn stranger_time(&self) -> Duration {
@@ -77,6 +81,12 @@ impl Crowd {
         &self.refusals
     }
 
+    /// How long nobody is to be taken in; none where somebody may be.
+    pub(super) fn wait(&self) -> Option<Duration> {
+        let wait_ns = self.all().brake.wait_ns(self.clock.now_ns());
+        (wait_ns > 0).then(|| Duration::from_nanos(wait_ns))
+    }
+
     /// Takes a connection in, with the receiver that tells when it is to end; none where it is one too
     /// many.
     pub(super) fn enter(
@@ -84,6 +94,7 @@ impl Crowd {
         address: Option<SocketAddr>,
     ) -> Option<(Peer, oneshot::Receiver<()>)> {
         let mut all = self.all();
+        all.brake.stranger(self.clock.now_ns());
         let is_full = all.connections >= self.limits.connections;
         if is_full || all.strangers.len() >= self.limits.strangers {
             let oldest = all.strangers.pop_first();
@@ -122,7 +133,10 @@ impl Peer {
     pub fn admit(&self) {
         if !self.is_known() {
             self.0.is_known.store(true, Ordering::Release);
-            self.0.crowd.all().strangers.remove(&self.0.id);
+            let mut all = self.0.crowd.all();
+            if all.strangers.remove(&self.0.id).is_some() {
+                all.brake.belongs();
+            }
         }
     }
 

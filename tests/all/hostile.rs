@@ -179,7 +179,7 @@ async fn bytes_that_are_no_http_end_their_connection() {
     let mut remote = target.coordinator().await;
     is_served(&mut remote).await;
     let before = target.rss_kib();
-    for _ in 0..200 {
+    for _ in 0..60 {
         timeout(PATIENCE, garbage(&target.address))
             .await
             .expect("it hangs up")
