@@ -264,10 +264,12 @@ async fn reopen(
 ) -> Result<Ends, LinkError> {
     let again = async {
         let mut client = data_client(channel, message_bytes_max);
+        // The stream first: if it is the same node that answers after that, it was the same before.
+        let ends = Ends::open(client.clone(), REOPENED_REQUESTS_MAX).await?;
         if client.status(StatusRequest {}).await?.into_inner().incarnation != incarnation {
             return Err(LinkError::Lost("it was started anew, without what it held".into()));
         }
-        Ends::open(client, REOPENED_REQUESTS_MAX).await
+        Ok(ends)
     };
     let late = |_| LinkError::Timeout { deadline_ms: millis(REOPEN_WAIT) };
     timeout(REOPEN_WAIT, again).await.map_err(late)?
