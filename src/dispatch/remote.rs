@@ -295,9 +295,14 @@ pub(super) async fn upload_all(
 ) -> Result<Vec<Uploaded>, DispatchError> {
     let mut uploaded = Vec::with_capacity(shards.len());
     for ShardAssignment { node, layer, expert, expert_weights } in shards {
+        let is_small = expert_weights.encoded_bytes() <= wire::SMALL_SHARD_BYTES as u64;
         let encode = move || wire::encode_shard(layer, expert, &expert_weights);
-        let encoded = tokio::task::spawn_blocking(encode).await;
-        let (chunks, blake3) = encoded.expect("encoding an expert does not panic");
+        let (chunks, blake3) = if is_small {
+            encode()
+        } else {
+            let encoded = tokio::task::spawn_blocking(encode).await;
+            encoded.expect("encoding an expert does not panic")
+        };
         let bytes = chunks.iter().map(|chunk| chunk.payload.len()).sum();
         link::upload(&mut control, chunks, &blake3, deadlines.load)
             .await

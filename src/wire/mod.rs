@@ -31,6 +31,10 @@ pub const WIDTH_MAX: usize = 1 << 16;
 /// Payload of one chunk of a shard upload, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 
+/// Encoded bytes of a shard up to which its checksum and its code take less than a change of threads does,
+/// some tens of microseconds.
+pub const SMALL_SHARD_BYTES: usize = 1 << 15;
+
 const _: () = assert!(cfg!(target_endian = "little"), "tensors travel as little-endian f32");
 
 /// Why a message is not accepted: the fault to answer with, and a sentence.

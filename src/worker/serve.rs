@@ -313,7 +313,7 @@ impl ExpertService for Node {
             .map_err(|error| Status::resource_exhausted(error.to_string()))?;
         let bytes = receive(first.payload.into(), &mut chunks, total_bytes).await?;
         let expected = header.blake3.clone();
-        let decoded = tokio::task::spawn_blocking(move || {
+        let decode = move || {
             let found = blake3::hash(&bytes);
             if found.as_bytes()[..] != expected[..] {
                 return Err(Status::data_loss(format!(
@@ -321,9 +321,13 @@ impl ExpertService for Node {
                 )));
             }
             wire::decode_shard(&bytes).map_err(|error| Status::invalid_argument(error.detail))
-        });
-        let shard =
-            decoded.await.map_err(|_| Status::internal("decoding the shard panicked"))??;
+        };
+        let shard = if total_bytes <= wire::SMALL_SHARD_BYTES {
+            decode()?
+        } else {
+            let decoded = tokio::task::spawn_blocking(decode).await;
+            decoded.map_err(|_| Status::internal("decoding the shard panicked"))??
+        };
         Reservation::store(room, shard);
         drop(call);
         tracing::debug!("stored expert {expert} of layer {layer}, {total_bytes} bytes");
