@@ -58,7 +58,9 @@ fn main() -> Result<(), Failure> {
     let bench = Bench { folder: folder.path() };
     bench.killed()?;
     bench.slowed()?;
-    bench.overloaded()
+    bench.overloaded()?;
+    println!("\n{}", include_str!("simulation.md").trim_end());
+    Ok(())
 }
 
 struct Bench<'a> {
