@@ -6,6 +6,7 @@ use agents::queueing::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// The quantile that bounds are of.
 const P99: f64 = 0.99;
@@ -31,7 +32,8 @@ pub struct TailTheory {
     pub hottest_expert: Option<HottestExpert>,
 }
 
-/// Batches, one after the other, as a queue M/G/1: from when a batch closes to its last answer.
+/// Batches, one after the other, as a queue M/G/1: from when a batch closes to its last answer, without the
+/// load generator's lag, which `generator_lag_ns` has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueTheory {
     /// Batches served.
@@ -46,11 +48,11 @@ pub struct QueueTheory {
     pub service_squared_variation: Option<f64>,
     /// Share of time in which a batch is served: rate times mean.
     pub utilisation: Option<f64>,
-    /// Wait of a closed batch, mean, ns, the load generator's lag included.
+    /// Wait of a closed batch for those before it, mean, ns: without the load generator's lag.
     pub wait_mean_ns: Option<f64>,
     /// The same by Pollaczek and Khinchine, from the measured rate and service times; null under overload.
     pub wait_mean_mg1_ns: Option<f64>,
-    /// From closing to the last answer, 99th percentile, ns, to 3 %.
+    /// That wait and the batch's own time, 99th percentile, ns, to 3 %.
     pub response_p99_ns: Option<u64>,
     /// Its lower 95 % confidence limit, ns: one run's p99 lies around the expected one, and (1 − utilisation)²
     /// of the batches are taken for independent, as each finds the queue that others left.
@@ -128,11 +130,14 @@ pub struct BatchTimes {
 }
 
 impl BatchTimes {
-    /// A batch, in order: when it closed, started and ended.
-    pub fn record(&mut self, close_ns: u64, start_ns: u64, end_ns: u64) {
-        self.service.record(end_ns.saturating_sub(start_ns));
-        self.response.record(end_ns.saturating_sub(close_ns));
-        self.waits_ns += start_ns.saturating_sub(close_ns) as f64;
+    /// A batch, in order: when it closed, and from when to when it was served. It could have started `lag_ns`
+    /// earlier: that is the load generator's time and not the queue's.
+    pub fn record(&mut self, close_ns: u64, served_ns: Range<u64>, lag_ns: u64) {
+        let wait_ns = served_ns.start.saturating_sub(close_ns).saturating_sub(lag_ns);
+        let service_ns = served_ns.end.saturating_sub(served_ns.start);
+        self.service.record(service_ns);
+        self.response.record(wait_ns + service_ns);
+        self.waits_ns += wait_ns as f64;
         if let Some(last_ns) = self.last_close_ns.replace(close_ns) {
             self.gaps.record(close_ns.saturating_sub(last_ns));
         }
@@ -285,7 +290,7 @@ mod tests {
             close += gap();
             let start = free.max(close);
             free = start + 600_000.0;
-            times.record(close as u64, start as u64, free as u64);
+            times.record(close as u64, start as u64..free as u64, 0);
         }
         times
     }

@@ -22,6 +22,8 @@ pub(super) struct Requests {
     late_after_ns: u64,
     latency: Latency,
     generator_lag: Latency,
+    /// Of the batch that is served.
+    lag_ns: u64,
     /// When each batch closes, from the start of serving, by step.
     closes_ns: Vec<u64>,
     batches: BatchTimes,
@@ -58,6 +60,7 @@ impl Requests {
             late_after_ns: u64::from(scenario.load.deadline_ms) * 1_000_000,
             latency: Latency::new(),
             generator_lag: Latency::new(),
+            lag_ns: 0,
             closes_ns: demand.batches.iter().map(|batch| batch.closes_ns).collect(),
             batches: BatchTimes::default(),
             outcomes: Outcomes::default(),
@@ -88,6 +91,7 @@ impl Requests {
     /// Notes how long after it could have started a batch was started.
     pub(super) fn released(&mut self, lag_ns: u64) {
         self.generator_lag.record(lag_ns);
+        self.lag_ns = lag_ns;
     }
 
     /// Records the requests of a batch that were given up at `now_ns`, before work on it began.
@@ -121,7 +125,7 @@ impl Requests {
         self.serving_ns.end = times_ns.end;
         if let Some(closes_ns) = self.closes_ns.get(step.index()) {
             let closed_ns = self.serving_ns.start + closes_ns;
-            self.batches.record(closed_ns, times_ns.start, times_ns.end);
+            self.batches.record(closed_ns, times_ns.clone(), self.lag_ns);
         }
         let tokens = self.tokens_per_request;
         for (place, request) in requests.iter().enumerate() {
