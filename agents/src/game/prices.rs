@@ -342,7 +342,7 @@ fn narrow(value: f64) -> f32 {
 }
 
 /// The price between the margins of the last token within `load` and the first beyond.
-fn price_for_load(margins: &mut [f32], load: usize) -> f64 {
+pub(super) fn price_for_load(margins: &mut [f32], load: usize) -> f64 {
     let load = load.min(margins.len() - 1);
     let (above, beyond, _) = margins.select_nth_unstable_by(load, |a, b| b.total_cmp(a));
     let beyond = f64::from(*beyond);
@@ -354,7 +354,7 @@ fn price_for_load(margins: &mut [f32], load: usize) -> f64 {
 ///
 /// With margins `r_1 ≥ r_2 ≥ …` the load is the largest n with `r_n ≥ c_e(n)`: one side falls,
 /// the other rises, so a partition around the middle halves the search each time.
-fn clearing_price(supply: Supply<'_>, expert: usize, margins: &mut [f32]) -> f64 {
+pub(super) fn clearing_price(supply: Supply<'_>, expert: usize, margins: &mut [f32]) -> f64 {
     let (mut low, mut high) = (0, margins.len());
     let (mut above, mut beyond) = (f64::INFINITY, f64::NEG_INFINITY);
     while low < high {

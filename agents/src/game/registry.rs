@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::routers::{
-    Auction, BestResponse, BestResponseBatched, Bip, DropBy, ExpertChoice, GroupLimited, Hash,
-    Hedge, Logit, LossFreeBias, Migration, Quantile, QuantileBalancing, Sinkhorn, SmoothStale,
-    TopKCapacity,
+    Auction, BestResponse, BestResponseBatched, Bip, DropBy, ExpertChoice, FlockPrices,
+    GroupLimited, Hash, Hedge, Logit, LossFreeBias, Migration, Quantile, QuantileBalancing,
+    Sinkhorn, SmoothStale, TopKCapacity,
 };
 use super::{CostRegistry, Equilibrium, Router, TopK};
 use crate::precision::AllocatorRegistry;
@@ -168,6 +168,21 @@ impl RouterRegistry {
             "group_limited_equilibrium",
             "the equilibrium inside the best 4 of 8 groups of experts (lightly tested)",
             Box::new(|| Box::new(GroupLimited::new(Box::new(Equilibrium::default()), 8, 4))),
+        );
+        add(
+            "flock",
+            "experts follow their bids and align with 7 neighbours, 30 rounds (experimental)",
+            Box::new(|| Box::new(FlockPrices::default())),
+        );
+        add(
+            "flock_excess",
+            "the flock by excess loads alone, no bids, the control of flock (experimental)",
+            Box::new(|| Box::new(FlockPrices::by_excess())),
+        );
+        add(
+            "flock_late",
+            "the flock with messages 4 rounds old and a tenth of them lost, 60 rounds (experimental)",
+            Box::new(|| Box::new(FlockPrices::late())),
         );
         registry
     }

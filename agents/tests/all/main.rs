@@ -1,6 +1,7 @@
 //! Properties of the pure core, and comparisons with slow definitions of the same thing.
 
 mod expert;
+mod flock;
 mod game;
 mod information;
 mod known_games;

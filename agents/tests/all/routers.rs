@@ -139,6 +139,8 @@ fn permuted_experts_have_permuted_loads_under_every_rule_without_draws() {
         "best_response",
         "best_response_batched",
         "hedge_linear",
+        "flock",
+        "flock_excess",
     ] {
         let loads = |values: &[f32]| {
             let table = Table::new(values.to_vec(), experts, 3, &LINEAR);
