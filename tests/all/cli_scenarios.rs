@@ -89,6 +89,18 @@ fn a_scenario_plays_any_router_under_any_kind_of_information() {
 }
 
 #[test]
+fn a_flock_of_trained_experts_comes_near_the_equilibrium_by_bids_and_not_by_loads_alone() {
+    let folder = folder();
+    let sets = ["load.requests=32", "load.batch_requests_max=16"];
+    let flock = run(&folder, "murmuration", "flock", &sets);
+    assert!(figure(&flock, "max_over_mean_top_k") > 1.5, "there is something to balance");
+    assert!(figure(&flock, "relative_gap") < 1e-3, "{flock}");
+    let file = ["run", "scenarios/murmuration.toml", "--set", "load.requests=32", "--out", "loads"];
+    let ended = folder.nashflock(&[&file[..], &["--set", "game.router=flock_excess"]].concat());
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+}
+
+#[test]
 fn smooth_learning_settles_under_stale_prices_and_always_switching_does_not() {
     let folder = folder();
     // The hottest expert over the fair share, batch by batch.
