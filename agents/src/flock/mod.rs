@@ -1,6 +1,7 @@
 //! The flock: local rules by which experts balance without seeing the whole (MODEL.md section 4).
 
 pub mod graph;
+pub mod migration;
 pub mod neighbours;
 pub mod price;
 pub mod rule;

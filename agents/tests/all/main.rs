@@ -2,6 +2,7 @@
 
 mod expert;
 mod flock;
+mod flock_migration;
 mod game;
 mod information;
 mod known_games;

@@ -17,7 +17,7 @@ use crate::ids::ExpertId;
 /// neighbours and all front ends. Prices and messages are `delay_rounds` old when they are heard,
 /// and each message is lost with probability `lost_share`: then the last one stays in force.
 ///
-/// Nothing is guaranteed: the certificate tells how far the end is from the equilibrium. Under a
+/// Guaranteed: nothing, the certificate tells how far the end is from the equilibrium. Under a
 /// quota without slack the loads are left a few tokens off, so that Φ is −inf; the dual bound still
 /// holds. `Nearest` neighbours are experts whose scores go up and down with the own ones over the
 /// first tokens of the batch.
