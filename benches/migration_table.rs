@@ -26,6 +26,9 @@ const SHAPES: [(&str, usize, usize); 5] = [
 
 type Failure = Box<dyn Error + Send + Sync>;
 
+/// Loads of a layer before and after.
+type Shift = (Vec<f64>, Vec<f64>);
+
 fn main() -> Result<(), Failure> {
     print!("{}", include_str!("migration_table.md"));
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -118,7 +121,7 @@ fn table(domains: &Value, model: &str, nodes: usize, spare: usize) -> Result<(),
 }
 
 /// Loads of each layer in one domain and then in another.
-fn shifts(domains: &Value) -> Result<Vec<(Vec<f64>, Vec<f64>)>, Failure> {
+fn shifts(domains: &Value) -> Result<Vec<Shift>, Failure> {
     let domains = domains.as_object().ok_or("counts by domain")?;
     let loads = |layer: &Value| -> Result<Vec<f64>, Failure> {
         let counts = layer.as_array().ok_or("counts by expert")?;

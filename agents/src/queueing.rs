@@ -150,7 +150,7 @@ impl Queue<'_> {
         self.rate_per_ns * self.service.mean_ns().unwrap_or(0.0)
     }
 
-    /// Pollaczek–Khinchine: λ E[S²] / 2(1 − ρ), the mean wait. None under overload.
+    /// Pollaczek–Khinchine: `λ E[S²] / 2(1 − ρ)`, the mean wait. None under overload.
     #[must_use]
     pub fn mean_wait_ns(&self) -> Option<f64> {
         let left = 1.0 - self.utilisation();
