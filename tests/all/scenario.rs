@@ -37,7 +37,7 @@ fn known() -> Known<'static> {
     static ALLOCATORS: LazyLock<AllocatorRegistry> = LazyLock::new(AllocatorRegistry::standard);
     Known {
         allocators: &ALLOCATORS,
-        routers: ["equilibrium", "top_k", "smooth_stale"].map(str::to_owned).into(),
+        routers: ["equilibrium", "top_k", "smooth_stale", "flock"].map(str::to_owned).into(),
         costs: &COSTS,
     }
 }
