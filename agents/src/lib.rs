@@ -28,5 +28,6 @@ pub mod report;
 pub mod rng;
 pub mod round;
 pub mod routing;
+pub mod swarm;
 pub mod transformer;
 pub mod world;

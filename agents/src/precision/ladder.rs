@@ -76,6 +76,17 @@ impl Ladders {
         self.0.iter().zip(levels).map(|(ladder, level)| ladder[*level].option).collect()
     }
 
+    /// The nearest levels to a point of real ones.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a level lies between 0 and the number of options"
+    )]
+    pub(super) fn levels_at(&self, point: &[f64]) -> Vec<usize> {
+        let level = |(x, ladder): (&f64, &Vec<Rung>)| (x.round() as usize).min(ladder.len() - 1);
+        point.iter().zip(&self.0).map(level).collect()
+    }
+
     /// The highest level of each unit that is not larger than the given option: it costs no more.
     pub(super) fn levels_of(&self, units: &[Unit], option: usize) -> Vec<usize> {
         let level = |(ladder, unit): (&Vec<Rung>, &Unit)| {

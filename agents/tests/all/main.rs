@@ -20,3 +20,4 @@ mod round;
 mod routers;
 mod routers_rules;
 mod routers_traces;
+mod swarm;
