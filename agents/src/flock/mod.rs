@@ -3,5 +3,6 @@
 pub mod graph;
 pub mod migration;
 pub mod neighbours;
+pub mod precision;
 pub mod price;
 pub mod rule;
