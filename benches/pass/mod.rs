@@ -130,6 +130,7 @@ impl<'a> Forward<'a> {
                 layer: LayerId::from_index(layer),
                 requests: &seats,
                 logits: input.router_logits,
+                hidden: &[],
             })?;
             parts.decide += lap();
             for order in &decision.orders.nodes {

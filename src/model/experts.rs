@@ -119,6 +119,26 @@ impl LocalExperts {
         let output = run_experts(experts, x, &choices, &gates);
         MoeOutput { output, loads: choices.loads(moe.experts) }
     }
+
+    /// One routed layer with experts that somebody else chose; gates are made of the logits as ever.
+    ///
+    /// # Panics
+    /// When the model has no such routed layer, or lengths do not match.
+    #[must_use]
+    pub fn forward_chosen(
+        &self,
+        layer: usize,
+        x: &[f32],
+        router_logits: &[f32],
+        choices: &Choices,
+    ) -> MoeOutput {
+        let moe = self.moe.expect("a dense model has no routed layer");
+        let mut scores = router_logits.to_vec();
+        moe.routing.score(&mut scores, moe.experts);
+        let gates = gates(&scores, choices, &moe.routing);
+        let output = run_experts(&self.layers[layer].experts, x, choices, &gates);
+        MoeOutput { output, loads: choices.loads(moe.experts) }
+    }
 }
 
 /// The k experts of the largest values of every row, the lowest id among equals.

@@ -26,9 +26,9 @@ pub use rows::{RequestRow, RoundRow};
 pub use run_dir::RunDir;
 pub use serving::{GenerationFigures, GeneratorLag};
 pub use summary::{
-    Convergence, FaultFigures, FlockComparison, Goal, MembershipFigures, Memory, NodeFigures,
-    Outcomes, Pairs, PrecisionFigures, PruningFigures, Quality, SocialFigures, Status, Summary,
-    Throughput,
+    Convergence, FaultFigures, FlockComparison, Goal, MembershipFigures, Memory, MotionFigures,
+    NodeFigures, Outcomes, Pairs, PrecisionFigures, PruningFigures, Quality, SocialFigures, Status,
+    Summary, Throughput,
 };
 pub use table::summary_table;
 pub use theory::{BatchTimes, HottestExpert, QueueTheory, StepTheory, TailTheory};

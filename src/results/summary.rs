@@ -35,6 +35,9 @@ pub struct Summary {
     /// What the flock rules alone reach on the same scores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flock: Option<FlockComparison>,
+    /// Where router rows move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub motion: Option<MotionFigures>,
     /// Work done a second.
     pub throughput: Throughput,
     /// Latency of answered requests, late ones too, from their intended start, ns. Requests given up
@@ -178,6 +181,22 @@ pub struct FlockComparison {
     pub max_over_mean_first: Option<f64>,
     /// The same over the last quarter.
     pub max_over_mean_last: Option<f64>,
+}
+
+/// Router rows that moved (MODEL.md section 4). What it costs in loss stands in `quality`, whose controls
+/// have the trained rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MotionFigures {
+    /// The rule.
+    pub rule: String,
+    /// Rounds after which the rows of a layer moved or were put back.
+    pub moves: u64,
+    /// Of these the rounds after which they were put back, because plain top-k would have lost too much.
+    pub undone: u64,
+    /// Angle between a row and the trained one at the end, mean over all, radians.
+    pub turned_mean_rad: f64,
+    /// The largest of these angles, radians.
+    pub turned_max_rad: f64,
 }
 
 /// Work done a second of serving: from its start to the end of the last batch, without loading,
@@ -498,6 +517,7 @@ impl Summary {
             status_detail: None,
             convergence: Convergence::default(),
             flock: None,
+            motion: None,
             throughput: Throughput::default(),
             latency_ns: LatencyQuantiles::default(),
             ttft_ns: None,

@@ -42,6 +42,13 @@ pub fn summary_table(summary: &Summary) -> String {
             ),
         );
     }
+    if let Some(motion) = &summary.motion {
+        row(
+            "rows turned",
+            format!("{} rad", number(Some(motion.turned_mean_rad))),
+            format!("by {}; {} of {} moves undone", motion.rule, motion.undone, motion.moves),
+        );
+    }
     if let Some(quality) = &summary.quality {
         row("loss", format!("{} nats", nats(quality.loss)), loss_controls(quality));
         if let Some(routed) = quality.loss_f32_routed {

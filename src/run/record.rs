@@ -9,11 +9,13 @@ use super::serve::{Refusal, ServeError, Watch};
 use super::sums::{FlockSums, NodeLoadSums, PlaySums};
 use crate::dispatch::Served;
 use crate::results::{
-    BatchTimes, Goal, HottestExpert, LayerFigures, Layers, Outcomes, Pairs, ResultsError, RoundRow,
-    RunDir, ServedNodeLoads, StepTheory, Summary, TableWriter, TailTheory, Throughput,
+    BatchTimes, Goal, HottestExpert, LayerFigures, Layers, MotionFigures, Outcomes, Pairs,
+    ResultsError, RoundRow, RunDir, ServedNodeLoads, StepTheory, Summary, TableWriter, TailTheory,
+    Throughput,
 };
 use crate::scenario::Scenario;
 use crate::source::{KeptExperts, SourceShape};
+use agents::flock::motion::LayerMotion;
 use agents::ids::{ExpertId, RequestId, StepId};
 use agents::queueing::ForkJoin;
 use agents::round::Arena;
@@ -35,6 +37,7 @@ pub(super) struct Recorder {
     /// Which experts the loads are of, where some are pruned.
     kept: Option<KeptExperts>,
     pairs: Pairs,
+    motion: Option<MotionFigures>,
     payload_bytes: u64,
     /// Of a request, mean.
     tokens_offered: f64,
@@ -78,6 +81,7 @@ impl Recorder {
             layers: (0..).zip(bits).map(layer).collect(),
             kept,
             pairs: Pairs::default(),
+            motion: None,
             payload_bytes: 0,
             tokens_played: 0,
             nodes_took: (None, None),
@@ -106,6 +110,21 @@ impl Recorder {
         self.pairs = Pairs { dispatched, combined, missing: dispatched - combined, shed: 0 };
     }
 
+    /// Notes how far router rows have moved, where they do.
+    pub(super) fn motion(&mut self, layers: Option<&[LayerMotion]>) {
+        let rule = self.scenario.flock.motion_rule().map(str::to_owned);
+        let Some((layers, rule)) = layers.zip(rule) else { return };
+        let turned: Vec<f64> = layers.iter().flat_map(LayerMotion::turned).collect();
+        let sum = |count: fn((u64, u64)) -> u64| layers.iter().map(|l| count(l.counts())).sum();
+        self.motion = Some(MotionFigures {
+            rule,
+            moves: sum(|(moves, _)| moves),
+            undone: sum(|(_, undone)| undone),
+            turned_mean_rad: turned.iter().sum::<f64>() / turned.len() as f64,
+            turned_max_rad: turned.iter().copied().fold(0.0, f64::max),
+        });
+    }
+
     /// Closes the tables, writes histogram and layers, and fills what was recorded into `summary`.
     ///
     /// # Errors
@@ -124,6 +143,7 @@ impl Recorder {
             summary.convergence.social = Some(self.play.social());
         }
         summary.flock = self.flock.comparison();
+        summary.motion.clone_from(&self.motion);
         if let Some(placement) = summary.placement.as_mut().filter(|_| !self.nodes_changed) {
             placement.served = self.node_loads.served();
         }

@@ -100,7 +100,8 @@ pub(super) async fn play_layers(
             arena.set_hosts(layer, expert, hosts);
         }
         arena.set_available(|node| dispatch.is_available(node));
-        let perception = Perception { step, layer, requests: seats, logits: &input.logits };
+        let (logits, hidden) = (&input.logits, &input.hidden);
+        let perception = Perception { step, layer, requests: seats, logits, hidden };
         let decision =
             arena.decide(&perception).map_err(|source| RoundError::Game { step, layer, source })?;
 

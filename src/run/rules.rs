@@ -4,11 +4,14 @@ use crate::scenario::Scenario;
 use crate::scenario::file;
 use crate::source::{ScoreSource, SourceShape};
 use agents::expert::{BitWidth, Expert};
+use agents::flock::motion::{LayerMotion, MotionSettings, RowRule};
 use agents::flock::price::FlockSettings;
 use agents::game::{CostOfGame, CostSettings, Information, Registries, Router, TopK};
 use agents::ids::{ExpertId, LayerId, NodeId};
+use agents::rng::stream;
 use agents::round::Arena;
 use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
+use rand::RngExt as _;
 use std::sync::Arc;
 
 /// Bits by layer and expert.
@@ -52,7 +55,35 @@ pub(super) fn arena(
         alignment: scenario.flock.alignment,
     });
     let play = Playing { router, cost, information, social_optimum: game.social_optimum, flock };
-    build(source, scenario, bits, play, nodes, hosts)
+    let mut arena = build(source, scenario, bits, play, nodes, hosts);
+    if let Some(rule) = scenario.flock.motion_rule() {
+        arena.set_motion(motions(source, scenario, &|seed| {
+            registries.motions.build(rule, seed).expect(KNOWN)
+        }));
+    }
+    arena
+}
+
+/// The rows of each layer, with a rule and a seed of its own.
+fn motions(
+    source: &dyn ScoreSource,
+    scenario: &Scenario,
+    rule: &dyn Fn(u64) -> Box<dyn RowRule>,
+) -> Vec<LayerMotion> {
+    let SourceShape { layers, width, top_k, routing, .. } = source.shape();
+    let top_k = scenario.game.top_k.map_or(top_k, |top_k| top_k as usize);
+    let settings = MotionSettings {
+        neighbours: scenario.flock.neighbours as usize,
+        turn_max: scenario.flock.motion_turn_max_rad,
+        score_loss_max: scenario.flock.motion_score_loss_max,
+    };
+    let layers = (0..layers).map(LayerId::from_index);
+    let of_layer = |layer| {
+        let seed = stream(scenario.seed, &format!("motion of layer {layer}")).random();
+        let rows = source.router_rows(layer);
+        LayerMotion::new(&rows, width, (routing, top_k), settings, rule(seed))
+    };
+    layers.map(of_layer).collect()
 }
 
 /// The control: the same tokens under plain top-k, without a flock. Top-k

@@ -164,6 +164,7 @@ impl Plan<'_> {
         let mut job = ServeOnce { plan: self, clock, progress: settings.progress, recorder, arena };
         let (result, served) = self.on_nodes(settings, interrupts, &mut job).await;
         job.recorder.pairs(job.arena.pairs());
+        job.recorder.motion(job.arena.motion());
         if result.is_err() {
             job.recorder.requests.give_up(&self.demand, clock.now_ns());
         }

@@ -25,6 +25,7 @@ pub(super) fn find(
     game(scenario, known, &mut found);
     cost(scenario, known, &mut found);
     information(scenario, &mut found);
+    motion(scenario, known, &mut found);
     precision::find(scenario, known, &mut found);
     nodes(scenario, &mut found);
     load(scenario, &mut found);
@@ -77,6 +78,19 @@ fn game(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
     found.unless(holds, &["flock.neighbours", "source.experts", "flock.enabled"], || {
         let message = format!("`flock.neighbours` is {neighbours} but `source.experts` is {experts}");
         (message, "an expert has at most experts - 1 neighbours: write fewer neighbours, or flock.enabled = false".into())
+    });
+}
+
+fn motion(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
+    let Some(name) = scenario.flock.motion_rule() else { return };
+    found.unless(known.motions.names().any(|known| known == name), &["flock.motion"], || {
+        let names = known.motions.names().chain(["none"]).collect();
+        (format!("there is no rule of motion \"{name}\""), one_of(name, names))
+    });
+    let has_rows = matches!(scenario.source, Source::Checkpoint { .. });
+    found.unless(has_rows, &["flock.motion", "source.kind"], || {
+        let message = "`flock.motion` moves router rows, but a synthetic source has none";
+        (message.into(), "read a checkpoint, or leave `motion` out".into())
     });
 }
 

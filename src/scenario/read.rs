@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use agents::flock::motion::MotionRegistry;
 use agents::game::CostRegistry;
 use agents::precision::AllocatorRegistry;
 use serde::Deserialize;
@@ -23,6 +24,8 @@ pub struct Known<'a> {
     pub costs: &'a CostRegistry,
     /// Allocators of bit widths by name.
     pub allocators: &'a AllocatorRegistry,
+    /// Rules of motion by name.
+    pub motions: &'a MotionRegistry,
 }
 
 /// Reads a scenario file, applies `--set` texts such as `game.top_k=4` in order, and checks the

@@ -192,7 +192,7 @@ fn top_k_in_the_game_is_the_model_as_it_was_trained() {
             let input = source.perceive(layer);
             let seats = vec![RequestId(0); length];
             let (step, logits) = (StepId(0), input.logits.as_slice());
-            let perception = Perception { step, layer, requests: &seats, logits };
+            let perception = Perception { step, layer, requests: &seats, logits, hidden: &[] };
             let orders = arena.decide(&perception).expect("finite logits").orders;
             let replies = computed(&source, &orders, &input.hidden);
             let output = arena.absorb(orders, replies, source.shape().width).expect("whole");

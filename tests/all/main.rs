@@ -10,6 +10,7 @@ mod cli_capacity;
 mod cli_ended_early;
 mod cli_faults;
 mod cli_membership;
+mod cli_motion;
 mod cli_placement;
 mod cli_precision;
 mod cli_quantize;

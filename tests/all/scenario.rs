@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use agents::flock::motion::MotionRegistry;
 use agents::game::{CostError, CostParameters, CostRegistry, CostSettings, GameShape};
 use agents::precision::{AllocatorRegistry, Budget as Limit};
 use nashflock::scenario::file::{Engine, Nodes, Source};
@@ -35,9 +36,12 @@ requests = 10
 fn known() -> Known<'static> {
     static COSTS: LazyLock<CostRegistry> = LazyLock::new(CostRegistry::standard);
     static ALLOCATORS: LazyLock<AllocatorRegistry> = LazyLock::new(AllocatorRegistry::standard);
+    static MOTIONS: LazyLock<MotionRegistry> = LazyLock::new(MotionRegistry::standard);
     Known {
+        motions: &MOTIONS,
         allocators: &ALLOCATORS,
-        routers: ["equilibrium", "top_k", "smooth_stale", "flock"].map(str::to_owned).into(),
+        routers: ["equilibrium", "top_k", "smooth_stale", "flock"].map(str::to_owned)
+            .into(),
         costs: &COSTS,
     }
 }

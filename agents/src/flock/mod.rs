@@ -2,6 +2,7 @@
 
 pub mod graph;
 pub mod migration;
+pub mod motion;
 pub mod neighbours;
 pub mod precision;
 pub mod price;

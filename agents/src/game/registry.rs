@@ -8,9 +8,11 @@ use super::routers::{
     Sinkhorn, SmoothStale, TopKCapacity,
 };
 use super::{CostRegistry, Equilibrium, Router, TopK};
+use crate::flock::motion::MotionRegistry;
 use crate::precision::AllocatorRegistry;
 
-/// All that scenarios and commands name: routers, congestion costs and allocators of bit widths.
+/// All that scenarios and commands name: routers, congestion costs, allocators of bit
+/// widths and rules of motion.
 pub struct Registries {
     /// Routers by name.
     pub routers: RouterRegistry,
@@ -18,6 +20,8 @@ pub struct Registries {
     pub costs: CostRegistry,
     /// Allocators by name.
     pub allocators: AllocatorRegistry,
+    /// Rules of motion by name.
+    pub motions: MotionRegistry,
 }
 
 impl Registries {
@@ -28,6 +32,7 @@ impl Registries {
             routers: RouterRegistry::standard(),
             costs: CostRegistry::standard(),
             allocators: AllocatorRegistry::standard(),
+            motions: MotionRegistry::standard(),
         }
     }
 }

@@ -7,11 +7,13 @@ mod absorb;
 mod arrive;
 mod certify;
 mod flock;
+mod motion;
 mod order;
 mod perceive;
 mod precision;
 mod respond;
 
+use crate::flock::motion::LayerMotion;
 use crate::game::{Choices, GameError, Scores};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use crate::orders::{Combine, Orders, PairGates, Replies};
@@ -72,6 +74,8 @@ pub struct Perception<'a> {
     pub requests: &'a [RequestId],
     /// Router logits `[T, E]`, finite.
     pub logits: &'a [f32],
+    /// Hidden states `[T, width]`, what the logits are made of. Read where rows move; may be empty else.
+    pub hidden: &'a [f32],
 }
 
 /// The output of [`Arena::decide`].
@@ -162,6 +166,28 @@ impl Arena {
         self.combine = combine;
     }
 
+    /// Lets the router rows of each layer move: from the next round on the logits are those of the rows in
+    /// force, and each round's perception has its hidden states. One a layer, in order.
+    ///
+    /// # Panics
+    /// When there is not one motion a layer, or rows move already.
+    pub fn set_motion(&mut self, layers: Vec<LayerMotion>) {
+        let roster = self.world.resource::<crate::world::Roster>();
+        assert_eq!(layers.len(), roster.experts.len(), "a motion for every layer");
+        assert!(self.motion().is_none(), "rows are set in motion once");
+        self.world.insert_resource(motion::Motions { layers, hidden: Vec::new() });
+        self.decide.add_systems((
+            motion::perceive.in_set(Stage::Perceive).before(perceive::perceive),
+            motion::fly.in_set(Stage::Flock),
+        ));
+    }
+
+    /// The rows of each layer in motion; none where they stand.
+    #[must_use]
+    pub fn motion(&self) -> Option<&[LayerMotion]> {
+        self.world.get_resource::<motion::Motions>().map(|motions| motions.layers.as_slice())
+    }
+
     /// Says which nodes should get work from the next round on; all should at first. Experts of the
     /// others are computed by their replicas, and by the others still where there is none: what is
     /// combined is the same.
@@ -197,7 +223,7 @@ impl Arena {
     /// # Panics
     /// When the batch is larger than the token pool or names an unknown layer.
     pub fn decide(&mut self, perception: &Perception<'_>) -> Result<Decision, GameError> {
-        let Perception { step, layer, requests, logits } = *perception;
+        let Perception { step, layer, requests, logits, hidden } = *perception;
         let roster = self.world.resource::<crate::world::Roster>();
         let experts = roster.experts[layer.index()].len();
         assert!(requests.len() <= roster.tokens.len(), "the batch fits the token pool");
@@ -210,6 +236,10 @@ impl Arena {
         batch.requests.extend_from_slice(requests);
         batch.logits.clear();
         batch.logits.extend_from_slice(logits);
+        if let Some(mut motions) = self.world.get_resource_mut::<motion::Motions>() {
+            motions.hidden.clear();
+            motions.hidden.extend_from_slice(hidden);
+        }
         self.decide.run(&mut self.world);
         Ok(Decision {
             orders: self.world.resource::<Outbox>().0.clone(),

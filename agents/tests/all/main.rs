@@ -3,6 +3,7 @@
 mod expert;
 mod flock;
 mod flock_migration;
+mod flock_motion;
 mod flock_precision;
 mod game;
 mod information;

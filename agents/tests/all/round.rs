@@ -89,8 +89,13 @@ fn reply(orders: &Orders) -> Replies {
 fn play(arena: &mut Arena, step: u32) -> (Orders, Vec<f32>) {
     let requests: Vec<RequestId> = (0..60).map(|t| RequestId(t / 10)).collect();
     let logits = random(u64::from(step), TOKENS * EXPERTS);
-    let perception =
-        Perception { step: StepId(step), layer: LayerId(0), requests: &requests, logits: &logits };
+    let perception = Perception {
+        step: StepId(step),
+        layer: LayerId(0),
+        requests: &requests,
+        logits: &logits,
+        hidden: &[],
+    };
     let decision = arena.decide(&perception).expect("finite logits");
     let replies = reply(&decision.orders);
     let combined = arena.absorb(decision.orders.clone(), replies, WIDTH).expect("whole replies");
@@ -184,7 +189,8 @@ fn each_layer_plays_and_is_certified_under_its_own_memory_of_earlier_batches() {
                 let logits = random(u64::from(10 * step + layer), TOKENS * EXPERTS);
                 let step = StepId(step);
                 let layer = LayerId(layer);
-                let perception = Perception { step, layer, requests: &requests, logits: &logits };
+                let perception =
+                    Perception { step, layer, requests: &requests, logits: &logits, hidden: &[] };
                 let report = arena.decide(&perception).expect("finite logits").play;
 
                 let mut values = logits;
@@ -235,7 +241,8 @@ fn replicas_share_a_round_so_that_the_largest_node_load_is_least() {
         let mut logits = random(u64::from(step), TOKENS * EXPERTS);
         logits.chunks_mut(EXPERTS).for_each(|row| row[step as usize % EXPERTS] += 3.0);
         let (step, layer) = (StepId(step), LayerId(0));
-        let perception = Perception { step, layer, requests: &requests, logits: &logits };
+        let perception =
+            Perception { step, layer, requests: &requests, logits: &logits, hidden: &[] };
         let decision = arena.decide(&perception).expect("finite logits");
         let (loads, found) = (&decision.play.loads, &decision.node_loads);
 
@@ -272,8 +279,13 @@ fn dispatched_pairs_equal_combined_pairs_on_every_node() {
 
     let requests = [RequestId(0)];
     let logits = random(9, EXPERTS);
-    let unanswered =
-        Perception { step: StepId(1), layer: LayerId(0), requests: &requests, logits: &logits };
+    let unanswered = Perception {
+        step: StepId(1),
+        layer: LayerId(0),
+        requests: &requests,
+        logits: &logits,
+        hidden: &[],
+    };
     arena.decide(&unanswered).expect("finite logits");
     assert_eq!(arena.pairs(), (pairs + TOP_K as u64, pairs), "ordered and never combined");
 }
@@ -309,7 +321,8 @@ fn sums_of_nodes_combine_to_the_same_output_up_to_rounding_and_on_one_node_to_th
         let requests: Vec<RequestId> = (0..60).map(|t| RequestId(t / 10)).collect();
         let logits = random(0, TOKENS * EXPERTS);
         let (step, layer) = (StepId(0), LayerId(0));
-        let perception = Perception { step, layer, requests: &requests, logits: &logits };
+        let perception =
+            Perception { step, layer, requests: &requests, logits: &logits, hidden: &[] };
         let decision = arena.decide(&perception).expect("finite logits");
         let gates = decision.gates.expect("nodes need them");
         let replies = summed(&decision.orders, &gates);
@@ -335,7 +348,7 @@ fn sums_of_orders_that_leave_a_pair_out_are_a_bug() {
     let requests: Vec<RequestId> = (0..60).map(|t| RequestId(t / 10)).collect();
     let logits = random(0, TOKENS * EXPERTS);
     let (step, layer) = (StepId(0), LayerId(0));
-    let perception = Perception { step, layer, requests: &requests, logits: &logits };
+    let perception = Perception { step, layer, requests: &requests, logits: &logits, hidden: &[] };
     let decision = arena.decide(&perception).expect("finite logits");
     let mut orders = decision.orders;
     orders.nodes[0].groups[0].tokens.pop();
@@ -443,6 +456,7 @@ fn a_logit_that_is_not_finite_is_refused_with_its_place() {
         layer: LayerId(0),
         requests: &[RequestId(0), RequestId(0)],
         logits: &logits,
+        hidden: &[],
     };
     let refused = arena.decide(&perception).expect_err("not a number").to_string();
     assert!(refused.contains("row 1, column 1"), "{refused}");
