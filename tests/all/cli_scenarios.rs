@@ -101,6 +101,54 @@ fn a_flock_of_trained_experts_comes_near_the_equilibrium_by_bids_and_not_by_load
 }
 
 #[test]
+fn messages_that_are_late_and_lost_cost_a_flock_no_balance() {
+    let folder = folder();
+    let late = run(&folder, "lost-messages", "late", &["load.requests=32"]);
+    let at_once = ["load.requests=32", "game.router=flock"];
+    let prompt = run(&folder, "lost-messages", "prompt", &at_once);
+    assert!(figure(&late, "max_over_mean_top_k") > 4.0, "there is something to balance");
+    let difference = figure(&late, "max_over_mean") - figure(&prompt, "max_over_mean");
+    assert!(difference.abs() < 0.02 && figure(&late, "relative_gap") < 1e-3, "{late} {prompt}");
+    assert!(figure(&late, "iterations") > figure(&prompt, "iterations"), "{late} {prompt}");
+}
+
+#[test]
+fn a_flock_routes_around_stragglers_as_the_equilibrium_does_and_top_k_does_not() {
+    let folder = folder();
+    let share = |router: &str| {
+        let sets = ["load.requests=32", &format!("game.router={router}")];
+        let summary = run(&folder, "stragglers-and-flocks", router, &sets);
+        let layers = std::fs::read_to_string(folder.path(router).join("layers.json"));
+        let layers: Value = serde_json::from_str(&layers.expect("written")).expect("JSON");
+        let loads = layers["layers"][0]["loads"].as_array().expect("loads");
+        let of = |loads: &[Value]| loads.iter().filter_map(Value::as_f64).sum::<f64>();
+        (of(&loads[..8]) / of(loads), summary)
+    };
+    let (flock, summary) = share("flock");
+    let (equilibrium, _) = share("equilibrium");
+    let (plain, control) = share("top_k");
+    assert!((flock - equilibrium).abs() < 0.005 && flock < 0.5 * plain, "{flock} {plain}");
+    assert!(figure(&summary, "relative_gap") < 1e-6, "{summary}");
+    let cost = &control["convergence"]["social"]["cost"];
+    assert!(cost.is_null(), "under top_k a queue grows without end: {control}");
+}
+
+#[test]
+fn tokens_that_know_their_best_experts_only_still_even_out_most_of_the_crowd() {
+    let folder = folder();
+    let sets = ["source.experts=512", "load.requests=2", "game.price_per_fair_share=0.05"];
+    let near = run(&folder, "thousand-experts", "near", &sets);
+    let all = [&sets[..], &["game.router=equilibrium"]].concat();
+    let all = run(&folder, "thousand-experts", "all", &all);
+    let [near, all, plain] = [
+        figure(&near, "max_over_mean"),
+        figure(&all, "max_over_mean"),
+        figure(&near, "max_over_mean_top_k"),
+    ];
+    assert!(all < near && near < 0.5 * plain, "{all} {near} {plain}");
+}
+
+#[test]
 fn smooth_learning_settles_under_stale_prices_and_always_switching_does_not() {
     let folder = folder();
     // The hottest expert over the fair share, batch by batch.

@@ -40,7 +40,8 @@ fn known() -> Known<'static> {
     Known {
         motions: &MOTIONS,
         allocators: &ALLOCATORS,
-        routers: ["equilibrium", "top_k", "smooth_stale", "flock"].map(str::to_owned)
+        routers: ["equilibrium", "top_k", "smooth_stale", "flock", "flock_late", "flock_near"]
+            .map(str::to_owned)
             .into(),
         costs: &COSTS,
     }

@@ -6,6 +6,7 @@
 
 use crate::ids::ExpertId;
 use nalgebra::DMatrixView;
+use rayon::prelude::*;
 
 /// The `count` nearest experts of each expert, nearest first; ties go to the lower id.
 ///
@@ -20,13 +21,21 @@ pub fn nearest(router: &[f32], experts: usize, count: usize) -> Vec<Vec<ExpertId
     // nalgebra is column-major: each expert's row becomes one column.
     let rows = DMatrixView::from_slice(router, router.len() / experts, experts);
     let norms: Vec<f32> = rows.column_iter().map(|row| row.norm().max(f32::MIN_POSITIVE)).collect();
+    let count = count.min(experts - 1);
     (0..experts)
+        .into_par_iter()
         .map(|e| {
             let cosine = |f: usize| rows.column(e).dot(&rows.column(f)) / (norms[e] * norms[f]);
             let mut others: Vec<(f32, usize)> =
                 (0..experts).filter(|f| *f != e).map(|f| (cosine(f), f)).collect();
-            others.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            others.iter().take(count).map(|(_, f)| ExpertId::from_index(*f)).collect()
+            let nearer =
+                |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+            if count < others.len() {
+                others.select_nth_unstable_by(count, nearer);
+                others.truncate(count);
+            }
+            others.sort_unstable_by(nearer);
+            others.iter().map(|(_, f)| ExpertId::from_index(*f)).collect()
         })
         .collect()
 }

@@ -189,6 +189,11 @@ impl RouterRegistry {
             "the flock with messages 4 rounds old and a tenth of them lost, 60 rounds (experimental)",
             Box::new(|| Box::new(FlockPrices::late())),
         );
+        add(
+            "flock_near",
+            "the flock where a token knows its 15 best experts alone (experimental)",
+            Box::new(|| Box::new(FlockPrices::near())),
+        );
         registry
     }
 

@@ -76,6 +76,12 @@ impl FlockPrices {
         Self { delay_rounds: 4, lost_share: 0.1, rounds: 60, ..Self::default() }
     }
 
+    /// Tokens know their 15 best experts of all: 7 beside the 8 that the field's models take.
+    #[must_use]
+    pub fn near() -> Self {
+        Self { candidates: Some(15), ..Self::default() }
+    }
+
     /// Plays, and tells of each round.
     #[must_use]
     pub fn fly(&self, game: &Game<'_>, warm: Option<&[f64]>) -> Flight {
