@@ -25,6 +25,33 @@ pub struct LayerFigures {
     pub loads: Vec<u64>,
     /// Bits a weight is stored in, scales not counted; 0 where the expert is pruned.
     pub bits: Vec<u32>,
+    /// The first steps one by one, 40 of them at most; empty in layers of more than 256
+    /// experts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepLoads>,
+}
+
+/// Steps that a layer keeps one by one.
+const STEPS_MAX: usize = 40;
+/// Experts of a layer that keeps steps.
+const STEP_EXPERTS_MAX: usize = 256;
+
+/// One step of a layer, an entry for each expert in play.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct StepLoads {
+    /// Tokens an expert would have got from plain top-k.
+    pub loads_top_k: Vec<u32>,
+    /// Tokens it got from the router.
+    pub loads: Vec<u32>,
+}
+
+impl LayerFigures {
+    /// Keeps a step, as long as there is room.
+    pub fn keep_step(&mut self, loads_top_k: &[u32], loads: &[u32]) {
+        if self.steps.len() < STEPS_MAX && loads.len() <= STEP_EXPERTS_MAX {
+            self.steps.push(StepLoads { loads_top_k: loads_top_k.to_vec(), loads: loads.to_vec() });
+        }
+    }
 }
 
 impl Layers {

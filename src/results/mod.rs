@@ -18,7 +18,7 @@ mod table;
 mod theory;
 
 pub use error::ResultsError;
-pub use layers::{LayerFigures, Layers};
+pub use layers::{LayerFigures, Layers, StepLoads};
 pub use manifest::{Machine, Manifest, ManifestNode, RunStart, Source};
 pub use node_load::{ExpectedNodeLoads, LoadsFrom, PlacementFigures, ServedNodeLoads};
 pub use parquet::{Row, TableWriter, read_table};

@@ -67,6 +67,7 @@ impl Recorder {
             loads_top_k: vec![0; bits.len()],
             loads: vec![0; bits.len()],
             bits,
+            steps: Vec::new(),
         };
         Ok(Self {
             shape,
@@ -302,6 +303,7 @@ impl Watch for Recorder {
         let kept = self.kept.as_ref().map(|kept| kept[round.layer.index()].as_slice());
         add_loads(&mut figures.loads, &play.loads, kept);
         add_loads(&mut figures.loads_top_k, &play.loads_top_k, kept);
+        figures.keep_step(&play.loads_top_k, &play.loads);
         self.payload_bytes += bytes_sent + bytes_received;
         if let Some(flock) = flock {
             self.flock.add(round.step.index(), tokens, flock);

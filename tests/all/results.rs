@@ -493,6 +493,7 @@ fn layers() -> Layers {
         bits: (0..64)
             .map(|e: u32| [2, 2, 3, 4, 2, 4, 2, 8][(e * (layer + 5) % 8) as usize])
             .collect(),
+        steps: Vec::new(),
     };
     Layers::new(vec![figures(0), figures(1)])
 }

@@ -2,6 +2,7 @@
 
 mod cards;
 mod html;
+mod murmuration;
 mod pictures;
 mod plots;
 mod series;

@@ -4,6 +4,7 @@ use maud::{Markup, PreEscaped, html};
 
 use super::RunRecord;
 use super::html::nothing;
+use super::murmuration::in_flight;
 use super::plots::{self, BLUE, GREY, Line, ORANGE};
 use super::series::{POINTS_MAX, Points, floored, thin, worst_layer};
 use crate::results::format::{count, number};
@@ -40,10 +41,27 @@ pub(super) fn flock(record: &RunRecord) -> Markup {
         return nothing("No rounds were recorded in this run.");
     }
     let (keys, lines, thinned) = prepared(lines);
+    html! {
+        (figure(
+            &plots::lines(&lines, 1.0, "load, max over mean"),
+            "load, max over mean, by step",
+            html! { (keys) p { "Worst layer of each step; 1 is even. " (without) (thinned) } },
+        ))
+        (flight(record))
+    }
+}
+
+/// The experts of the first layer that kept steps, in motion.
+fn flight(record: &RunRecord) -> Markup {
+    let layers = measured(record, |layer| !layer.steps.is_empty());
+    let Some((layer, svg)) = layers.iter().find_map(|layer| Some((layer, in_flight(layer)?)))
+    else {
+        return html! {};
+    };
     figure(
-        &plots::lines(&lines, 1.0, "load, max over mean"),
-        "load, max over mean, by step",
-        html! { (keys) p { "Worst layer of each step; 1 is even. " (without) (thinned) } },
+        &svg,
+        "loads of experts, step by step",
+        html! { p { "The first " (layer.steps.len()) " steps of layer " (layer.layer) ", one after the other. A dot is an expert, its area the tokens it got; the ring around it is the fair share." } },
     )
 }
 
