@@ -9,6 +9,7 @@ use crate::flock::{neighbours, price::FlockSettings};
 use crate::game::{CostOfGame, Dynamics, GameShape, Information, Play, Router};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId, TokenId};
 use crate::orders::{Combine, Orders, Replies};
+use crate::precision::{Follow, WidthDecision};
 use crate::routing::Routing;
 use bevy_ecs::prelude::{Entity, Resource, World};
 use std::sync::Arc;
@@ -137,6 +138,16 @@ pub struct Certified(pub crate::report::PlayReport);
 /// What the flock alone would have done: written by the flock stage.
 #[derive(Resource, Debug, Default)]
 pub struct FlockResponse(pub Option<crate::report::FlockReport>);
+
+/// Widths that follow the loads, and what they last decided: written by the precision stage. Absent where
+/// widths stay.
+#[derive(Resource, Debug)]
+pub struct Widths {
+    /// What decides.
+    pub follow: Follow,
+    /// What the shell has not taken up yet.
+    pub decided: Option<WidthDecision>,
+}
 
 /// Orders to send: written by the order stage.
 #[derive(Resource, Debug)]

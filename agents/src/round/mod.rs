@@ -13,14 +13,16 @@ mod perceive;
 mod precision;
 mod respond;
 
+use crate::expert::BitWidth;
 use crate::flock::motion::LayerMotion;
 use crate::game::{Choices, GameError, Scores};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use crate::orders::{Combine, Orders, PairGates, Replies};
+use crate::precision::{Follow, WidthDecision};
 use crate::report::{FlockReport, NodeLoadReport, PlayReport};
 use crate::routing::gates;
 use crate::world::{
-    Batch, Certified, FlockResponse, Inbox, NodeLoads, Outbox, Perceived, Response, Rules,
+    Batch, Certified, FlockResponse, Inbox, NodeLoads, Outbox, Perceived, Response, Rules, Widths,
     WorldSettings, spawn,
 };
 use bevy_ecs::prelude::{IntoScheduleConfigs, Res, Resource, Schedule, SystemSet, World};
@@ -126,7 +128,7 @@ impl Arena {
             respond::respond.in_set(Stage::Respond),
             certify::certify_play.in_set(Stage::Certify),
             flock::fly.in_set(Stage::Flock),
-            precision::weigh.in_set(Stage::Precision),
+            (precision::weigh, precision::follow).in_set(Stage::Precision),
             order::write_orders.in_set(Stage::Order),
         ));
         for (stage, next) in Stage::DECIDE.into_iter().zip(Stage::DECIDE.into_iter().skip(1)) {
@@ -213,6 +215,45 @@ impl Arena {
         let entity = roster.experts[layer.index()][expert.index()];
         self.world.get_mut::<crate::components::Hosts>(entity).expect("the roster is complete").0 =
             hosts;
+    }
+
+    /// Lets widths follow the loads of the steps from now on.
+    pub fn follow_loads(&mut self, follow: Follow) {
+        self.world.insert_resource(Widths { follow, decided: None });
+    }
+
+    /// What was decided of the widths in the latest step, if anything was and nobody took it before. The
+    /// widths in force stay until [`Self::set_bits`] says that others are.
+    pub fn take_width_decision(&mut self) -> Option<WidthDecision> {
+        self.world.get_resource_mut::<Widths>()?.decided.take()
+    }
+
+    /// Says that an expert is computed at another width from the next round on.
+    ///
+    /// # Panics
+    /// When the layer or the expert is unknown.
+    pub fn set_bits(&mut self, layer: LayerId, expert: ExpertId, bits: BitWidth) {
+        let roster = self.world.resource::<crate::world::Roster>();
+        let entity = roster.experts[layer.index()][expert.index()];
+        let mut precision = self
+            .world
+            .get_mut::<crate::components::Precision>(entity)
+            .expect("the roster is complete");
+        precision.bits = bits;
+    }
+
+    /// The bits that each expert of a layer is computed at.
+    ///
+    /// # Panics
+    /// When the layer is unknown.
+    #[must_use]
+    pub fn bits(&self, layer: LayerId) -> Vec<BitWidth> {
+        let experts = &self.world.resource::<crate::world::Roster>().experts[layer.index()];
+        let bits = |entity: &bevy_ecs::prelude::Entity| {
+            let precision = self.world.get::<crate::components::Precision>(*entity);
+            precision.expect("the roster is complete").bits
+        };
+        experts.iter().map(bits).collect()
     }
 
     /// Plays one round.

@@ -1,8 +1,10 @@
 //! Re-allocation under routing that drifts: what it must keep, and what it is worth.
 
+use agents::expert::BitWidth;
+use agents::ids::LayerId;
 use agents::precision::{
-    Allocator as _, BitsMove, Hull, Problem, ReallocateError, ReallocateLimits, RunningLoads, Unit,
-    allocate, reallocate, reweigh,
+    Allocator as _, BitsMove, Follow, FollowSettings, FollowedUnits, Hull, Problem,
+    ReallocateError, ReallocateLimits, RunningLoads, Unit, allocate, reallocate, reweigh,
 };
 use agents::rng::stream;
 use rand::RngExt as _;
@@ -220,4 +222,52 @@ fn what_does_not_fit_together_is_refused() {
     }
     let small = refused(&[0, 0], ReallocateLimits { budget: 30_000, ..limits });
     assert!(small.to_string().contains("smallest feasible size is 30720"), "{small}");
+}
+
+#[test]
+fn widths_are_decided_after_the_last_layer_of_every_nth_step_as_the_rule_says() {
+    let mut rng = stream(5, "followed loads");
+    let calibrated: Vec<f64> = (0..2 * EXPERTS).map(|_| 90.0 * rng.random::<f64>()).collect();
+    let measured: Vec<Unit> = calibrated.chunks(EXPERTS).flat_map(units).collect();
+    let budget = 2 * EXPERTS as u64 * 24_000;
+    let start = hull(&measured, budget);
+    let limits = ReallocateLimits { budget, bytes_moved_max: u64::MAX, cost_per_byte: 0.0 };
+    let settings = FollowSettings { every_steps: 3, load_step: 0.5, limits };
+    let of = FollowedUnits {
+        units: measured.clone(),
+        widths: vec![BitWidth::Two, BitWidth::Four, BitWidth::Eight],
+        calibrated: calibrated.clone(),
+        experts: EXPERTS,
+        options: start.clone(),
+    };
+    let mut follow = Follow::new(settings, of.clone()).expect("it fits together");
+    let mut running = [RunningLoads::new(EXPERTS, 0.5), RunningLoads::new(EXPERTS, 0.5)];
+    let mut options = start.clone();
+    for step in 1..=9 {
+        for layer in 0..2 {
+            let loads = batch(7 * layer + step, &mut rng);
+            running[layer].absorb(&loads);
+            let decision = follow.absorb(LayerId::from_index(layer), &loads);
+            assert_eq!(decision.is_some(), layer == 1 && step % 3 == 0, "{step} {layer}");
+            let Some(decision) = decision else { continue };
+            let of_layer = |at: usize| {
+                let part = EXPERTS * at..EXPERTS * (at + 1);
+                reweigh(&measured[part.clone()], &calibrated[part], running[at].loads())
+            };
+            let now = [of_layer(0), of_layer(1)].concat();
+            let expected = reallocate(&now, &options, limits).expect("it fits together");
+            assert_eq!(decision.reallocation, expected);
+            assert!(!decision.moves.is_empty() && expected.cost_after < cost(&now, &start));
+            assert!((decision.cost_kept - cost(&now, &start)).abs() < 1e-9);
+            for (moved, step) in decision.moves.iter().zip(&expected.moves) {
+                assert_eq!(moved.layer.index() * EXPERTS + moved.expert.index(), step.unit);
+                assert_eq!(moved.to, of.widths[step.to]);
+                assert_eq!(moved.bytes, SIZES[step.to]);
+            }
+            assert!(decision.bytes <= budget);
+            options = expected.options;
+        }
+    }
+    let over = FollowedUnits { options: vec![2; 2 * EXPERTS], ..of };
+    assert!(matches!(Follow::new(settings, over), Err(ReallocateError::OverBudget { .. })));
 }
