@@ -104,6 +104,11 @@ impl Dispatch for InProcess {
         Ok(())
     }
 
+    async fn replace(&mut self, shards: Vec<ShardAssignment>) -> Result<u64, DispatchError> {
+        self.load(shards).await?;
+        Ok(0)
+    }
+
     async fn deliver(
         &mut self,
         orders: &Orders,

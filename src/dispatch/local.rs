@@ -154,6 +154,10 @@ impl Dispatch for Local {
         }
     }
 
+    async fn replace(&mut self, shards: Vec<ShardAssignment>) -> Result<u64, DispatchError> {
+        self.remote.replace(shards).await
+    }
+
     async fn deliver(
         &mut self,
         orders: &Orders,

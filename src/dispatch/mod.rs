@@ -44,6 +44,17 @@ pub trait Dispatch {
         shards: Vec<ShardAssignment>,
     ) -> impl Future<Output = Result<(), DispatchError>> + Send;
 
+    /// Brings nodes other weights for shards that they hold, between rounds: what is ordered from then on is
+    /// computed with these. A node that cannot be brought them is lost. Gives the encoded bytes that went
+    /// to other processes.
+    ///
+    /// # Errors
+    /// When what a lost node held is not brought to others in time.
+    fn replace(
+        &mut self,
+        shards: Vec<ShardAssignment>,
+    ) -> impl Future<Output = Result<u64, DispatchError>> + Send;
+
     /// Has the experts compute the orders on `hidden`, f32 `[T, width]`. The replies come in the
     /// order of the orders' nodes.
     ///

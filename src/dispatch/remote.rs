@@ -242,6 +242,40 @@ impl Dispatch for Remote {
         Ok(())
     }
 
+    async fn replace(&mut self, shards: Vec<ShardAssignment>) -> Result<u64, DispatchError> {
+        self.spot_check.know(&shards);
+        let mut by_node = vec![Vec::new(); self.peers.len()];
+        for shard in shards {
+            self.peer(shard.node)?;
+            by_node[shard.node.index()].push(shard);
+        }
+        let mut uploads = JoinSet::new();
+        for (peer, shards) in self.peers.iter().zip(by_node) {
+            let control = peer.control().filter(|_| peer.lost.is_none() && !shards.is_empty());
+            if let Some(control) = control {
+                uploads.spawn(upload_all(control, shards, self.deadlines));
+            }
+        }
+        let mut sent_bytes = 0;
+        while let Some(done) = uploads.join_next().await {
+            match done.expect("uploads do not panic") {
+                Ok(uploaded) => {
+                    sent_bytes += uploaded.iter().map(|shard| shard.3 as u64).sum::<u64>();
+                    self.loaded(&uploaded);
+                }
+                // It may hold the weights of before, and must not be asked for what they give.
+                Err(error) => {
+                    tracing::warn!("{error}; other nodes compute its experts where they hold them");
+                    let node = error.node();
+                    self.peers[node.index()].lost = Some(error.to_string());
+                    self.health.lose(node);
+                    self.faults.lost += 1;
+                }
+            }
+        }
+        Ok(sent_bytes)
+    }
+
     async fn deliver(
         &mut self,
         orders: &Orders,

@@ -65,6 +65,10 @@ impl Dispatch for ReadWhenUsed<'_> {
         Ok(())
     }
 
+    async fn replace(&mut self, _: Vec<ShardAssignment>) -> Result<u64, DispatchError> {
+        Ok(0)
+    }
+
     async fn deliver(
         &mut self,
         orders: &Orders,

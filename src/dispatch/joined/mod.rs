@@ -80,6 +80,8 @@ struct Shard {
     layer: LayerId,
     expert: ExpertId,
     weights: Arc<Expert>,
+    /// How often its weights were replaced: an upload that began before is of other weights.
+    version: u32,
 }
 
 impl Joined {
@@ -214,7 +216,7 @@ impl Dispatch for Joined {
             planned.sort_unstable();
             planned.dedup();
             self.needs.push(ShardNeed { planned, bytes: weights.encoded_bytes() });
-            self.shards.push(Shard { layer, expert, weights });
+            self.shards.push(Shard { layer, expert, weights, version: 0 });
         }
         let all: Vec<_> = self.shards.iter().map(|shard| (shard.layer, shard.expert)).collect();
         self.goal_of = None;
@@ -225,6 +227,25 @@ impl Dispatch for Joined {
             self.catch_up();
         }
         self.until_held(&all).await
+    }
+
+    /// Whoever held a shard is brought it anew; the run goes on once one live worker has each. Members that
+    /// get them later are asked for them later.
+    async fn replace(&mut self, assignments: Vec<ShardAssignment>) -> Result<u64, DispatchError> {
+        self.remote.spot_check.know(&assignments);
+        let (mut wanted, mut sent_bytes) = (Vec::new(), 0);
+        for ShardAssignment { layer, expert, expert_weights, .. } in assignments {
+            let place = self.shards.binary_search_by_key(&(layer, expert), |s| (s.layer, s.expert));
+            let Ok(at) = place else { continue };
+            // An assignment for each planned host brings the same weights.
+            if wanted.contains(&(layer, expert)) {
+                continue;
+            }
+            sent_bytes += expert_weights.encoded_bytes() * self.outdate(at, expert_weights);
+            wanted.push((layer, expert));
+        }
+        self.until_held(&wanted).await?;
+        Ok(sent_bytes)
     }
 
     /// A round that lost the only holder of an expert is sent again once another holds it. Nothing of

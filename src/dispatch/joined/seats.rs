@@ -7,10 +7,12 @@ use super::super::{
 };
 use super::{DispatchError, Joined, RemoteSettings, ShardAssignment};
 use agents::{
+    expert::Expert,
     ids::{ExpertId, LayerId, NodeId},
     membership::{Pass, Phase, Share, shares},
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// One seat.
 #[derive(Debug, Default)]
@@ -32,7 +34,8 @@ pub(super) struct Seat {
 #[derive(Debug)]
 pub(super) struct Upload {
     pass: Pass,
-    shards: Vec<usize>,
+    /// Places and versions.
+    shards: Vec<(usize, u32)>,
     result: Result<(Option<Peer>, Vec<Uploaded>), DispatchError>,
 }
 
@@ -81,7 +84,8 @@ impl Joined {
         seat.busy = false;
         match result {
             Ok((peer, uploaded)) => {
-                seat.held.extend(shards);
+                let of_now = |(at, version): &(usize, u32)| self.shards[*at].version == *version;
+                seat.held.extend(shards.iter().filter(|s| of_now(s)).map(|(at, _)| at));
                 if let Some(mut peer) = peer {
                     peer.pass = Some(pass);
                     for (_, layer, expert, bytes) in &uploaded {
@@ -97,6 +101,15 @@ impl Joined {
                 self.register.drop_member(pass);
             }
         }
+    }
+
+    /// A shard has other weights from now on: nobody holds it until it is brought anew. Gives how many held it.
+    pub(super) fn outdate(&mut self, at: usize, weights: Arc<Expert>) -> u64 {
+        self.needs[at].bytes = weights.encoded_bytes();
+        let shard = &mut self.shards[at];
+        (shard.weights, shard.version) = (weights, shard.version + 1);
+        self.is_behind = true;
+        self.seats.iter_mut().map(|seat| u64::from(seat.held.remove(&at))).sum()
     }
 
     /// Tells the register of members that a round lost, and says whether there were any.
@@ -163,6 +176,8 @@ impl Joined {
                 ShardAssignment { node, layer: shard.layer, expert: shard.expert, expert_weights }
             };
             let assignments = lacking.iter().map(assignment).collect();
+            let version = |at: usize| (at, self.shards[at].version);
+            let brought = lacking.iter().copied().map(version).collect();
             let remote = self.settings.remote.clone();
             let known = seat.waiting.as_ref().or_else(|| self.remote.seated(node));
             let control = known.and_then(Peer::control);
@@ -174,7 +189,7 @@ impl Joined {
                         .map(|done| (None, done)),
                     None => connect(node, &worker.address, assignments, &remote).await,
                 };
-                Upload { pass, shards: lacking, result }
+                Upload { pass, shards: brought, result }
             });
         }
     }
