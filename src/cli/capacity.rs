@@ -69,6 +69,12 @@ fn goal(args: &CapacityArgs, scenario: &Scenario) -> Result<CapacityGoal, Failur
     if scenario.nodes.engine == Engine::Join {
         return bad("capacity needs nodes that stay: use in-process, local:N or peers:HOST:PORT,…");
     }
+    if !scenario.precision.reallocate.is_off() {
+        return bad(
+            "precision.reallocate.every_steps is not 0, and what a rate holds would depend on the rates \
+             tried before: give --set precision.reallocate.every_steps=0",
+        );
+    }
     let Some(p99_ms) = args.goal_p99_ms.or(scenario.goals.p99_ms_max) else {
         return bad(
             "there is no goal to hold: write p99_ms_max under [goals], or give --goal-p99-ms",

@@ -25,6 +25,9 @@ pub struct LayerFigures {
     pub loads: Vec<u64>,
     /// Bits a weight is stored in, scales not counted; 0 where the expert is pruned.
     pub bits: Vec<u32>,
+    /// The same at the end of the run, where widths followed the loads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bits_end: Vec<u32>,
     /// The first steps one by one, 40 of them at most; empty in layers of more than 256
     /// experts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

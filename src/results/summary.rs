@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::SCHEMA_VERSION;
 use super::node_load::PlacementFigures;
+use super::reallocation::ReallocationFigures;
 use super::serving::{GenerationFigures, GeneratorLag};
 use super::theory::TailTheory;
 use crate::measure::LatencyQuantiles;
@@ -71,6 +72,9 @@ pub struct Summary {
     /// What the bytes were spent on; absent where experts stay in f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<PrecisionFigures>,
+    /// What following the loads changed of the widths; absent where widths stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reallocation: Option<ReallocationFigures>,
     /// Which experts were pruned; absent where none are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruning: Option<PruningFigures>,
@@ -381,6 +385,17 @@ pub struct Quality {
     /// mixed widths, to be held against `loss_top_k`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_top_k_uniform_bits: Option<f64>,
+    /// The experts at the widths of the start, under the run's router, on the run's own batches: the control
+    /// of re-allocation, to be held against `loss`. Absent where widths stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_widths_kept: Option<f64>,
+    /// Relative squared error of the routed layers' outputs from those of f32 experts under the run's router, on
+    /// the run's own batches, at the widths that the run had. Absent where widths stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_error: Option<f64>,
+    /// The same at the widths of the start: the control.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_error_widths_kept: Option<f64>,
     /// f32 experts, those that are kept, under plain top-k: what pruning alone costs, to be held
     /// against `loss_f32`. Absent where nothing is pruned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -530,6 +545,7 @@ impl Summary {
             pairs: None,
             memory,
             precision: None,
+            reallocation: None,
             pruning: None,
             quality: None,
             placement: None,

@@ -83,6 +83,23 @@ pub fn summary_table(summary: &Summary) -> String {
         );
         row("bits cost", number(Some(precision.cost)), text);
     }
+    if let Some(moved) = &summary.reallocation {
+        let text = format!(
+            "{} changed, cost {} where {} had they stayed",
+            bytes(moved.bytes_moved),
+            number(moved.cost),
+            number(moved.cost_kept)
+        );
+        row("widths moved", count(moved.moves), text);
+        if let Some(quality) = summary.quality.as_ref().filter(|q| q.output_error.is_some()) {
+            let text = format!(
+                "{} had widths stayed; loss {} nats then",
+                percent(quality.output_error_widths_kept),
+                nats(quality.loss_widths_kept)
+            );
+            row("output error", percent(quality.output_error), text);
+        }
+    }
     if let Some(pruning) = &summary.pruning {
         let quality = summary.quality.as_ref();
         let losses = quality.filter(|quality| quality.loss_f32_pruned.is_some()).map(|quality| {

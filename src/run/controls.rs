@@ -6,6 +6,7 @@ use super::read_when_used::ReadWhenUsed;
 use super::rounds::{Round, RoundError, play_batch};
 use super::rules::{self, CONTROL_NODES, control_host};
 use super::serve::ServeError;
+use super::width_control::WidthChange;
 use crate::dispatch::{Dispatch, InProcess, ShardAssignment};
 use crate::measure::Clock;
 use crate::results::Summary;
@@ -123,12 +124,14 @@ pub(super) fn shards_on(
 pub(super) struct Controls<'a> {
     pub(super) plan: &'a Plan<'a>,
     pub(super) answered: &'a [Vec<RequestId>],
+    /// How the widths changed on the way.
+    pub(super) width_changes: &'a [WidthChange],
     pub(super) clock: &'a Clock,
 }
 
 impl Controls<'_> {
-    /// Plays them, each time with one thing changed: f32 experts, uniform bits, plain top-k, other
-    /// experts pruned or none.
+    /// Plays them, each time with one thing changed: f32 experts, uniform bits, widths that stay, plain
+    /// top-k, other experts pruned or none.
     pub(super) async fn play(&self, summary: &mut Summary) -> Result<(), ServeError> {
         let Some(quality) = &mut summary.quality else { return Ok(()) };
         let Plan { scenario, materials, experts, .. } = self.plan;
@@ -150,6 +153,12 @@ impl Controls<'_> {
                 let loss = self.top_k_loss((full(Some(kept)), Some(kept))).await?;
                 quality.loss_f32_pruned_by_frequency = loss;
             }
+        }
+        if !scenario.precision.reallocate.is_off() {
+            let errors = self.width_errors(self.width_changes).await?;
+            quality.loss_widths_kept = Some(errors.loss_kept / self.tokens());
+            quality.output_error = Some(errors.followed);
+            quality.output_error_widths_kept = Some(errors.kept);
         }
         if scenario.game.router != "top_k" {
             quality.loss_f32_routed = Some(self.routed_loss(full(kept)).await?);

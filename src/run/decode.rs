@@ -65,6 +65,7 @@ impl Plan<'_> {
         let requests = demand.intended_ns.len() as u64;
         let mut begun: BTreeMap<RequestId, Begun> = BTreeMap::new();
         let (mut free_ns, mut answered) = (from_ns, 0);
+        let mut widths = self.widths_in_flight();
         for step in answers.steps(&demand.intended_ns) {
             let due_ns = from_ns + step.starts_ns;
             clock.sleep_until_ns(due_ns).await;
@@ -115,6 +116,8 @@ impl Plan<'_> {
                 cache_bytes: source.cache_bytes(),
             });
             serving.progress.answered(answered, requests);
+            widths.step_ended(arena, dispatch, clock, watch).await?;
+            free_ns = clock.now_ns();
             if !watch.goes_on()? {
                 break;
             }

@@ -51,6 +51,12 @@ pub(super) struct Fit {
     pub uniform: Option<Allocation>,
     /// Its bits.
     pub uniform_bits: Option<BitWidth>,
+    /// What was allocated: cost and size of each width for every expert, by layer and id.
+    pub units: Vec<Unit>,
+    /// The widths that the options of a unit are.
+    pub widths: Vec<BitWidth>,
+    /// Pairs that the calibration gave each expert.
+    pub calibrated: Vec<f64>,
 }
 
 /// Why there are no experts to serve.
@@ -133,7 +139,21 @@ pub(super) async fn fit(
     })?;
     let uniform_bits = uniform.as_ref().map(|uniform| widths[uniform.options[0]]);
     let allocator = name.clone();
-    let fit = Fit { allocator, budget_bytes: bytes, allocation, exact, uniform, uniform_bits };
+    let pairs =
+        |sample: &LayerSample| sample.gates.iter().map(|of| of.len() as f64).collect::<Vec<_>>();
+    let calibrated = samples.iter().flat_map(pairs).collect();
+    let budget_bytes = bytes;
+    let fit = Fit {
+        allocator,
+        budget_bytes,
+        allocation,
+        exact,
+        uniform,
+        uniform_bits,
+        units,
+        widths,
+        calibrated,
+    };
     drop(source);
     Ok(FittedExperts { served, experts, pruned, fit: Some(fit) })
 }

@@ -14,12 +14,14 @@ mod placement;
 mod plan;
 mod prune;
 mod read_when_used;
+mod reallocate;
 mod record;
 mod requests;
 mod rounds;
 mod rules;
 mod serve;
 mod sums;
+mod width_control;
 
 pub use capacity::{
     ATTEMPTS_MAX, Capacity, CapacityGoal, Probe, Verdict, capacity, requests_needed,
@@ -155,7 +157,7 @@ pub async fn run(
     let plan = Plan::new(scenario, settings.registries, &materials, demand, prepared);
     let shape = plan.source().shape();
     let node_loads = NodeLoadSums::over(plan.placed.slots(), plan.placed.round_robin);
-    let experts = (plan.bits(), plan.experts.kept().cloned());
+    let experts = (plan.bits(), plan.experts.kept().cloned(), plan.reallocation());
     let mut recorder =
         Recorder::open(&record.dir, scenario, shape, experts, &plan.demand, node_loads)?;
     let summary = &mut record.summary;
@@ -183,7 +185,9 @@ pub async fn run(
             Some(Quality { loss: Some(loss), loss_uniform, tokens, ..Quality::default() });
         if failure.is_none() {
             settings.progress.phase("playing the controls");
-            let controls = Controls { plan: &plan, answered: recorder.requests.answered(), clock };
+            let answered = recorder.requests.answered();
+            let width_changes = recorder.width_changes();
+            let controls = Controls { plan: &plan, answered, width_changes, clock };
             failure = match interrupts.or(controls.play(summary)).await {
                 Ok(played) => played.err(),
                 Err(interrupted) => Some(interrupted.into()),

@@ -17,6 +17,7 @@ use crate::scenario::file::{self, Engine, PruneBy};
 use crate::source::{KeptExperts, ScoreSource};
 use agents::expert::Expert;
 use agents::game::Registries;
+use agents::ids::LayerId;
 use agents::orders::Combine;
 use agents::round::Arena;
 use std::collections::BTreeMap;
@@ -135,14 +136,28 @@ impl<'a> Plan<'a> {
 
     /// Bits of every expert of the model by layer, 0 where it is pruned.
     pub(super) fn bits(&self) -> Vec<Vec<u32>> {
-        let layer = |(layer, experts): (usize, &Vec<Arc<Expert>>)| {
-            let served = experts.iter().map(|expert| expert.bits().code_bits());
-            let Some(kept) = self.experts.kept() else { return served.collect() };
+        let layer = |experts: &Vec<Arc<Expert>>| {
+            experts.iter().map(|expert| expert.bits().code_bits()).collect()
+        };
+        self.bits_of_all(self.experts.served.iter().map(layer))
+    }
+
+    /// The same as an arena has them.
+    pub(super) fn bits_in(&self, arena: &Arena) -> Vec<Vec<u32>> {
+        let layers = (0..self.experts.served.len()).map(LayerId::from_index);
+        let bits = |layer| arena.bits(layer).iter().map(|bits| bits.code_bits()).collect();
+        self.bits_of_all(layers.map(bits))
+    }
+
+    /// By expert of the model, from those of the experts that are served.
+    fn bits_of_all(&self, served: impl Iterator<Item = Vec<u32>>) -> Vec<Vec<u32>> {
+        let layer = |(layer, served): (usize, Vec<u32>)| {
+            let Some(kept) = self.experts.kept() else { return served };
             let mut bits = vec![0; self.experts.experts];
             kept[layer].iter().zip(served).for_each(|(expert, at)| bits[expert.index()] = at);
             bits
         };
-        self.experts.served.iter().enumerate().map(layer).collect()
+        served.enumerate().map(layer).collect()
     }
 
     /// Whether the experts were hosted otherwise than placed at any time: all that a quiet run sees is

@@ -3,15 +3,17 @@
 
 use super::decode::{Answer, StepDone};
 use super::demand::Demand;
+use super::reallocate::WidthsBrought;
 use super::requests::Requests;
 use super::rounds::Round;
 use super::serve::{Refusal, ServeError, Watch};
 use super::sums::{FlockSums, NodeLoadSums, PlaySums};
+use super::width_control::WidthChange;
 use crate::dispatch::Served;
 use crate::results::{
     BatchTimes, Goal, HottestExpert, LayerFigures, Layers, MotionFigures, Outcomes, Pairs,
-    ResultsError, RoundRow, RunDir, ServedNodeLoads, StepTheory, Summary, TableWriter, TailTheory,
-    Throughput,
+    ReallocationFigures, ResultsError, RoundRow, RunDir, ServedNodeLoads, StepTheory, Summary,
+    TableWriter, TailTheory, Throughput,
 };
 use crate::scenario::Scenario;
 use crate::source::{KeptExperts, SourceShape};
@@ -36,6 +38,9 @@ pub(super) struct Recorder {
     layers: Vec<LayerFigures>,
     /// Which experts the loads are of, where some are pruned.
     kept: Option<KeptExperts>,
+    /// What following the loads changed; none where widths stay.
+    reallocation: Option<ReallocationFigures>,
+    width_changes: Vec<WidthChange>,
     pairs: Pairs,
     motion: Option<MotionFigures>,
     payload_bytes: u64,
@@ -49,8 +54,12 @@ pub(super) struct Recorder {
     failure: Option<ResultsError>,
 }
 
+/// Bits of every expert of the model, pruned ones too; which are kept, where some are pruned; and what there is
+/// to say of widths that follow the loads.
+pub(super) type RecordedExperts = (Vec<Vec<u32>>, Option<KeptExperts>, Option<ReallocationFigures>);
+
 impl Recorder {
-    /// Opens the tables of a run directory. `bits` has every expert of the model, pruned ones too.
+    /// Opens the tables of a run directory.
     ///
     /// # Errors
     /// When they cannot be made.
@@ -58,7 +67,7 @@ impl Recorder {
         dir: &RunDir,
         scenario: &Scenario,
         shape: SourceShape,
-        (bits, kept): (Vec<Vec<u32>>, Option<KeptExperts>),
+        (bits, kept, reallocation): RecordedExperts,
         demand: &Demand,
         node_loads: NodeLoadSums,
     ) -> Result<Self, ResultsError> {
@@ -67,6 +76,7 @@ impl Recorder {
             loads_top_k: vec![0; bits.len()],
             loads: vec![0; bits.len()],
             bits,
+            bits_end: Vec::new(),
             steps: Vec::new(),
         };
         Ok(Self {
@@ -81,6 +91,8 @@ impl Recorder {
             nodes_changed: false,
             layers: (0..).zip(bits).map(layer).collect(),
             kept,
+            reallocation,
+            width_changes: Vec::new(),
             pairs: Pairs::default(),
             motion: None,
             payload_bytes: 0,
@@ -126,6 +138,19 @@ impl Recorder {
         });
     }
 
+    /// How the widths changed while batches were answered.
+    pub(super) fn width_changes(&self) -> &[WidthChange] {
+        &self.width_changes
+    }
+
+    /// Notes the bits of every expert of the model at the end.
+    pub(super) fn widths_ended(&mut self, bits: Vec<Vec<u32>>) {
+        if let Some(figures) = &mut self.reallocation {
+            figures.ended(&bits);
+            self.layers.iter_mut().zip(bits).for_each(|(layer, bits)| layer.bits_end = bits);
+        }
+    }
+
     /// Closes the tables, writes histogram and layers, and fills what was recorded into `summary`.
     ///
     /// # Errors
@@ -153,6 +178,7 @@ impl Recorder {
         self.requests.sum_up(summary);
         summary.theory = self.theory(batches.as_ref(), summary);
         summary.pairs = Some(self.pairs);
+        summary.reallocation.clone_from(&self.reallocation);
         summary.goals = self.goals(summary);
         self.null_reasons(summary);
         self.rounds.finish()?;
@@ -361,6 +387,14 @@ impl Watch for Recorder {
 
     fn answered(&mut self, answer: Answer) {
         self.requests.answer(answer);
+    }
+
+    fn widths_brought(&mut self, brought: &WidthsBrought<'_>) {
+        if let Some(figures) = &mut self.reallocation {
+            figures.add(brought);
+            let answered = self.requests.answered().len();
+            self.width_changes.push((answered, brought.decision.moves.clone()));
+        }
     }
 
     fn goes_on(&mut self) -> Result<bool, ServeError> {

@@ -5,6 +5,7 @@ use super::demand::Demand;
 use super::interrupt::{Interrupted, Interrupts};
 use super::on_nodes::Job;
 use super::plan::Plan;
+use super::reallocate::WidthsBrought;
 use super::record::Recorder;
 use super::rounds::{Round, RoundError, play_batch};
 use super::{Progress, RunSettings};
@@ -33,8 +34,8 @@ pub enum ServeError {
     /// Results cannot be written.
     #[error(transparent)]
     Results(#[from] ResultsError),
-    /// The experts of a control cannot be read again.
-    #[error("the controls' experts: {0}")]
+    /// Experts cannot be read again, for a control or for other widths.
+    #[error("reading experts again: {0}")]
     Checkpoint(#[from] CheckpointError),
     /// The user or the system asked to stop.
     #[error(transparent)]
@@ -70,6 +71,9 @@ pub(super) trait Watch {
 
     /// A request has its whole answer.
     fn answered(&mut self, answer: Answer);
+
+    /// Other widths came into force between two steps.
+    fn widths_brought(&mut self, _brought: &WidthsBrought<'_>) {}
 
     /// Whether the next batch is worth starting.
     ///
@@ -160,11 +164,15 @@ impl Plan<'_> {
         interrupts: &mut Interrupts,
         recorder: &mut Recorder,
     ) -> (Result<(), ServeError>, Served) {
-        let arena = self.arena(self.source().as_ref());
+        let mut arena = self.arena(self.source().as_ref());
+        if let Some(follow) = self.follow() {
+            arena.follow_loads(follow);
+        }
         let mut job = ServeOnce { plan: self, clock, progress: settings.progress, recorder, arena };
         let (result, served) = self.on_nodes(settings, interrupts, &mut job).await;
         job.recorder.pairs(job.arena.pairs());
         job.recorder.motion(job.arena.motion());
+        job.recorder.widths_ended(self.bits_in(&job.arena));
         if result.is_err() {
             job.recorder.requests.give_up(&self.demand, clock.now_ns());
         }
@@ -207,6 +215,7 @@ impl Plan<'_> {
         watch.serving_from(serving_from_ns);
         let requests = demand.intended_ns.len() as u64;
         let mut gate = self.gate();
+        let mut widths = self.widths_in_flight();
         // When the batch before had ended.
         let mut free_ns = serving_from_ns;
         for batch in &demand.batches {
@@ -237,6 +246,8 @@ impl Plan<'_> {
                 let times_ns = started_ns..free_ns;
                 watch.batch((batch.step, ids), &demand.intended_ns, times_ns, losses.as_deref());
                 serving.progress.answered(u64::from(batch.requests.end), requests);
+                widths.step_ended(arena, dispatch, clock, watch).await?;
+                free_ns = clock.now_ns();
             }
             if !watch.goes_on()? {
                 break;

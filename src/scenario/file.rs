@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
 pub use super::generation::{Generation, Lengths};
+pub use super::reallocate::Reallocate;
 pub use super::tls::Tls;
 
 /// The one `schema_version` this version reads.
@@ -279,6 +280,8 @@ pub struct Precision {
     /// Tokens of the calibration text that are read, 1 to 16777216. Default 2048.
     #[schemars(range(min = 1, max = 16_777_216))]
     pub calibration_tokens: u32,
+    /// Whether and how widths follow the loads during the run.
+    pub reallocate: Reallocate,
 }
 
 impl Default for Precision {
@@ -292,6 +295,7 @@ impl Default for Precision {
             group: 32,
             calibration_text: None,
             calibration_tokens: 2048,
+            reallocate: Reallocate::default(),
         }
     }
 }

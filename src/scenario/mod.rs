@@ -9,6 +9,7 @@ pub mod file;
 mod generation;
 mod problem;
 mod read;
+mod reallocate;
 mod set;
 mod shape;
 mod tls;

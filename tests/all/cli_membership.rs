@@ -100,6 +100,34 @@ fn a_run_waits_for_its_workers_and_they_end_when_it_is_over() {
 }
 
 #[test]
+fn widths_that_follow_the_loads_reach_workers_that_join_and_survive_those_that_die() {
+    const FOLLOWED: [&str; 4] =
+        ["--set", "precision.reallocate.every_steps=1", "--set", "game.router=top_k"];
+    let folder = folder(400);
+    let cluster = Cluster::new(&folder);
+    let first = [cluster.worker(&[]), cluster.worker(&[])];
+    let min = ["--set", "nodes.min_workers=2"];
+    let run = cluster.run(3, &[&FOLLOWED[..], &min].concat());
+    cluster.until_serving();
+    let third = cluster.worker(&[]);
+    std::thread::sleep(Duration::from_millis(800));
+    signal("KILL", first[0].pid());
+    let ended = run.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let summary = ended.json();
+    let alone = [&FOLLOWED[..], &["--set", "load.rate_per_s=100000"]].concat();
+    let alone = folder.summary("alone", &alone);
+    assert_eq!(summary["state_hash"], alone["state_hash"]);
+    nothing_is_lost(&summary, 400);
+    for key in ["moves", "bytes_moved", "cost"] {
+        assert_eq!(summary["reallocation"][key], alone["reallocation"][key], "{key}");
+    }
+    assert!(summary["reallocation"]["moves"].as_u64() > Some(0), "{summary}");
+    assert_eq!(summary["membership"]["joined"], 3, "{}", summary["membership"]);
+    drop(third);
+}
+
+#[test]
 fn workers_join_leave_and_die_during_a_run_and_no_bit_changes() {
     let folder = folder(600);
     let cluster = Cluster::new(&folder);

@@ -197,3 +197,94 @@ fn a_pruned_source_has_the_gates_of_logits_at_minus_infinity() {
         pruned.absorb(layer, &output);
     }
 }
+
+const FOLLOWED: [&str; 6] = [
+    "--set",
+    "precision.reallocate.every_steps=2",
+    "--set",
+    "game.router=top_k",
+    "--set",
+    "load.requests=60",
+];
+
+#[test]
+fn widths_follow_the_loads_alike_wherever_experts_are_computed() {
+    let folder = Folder::with(SYNTHETIC);
+    let with = |out: &str, more: &[&str]| folder.summary(out, &[&FOLLOWED[..], more].concat());
+    let here = with("out", &[]);
+    for (out, more, copies) in [
+        ("threads", &["--set", "compute.threads=1"][..], 0),
+        ("nodes", &["--nodes", "local:3"], 1),
+        ("replicas", &["--nodes", "local:3", "--set", "nodes.replicas=2"], 2),
+    ] {
+        let there = with(out, more);
+        assert_eq!(there["state_hash"], here["state_hash"], "{out}");
+        let (moved, of) = (&there["reallocation"], &here["reallocation"]);
+        for key in ["moves", "bytes_moved", "cost", "cost_kept", "widths_end"] {
+            assert_eq!(moved[key], of[key], "{out}: {key}");
+        }
+        // An expert is sent with a header of 28 bytes, to every node that holds it.
+        let sent = number(of, "bytes_moved") + 28.0 * number(of, "moves");
+        assert_eq!(
+            number(moved, "bytes_sent").to_bits(),
+            (sent * f64::from(copies)).to_bits(),
+            "{out}"
+        );
+    }
+    let moved = &here["reallocation"];
+    assert!(number(moved, "moves") > 0.0 && number(moved, "pause_ns_max") > 0.0, "{moved}");
+    assert!(number(moved, "cost") <= number(moved, "cost_kept"), "{moved}");
+    assert!(number(moved, "dual_bound") <= number(moved, "cost_free"), "{moved}");
+    let budget = number(&here["precision"], "budget_bytes");
+    assert!(number(moved, "expert_bytes_end") <= budget, "{moved}");
+    let nodes = with("nodes again", &["--nodes", "local:3"])["nodes"].clone();
+    let held: f64 = (0..3).map(|node| number(&nodes[node], "bytes")).sum();
+    let end = number(moved, "expert_bytes_end") + 24.0 * 28.0;
+    assert_eq!(held.to_bits(), end.to_bits(), "nodes hold what the widths say: {nodes}");
+}
+
+#[test]
+fn widths_that_stay_leave_no_trace_and_a_limit_on_bytes_is_kept() {
+    let folder = Folder::with(SYNTHETIC);
+    let off = folder.summary("off", &FOLLOWED[2..]);
+    assert!(off.get("reallocation").is_none(), "{off}");
+    let with =
+        |out: &str, set: &str| folder.summary(out, &[&FOLLOWED[..], &["--set", set]].concat());
+    let barred = with("barred", "precision.reallocate.bytes_max=0");
+    assert_eq!(barred["state_hash"], off["state_hash"], "nothing may change");
+    assert_eq!(barred["reallocation"]["moves"], 0);
+    assert_eq!(barred["reallocation"]["cost"], barred["reallocation"]["cost_kept"]);
+    let dear = with("dear", "precision.reallocate.cost_per_mb=1000000");
+    assert_eq!(dear["state_hash"], off["state_hash"], "nothing is worth it");
+    let bytes_max = 5000;
+    let limited = with("limited", &format!("precision.reallocate.bytes_max={bytes_max}"));
+    let moved = &limited["reallocation"];
+    let most = f64::from(bytes_max) * number(moved, "decisions");
+    let bytes = number(moved, "bytes_moved");
+    assert!(bytes > 0.0 && bytes <= most, "{moved}");
+}
+
+#[test]
+fn widths_that_cannot_follow_are_refused_before_anything_starts() {
+    let folder = Folder::with_checkpoint();
+    let set = "precision.reallocate.every_steps=1";
+    for (more, message) in [
+        ("precision.budget=f32", "`precision.budget` is f32: there are no widths to choose"),
+        ("precision.widths=[4]", "`precision.widths` has one width alone"),
+    ] {
+        let ended = folder.nashflock(&["check", "scenario.toml", "--set", set, "--set", more]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stdout);
+        assert!(ended.stderr.contains(message), "{}", ended.stderr);
+    }
+    let text = fs::read_to_string(folder.path("scenario.toml")).expect("readable");
+    let text = text.replace("calibration_text = \"calibration.txt\"\n", "");
+    fs::write(folder.path("scenario.toml"), text).expect("the file is written");
+    let ended = folder.nashflock(&["check", "scenario.toml", "--set", set]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stdout);
+    assert!(ended.stderr.contains("`precision.calibration_text` is missing"), "{}", ended.stderr);
+    let folder = Folder::with(SYNTHETIC);
+    let capacity = ["capacity", "scenario.toml", "--goal-p99-ms", "100", "--set", set];
+    let ended = folder.nashflock(&capacity);
+    assert_eq!(ended.code, Some(2), "{}", ended.stdout);
+    assert!(ended.stderr.contains("every_steps=0"), "{}", ended.stderr);
+}

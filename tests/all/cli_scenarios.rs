@@ -149,6 +149,28 @@ fn tokens_that_know_their_best_experts_only_still_even_out_most_of_the_crowd() {
 }
 
 #[test]
+fn bits_that_follow_a_drift_of_the_text_err_less_than_bits_that_stay() {
+    let summary = run(&folder(), "drift", "out", &["load.rate_per_s=10000", "load.requests=300"]);
+    let (quality, moved) = (&summary["quality"], &summary["reallocation"]);
+    let of =
+        |figures: &Value, key: &str| figures[key].as_f64().unwrap_or_else(|| panic!("{figures}"));
+    let (error, kept) = (of(quality, "output_error"), of(quality, "output_error_widths_kept"));
+    assert!(error < 0.93 * kept, "{quality}");
+    assert!(of(moved, "cost") < 0.75 * of(moved, "cost_kept"), "{moved}");
+    let most = 200_000.0 * of(moved, "decisions");
+    assert!(of(moved, "bytes_moved") <= most && of(moved, "bytes_sent") > 0.0, "{moved}");
+    // Where nothing may change the control is the run itself, and by the requests alone, on any nodes.
+    let few = ["load.rate_per_s=10000", "load.requests=48", "precision.reallocate.bytes_max=0"];
+    let still = run(&folder(), "drift", "still", &few);
+    let quality = &still["quality"];
+    assert_eq!(quality["output_error"], quality["output_error_widths_kept"]);
+    let (loss, kept) = (of(quality, "loss"), of(quality, "loss_widths_kept"));
+    assert!((loss - kept).abs() < 1e-9, "{quality}");
+    let here = [few[0], few[1], few[2], "nodes.engine=in-process", "compute.threads=1"];
+    assert_eq!(run(&folder(), "drift", "here", &here)["state_hash"], still["state_hash"]);
+}
+
+#[test]
 fn smooth_learning_settles_under_stale_prices_and_always_switching_does_not() {
     let folder = folder();
     // The hottest expert over the fair share, batch by batch.

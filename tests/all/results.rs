@@ -432,6 +432,9 @@ fn full_summary() -> Summary {
         loss_uniform: Some(1000_f64.ln()),
         loss_top_k: Some(2.9244),
         loss_top_k_uniform_bits: Some(2.9361),
+        loss_widths_kept: Some(2.9333),
+        output_error: Some(0.031),
+        output_error_widths_kept: Some(0.044),
         loss_f32_routed: Some(2.9201),
         loss_f32_pruned: Some(2.9188),
         loss_f32_pruned_by_frequency: Some(2.9351),
@@ -493,6 +496,7 @@ fn layers() -> Layers {
         bits: (0..64)
             .map(|e: u32| [2, 2, 3, 4, 2, 4, 2, 8][(e * (layer + 5) % 8) as usize])
             .collect(),
+        bits_end: Vec::new(),
         steps: Vec::new(),
     };
     Layers::new(vec![figures(0), figures(1)])

@@ -29,6 +29,7 @@ pub(super) fn cards(summary: &Summary) -> Markup {
                 ("saved", percent(summary.memory.saving)),
                 ("bits a weight", number(summary.memory.bits_per_weight)),
             ]))
+            (widths(summary))
             (latency(summary))
             (answers(summary))
             (card("Tokens a second", number(rate.tokens_per_s), &[
@@ -71,6 +72,26 @@ fn loss(summary: &Summary) -> Markup {
             ("same experts, plain top-k", nats(quality.loss_top_k)),
             ("uniform, ln V", nats(quality.loss_uniform)),
             ("tokens", count(quality.tokens)),
+        ],
+    )
+}
+
+fn widths(summary: &Summary) -> Markup {
+    let Some(moved) = &summary.reallocation else { return html! {} };
+    let quality = summary.quality.as_ref();
+    card(
+        "Widths moved",
+        count(moved.moves),
+        &[
+            ("decisions", count(moved.decisions)),
+            ("bytes changed", bytes(moved.bytes_moved)),
+            ("bytes sent", bytes(moved.bytes_sent)),
+            ("longest pause", duration(moved.pause_ns_max)),
+            ("bits cost", number(moved.cost)),
+            ("had widths stayed", number(moved.cost_kept)),
+            ("output error", percent(quality.and_then(|quality| quality.output_error))),
+            ("had widths stayed", percent(quality.and_then(|q| q.output_error_widths_kept))),
+            ("loss had widths stayed", nats(quality.and_then(|q| q.loss_widths_kept))),
         ],
     )
 }

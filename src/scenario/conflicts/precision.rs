@@ -10,6 +10,7 @@ pub(super) fn find(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>
     let precision = &scenario.precision;
     allocator(scenario, known, found);
     pruning(scenario, found);
+    reallocation(scenario, found);
     if let (Source::Checkpoint { text, .. }, Some(calibration)) =
         (&scenario.source, &precision.calibration_text)
     {
@@ -76,6 +77,38 @@ fn allocator(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
         );
         (message, "write a budget such as 4bpw, or take the allocator out".into())
     });
+}
+
+fn reallocation(scenario: &Scenario, found: &mut Found<'_>) {
+    let precision = &scenario.precision;
+    let steps = precision.reallocate.every_steps;
+    if precision.reallocate.is_off() {
+        return;
+    }
+    let key = "precision.reallocate.every_steps";
+    let is_limited = matches!(precision.budget, Budget::Limited(_));
+    found.unless(is_limited, &[key, "precision.budget"], || {
+        let budget = precision.budget;
+        let message = format!(
+            "`{key}` is {steps} but `precision.budget` is {budget}: there are no widths to choose"
+        );
+        (message, "write a budget such as 4bpw, or every_steps = 0".into())
+    });
+    let widths = precision.widths.len();
+    found.unless(widths > 1, &[key, "precision.widths"], || {
+        let message = format!("`{key}` is {steps} but `precision.widths` has one width alone");
+        (message, "list two widths or more, or write every_steps = 0".into())
+    });
+    if matches!(scenario.source, Source::Checkpoint { .. }) {
+        let given = precision.calibration_text.is_some();
+        found.unless(given, &["precision.calibration_text", key], || {
+            let message = format!(
+                "`{key}` is {steps} but `precision.calibration_text` is missing: there are no loads to \
+                 hold those of the run against"
+            );
+            (message, "add `calibration_text = …` under [precision], or write every_steps = 0".into())
+        });
+    }
 }
 
 fn pruning(scenario: &Scenario, found: &mut Found<'_>) {
