@@ -312,7 +312,8 @@ impl Memory {
     }
 }
 
-/// How well the precision budget was used. Costs are relative squared errors of the layers' outputs
+/// How well the precision budget was used. By sensitivity `loss`, costs are the expected divergence of the next
+/// token's distribution from that of f32 experts, in nats; by `output`, they are relative squared errors of the layers' outputs
 /// on calibration text under plain top-k, summed over experts; for experts that the text never
 /// reached, or without a text, relative squared errors of the weights times a small assumed share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -322,6 +323,12 @@ pub struct PrecisionFigures {
     /// Who chose the widths.
     #[serde(default = "exact")]
     pub allocator: String,
+    /// What costs are: `output` or `loss`.
+    #[serde(default = "output")]
+    pub sensitivity: String,
+    /// What has a width of its own: `expert` or `matrix`.
+    #[serde(default = "expert")]
+    pub unit: String,
     /// Cost of the allocation in use.
     pub cost: f64,
     /// Bytes of the allocation in use.
@@ -348,6 +355,14 @@ pub struct PrecisionFigures {
 
 fn exact() -> String {
     "exact".to_owned()
+}
+
+fn output() -> String {
+    "output".to_owned()
+}
+
+fn expert() -> String {
+    "expert".to_owned()
 }
 
 /// Which experts were pruned: they take no bytes, no token can choose them, and every certificate is

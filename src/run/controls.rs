@@ -141,7 +141,7 @@ impl Controls<'_> {
         if let Some(bits) = fit.as_ref().and_then(|fit| fit.uniform_bits) {
             let group = scenario.precision.group as usize;
             let source = materials.source(kept);
-            let uniform = fit::quantized(source.as_ref(), group, &|_, _| bits)?;
+            let uniform = fit::quantized(source.as_ref(), group, &|_, _| [bits; 3])?;
             let uniform = (Played::Held(&uniform), kept);
             quality.loss_top_k_uniform_bits = self.top_k_loss(uniform).await?;
         }

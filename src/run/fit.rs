@@ -7,12 +7,15 @@ use super::read_when_used::expert_at;
 use super::rounds::RoundError;
 use crate::measure::Clock;
 use crate::model::checkpoint::CheckpointError;
+use crate::model::quantize::{ExpertCosts, QuantizeError};
+use crate::scenario::file::{PrecisionUnit, Sensitivity};
 use crate::scenario::{Budget, Scenario};
 use crate::source::{KeptExperts, ScoreSource, SourceShape};
 use agents::expert::{BitWidth, Expert};
 use agents::game::Registries;
 use agents::ids::{ExpertId, LayerId};
 use agents::precision::{self, Allocation, AllocationError, ExpertSample, Problem, Unit};
+use agents::quantize::Format;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -51,7 +54,8 @@ pub(super) struct Fit {
     pub uniform: Option<Allocation>,
     /// Its bits.
     pub uniform_bits: Option<BitWidth>,
-    /// What was allocated: cost and size of each width for every expert, by layer and id.
+    /// What was allocated: cost and size of each width for every expert, by layer and id; of its gate, up and
+    /// down one after the other where matrices are the units.
     pub units: Vec<Unit>,
     /// The widths that the options of a unit are.
     pub widths: Vec<BitWidth>,
@@ -75,6 +79,9 @@ pub enum FitError {
         /// Why it cannot be met.
         source: AllocationError,
     },
+    /// What widths cost in loss cannot be measured.
+    #[error("precision.sensitivity: {0}")]
+    Sensitivity(#[from] QuantizeError),
     /// The calibration text cannot be played.
     #[error("calibration: {0}")]
     Calibration(#[from] RoundError),
@@ -100,7 +107,7 @@ pub(super) async fn fit(
         unfitted @ (Budget::Full | Budget::Stored) => {
             let served = match unfitted {
                 Budget::Stored => stored(source.as_ref())?,
-                _ => quantized(source.as_ref(), group, &|_, _| BitWidth::Full)?,
+                _ => quantized(source.as_ref(), group, &|_, _| [BitWidth::Full; 3])?,
             };
             drop(source);
             return Ok(FittedExperts { served, experts, pruned, fit: None });
@@ -115,13 +122,22 @@ pub(super) async fn fit(
     let precision = &scenario.precision;
     let codes = precision.widths.iter();
     let widths: Vec<BitWidth> = codes.filter_map(|bits| BitWidth::from_code_bits(*bits)).collect();
-    let units = units(source.as_ref(), &samples, &widths, group)?;
+    let by_matrix = precision.unit == PrecisionUnit::Matrix;
+    let units = match precision.sensitivity {
+        Sensitivity::Output => units(source.as_ref(), &samples, &widths, group)?,
+        Sensitivity::Loss => {
+            let format = |bits: &BitWidth| Format { bits: bits.code_bits(), group };
+            let formats: Vec<Format> = widths.iter().map(format).collect();
+            let costs = materials.expert_costs(kept, &formats)?;
+            units_by_loss(source.as_ref(), &costs, (&widths, group), by_matrix)?
+        }
+    };
     let bytes = budget.bytes(total_weights);
     let problem = Problem {
         units: &units,
         budget: bytes,
         widths: &precision.widths,
-        neighbours: &neighbours(&samples, shape.experts),
+        neighbours: &neighbours(&samples, shape.experts, by_matrix),
         seed: scenario.seed,
     };
     let name = &precision.allocator;
@@ -135,7 +151,11 @@ pub(super) async fn fit(
     let exact = precision::allocate(&units, bytes).map_err(refused)?;
     let uniform = precision::uniform(&units, bytes).ok();
     let served = quantized(source.as_ref(), group, &|l, e| {
-        widths[allocation.options[l * shape.experts + e]]
+        let expert = l * shape.experts + e;
+        std::array::from_fn(|part| {
+            let unit = if by_matrix { 3 * expert + part } else { expert };
+            widths[allocation.options[unit]]
+        })
     })?;
     let uniform_bits = uniform.as_ref().map(|uniform| widths[uniform.options[0]]);
     let allocator = name.clone();
@@ -158,7 +178,7 @@ pub(super) async fn fit(
     Ok(FittedExperts { served, experts, pruned, fit: Some(fit) })
 }
 
-/// Every expert of a source at the bits that its layer and place have. Weights are read for one expert
+/// Every expert of a source, its gate, up and down at the bits that its layer and place have. Weights are read for one expert
 /// at a time and thread, and let go.
 ///
 /// # Errors
@@ -166,7 +186,7 @@ pub(super) async fn fit(
 pub(super) fn quantized(
     source: &dyn ScoreSource,
     group: usize,
-    bits: &(dyn Fn(usize, usize) -> BitWidth + Sync),
+    bits: &(dyn Fn(usize, usize) -> [BitWidth; 3] + Sync),
 ) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
     each_expert(source, &|layer, expert| {
         expert_at(source, (layer, expert), bits(layer.index(), expert.index()), group)
@@ -193,19 +213,58 @@ fn each_expert(
 }
 
 /// The experts of the same layer that share most tokens with each, as units; empty where no text was
-/// played.
-fn neighbours(samples: &[LayerSample], experts: usize) -> Vec<Vec<usize>> {
+/// played. A matrix minds the other two of its expert, and the same one of those experts.
+fn neighbours(samples: &[LayerSample], experts: usize, by_matrix: bool) -> Vec<Vec<usize>> {
     /// As starlings keep.
     const NEIGHBOURS: usize = 7;
     if samples.iter().all(|sample| sample.pairs == 0) {
         return Vec::new();
     }
+    let count = if by_matrix { NEIGHBOURS - 2 } else { NEIGHBOURS };
     let of_layer = |(layer, sample): (usize, &LayerSample)| {
-        let near = precision::chosen_together(&sample.together, experts, NEIGHBOURS);
+        let near = precision::chosen_together(&sample.together, experts, count);
         let unit = move |expert: usize| layer * experts + expert;
         near.into_iter().map(move |list| list.into_iter().map(unit).collect()).collect::<Vec<_>>()
     };
-    samples.iter().enumerate().flat_map(of_layer).collect()
+    let by_expert: Vec<Vec<usize>> = samples.iter().enumerate().flat_map(of_layer).collect();
+    if !by_matrix {
+        return by_expert;
+    }
+    let of_matrix = |expert: usize, part: usize, near: &[usize]| {
+        let own = (0..3).filter(|other| *other != part).map(|other| 3 * expert + other);
+        own.chain(near.iter().map(|near| 3 * near + part)).collect()
+    };
+    let experts = by_expert.iter().enumerate();
+    experts.flat_map(|(expert, near)| (0..3).map(move |p| of_matrix(expert, p, near))).collect()
+}
+
+/// Cost in expected loss and size of each width, likewise.
+fn units_by_loss(
+    source: &dyn ScoreSource,
+    costs: &ExpertCosts,
+    (widths, group): (&[BitWidth], usize),
+    by_matrix: bool,
+) -> Result<Vec<Unit>, CheckpointError> {
+    let SourceShape { layers, experts, .. } = source.shape();
+    let expert_shape = source.expert(LayerId(0), ExpertId(0))?.shape;
+    let bytes = |part: usize| -> Vec<u64> {
+        widths.iter().map(|bits| expert_shape.part_bytes(*bits, group)[part]).collect()
+    };
+    let of_expert = |unit: usize| {
+        let costs = costs.of(unit / experts, unit % experts);
+        let parts = [0, 1, 2].map(|p| Unit { costs: costs[p].to_vec(), bytes: bytes(p) });
+        if by_matrix { parts.to_vec() } else { vec![whole(&parts)] }
+    };
+    Ok((0..layers * experts).flat_map(of_expert).collect())
+}
+
+/// One unit of several that have the same option each.
+fn whole(parts: &[Unit]) -> Unit {
+    let options = 0..parts[0].costs.len();
+    Unit {
+        costs: options.clone().map(|at| parts.iter().map(|part| part.costs[at]).sum()).collect(),
+        bytes: options.map(|at| parts.iter().map(|part| part.bytes[at]).sum()).collect(),
+    }
 }
 
 /// Cost and size of each width for every expert, by layer and id.

@@ -1,6 +1,7 @@
 //! What a scenario names, loaded: checkpoint and texts, or the settings of a synthetic source.
 
 use crate::model::checkpoint::{Checkpoint, CheckpointError};
+use crate::model::quantize::{ExpertCosts, QuantizeError, expert_costs};
 use crate::model::tokenizer::{TextError, Tokenizer, read_text};
 use crate::model::trunk::Trunk;
 use crate::scenario::file::{Generation, Lengths, PlacementRule, Source};
@@ -11,6 +12,8 @@ use crate::source::{
 };
 use agents::continuous::RequestLength;
 use agents::game::{CostError, CostRegistry, GameShape};
+use agents::ids::ExpertId;
+use agents::quantize::Format;
 use agents::routing::Routing;
 use std::path::PathBuf;
 
@@ -253,6 +256,27 @@ impl Materials {
     ) -> Option<CalibrationSource<'a>> {
         let whole = self.try_calibration_source().expect("checked when loaded");
         whole.map(|(source, requests)| (reduced(source, kept), requests))
+    }
+
+    /// What each format costs each matrix of the experts that are kept, in expected loss on the calibration text.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be read again or the text is too short.
+    ///
+    /// # Panics
+    /// When nothing is predicted, or there is no calibration text.
+    pub(super) fn expert_costs(
+        &self,
+        kept: Option<&KeptExperts>,
+        formats: &[Format],
+    ) -> Result<ExpertCosts, QuantizeError> {
+        let Self::Checkpoint(model) = self else {
+            panic!("the scenario's checks want a checkpoint")
+        };
+        let ids = model.calibration_ids.as_ref().expect("the scenario's checks want a text");
+        let of_layer = |kept: &Vec<ExpertId>| kept.iter().map(|expert| expert.index()).collect();
+        let kept: Option<Vec<Vec<usize>>> = kept.map(|kept| kept.iter().map(of_layer).collect());
+        expert_costs(&model.checkpoint, ids, kept.as_deref(), formats)
     }
 
     /// Different requests that there are: windows of the text; none where each request is new.

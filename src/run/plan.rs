@@ -13,7 +13,7 @@ use crate::results::{
     PrecisionFigures, PruningFigures,
 };
 use crate::scenario::Scenario;
-use crate::scenario::file::{self, Engine, PruneBy};
+use crate::scenario::file::{self, Engine, PrecisionUnit, PruneBy, Sensitivity};
 use crate::source::{KeptExperts, ScoreSource};
 use agents::expert::Expert;
 use agents::game::Registries;
@@ -82,6 +82,14 @@ impl<'a> Plan<'a> {
         Some(PrecisionFigures {
             budget_bytes: fit.budget_bytes,
             allocator: fit.allocator.clone(),
+            sensitivity: match self.scenario.precision.sensitivity {
+                Sensitivity::Output => "output".to_owned(),
+                Sensitivity::Loss => "loss".to_owned(),
+            },
+            unit: match self.scenario.precision.unit {
+                PrecisionUnit::Expert => "expert".to_owned(),
+                PrecisionUnit::Matrix => "matrix".to_owned(),
+            },
             cost: allocation.cost,
             bytes: Some(allocation.bytes),
             exact_cost: Some(fit.exact.cost),

@@ -18,21 +18,21 @@ pub(super) fn full_expert(
     place: (LayerId, ExpertId),
 ) -> Result<Expert, CheckpointError> {
     // The length of a group means nothing to f32.
-    expert_at(source, place, BitWidth::Full, 0)
+    expert_at(source, place, [BitWidth::Full; 3], 0)
 }
 
-/// Reads one expert and gives it these bits.
+/// Reads one expert and gives its gate, up and down these bits.
 ///
 /// # Errors
 /// When it cannot be read.
 pub(super) fn expert_at(
     source: &dyn ScoreSource,
     (layer, expert): (LayerId, ExpertId),
-    bits: BitWidth,
+    bits: [BitWidth; 3],
     group: usize,
 ) -> Result<Expert, CheckpointError> {
     let ExpertWeights { shape, gate, up, down } = source.expert(layer, expert)?;
-    Ok(Expert::quantize(shape, &gate, &up, &down, bits, group))
+    Ok(Expert::quantize_parts(shape, [&gate, &up, &down], bits, group))
 }
 
 /// Computes on the rayon pool of the thread that polls [`Dispatch::send`]. The replies are those of

@@ -303,7 +303,8 @@ batch_requests_max = 4
             assert!(of == before || (step >= 3 && step % 2 == 1), "step {step}");
             let source = plan.source();
             let group = scenario.precision.group as usize;
-            let held = fit::quantized(source.as_ref(), group, &|l, e| of[l][e]).expect("readable");
+            let held =
+                fit::quantized(source.as_ref(), group, &|l, e| [of[l][e]; 3]).expect("readable");
             let mut fresh = InProcess::new();
             let shards = shards_on(&held, |l, e| plan.placed.hosts(l, e));
             fresh.load(shards).await.expect("experts in this process load");

@@ -111,7 +111,7 @@ impl Controls<'_> {
         let group = self.plan.scenario.precision.group as usize;
         let shard = |step: &WidthMove| {
             let WidthMove { layer, expert, to, .. } = *step;
-            let expert_weights = Arc::new(expert_at(source, (layer, expert), to, group)?);
+            let expert_weights = Arc::new(expert_at(source, (layer, expert), [to; 3], group)?);
             let [node] = control_host(layer, expert)[..] else { unreachable!("one host each") };
             Ok(ShardAssignment { node, layer, expert, expert_weights })
         };

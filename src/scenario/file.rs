@@ -263,6 +263,10 @@ pub struct Precision {
     pub budget: Budget,
     /// Who chooses the widths: `exact`, `hull`, `flock`, `local_search`, `uniform:N`, or one of your own. Default `exact`.
     pub allocator: String,
+    /// What widths are chosen by. Default `output`.
+    pub sensitivity: Sensitivity,
+    /// What has a width of its own. Default `expert`.
+    pub unit: PrecisionUnit,
     /// Share of each layer's experts that is pruned, 0 to 0.99, rounded down. Default 0.
     #[schemars(range(min = 0, max = 0.99))]
     pub prune: f64,
@@ -289,6 +293,8 @@ impl Default for Precision {
         Self {
             budget: Budget::Full,
             allocator: "exact".to_owned(),
+            sensitivity: Sensitivity::Output,
+            unit: PrecisionUnit::Expert,
             prune: 0.0,
             prune_by: PruneBy::Reap,
             widths: vec![2, 4, 8],
@@ -306,6 +312,28 @@ impl Precision {
     pub fn kept_experts(&self, experts: usize) -> usize {
         experts - pruned_count(self.prune, experts)
     }
+}
+
+/// What widths are chosen by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Sensitivity {
+    /// The relative squared error of the layer's output.
+    #[default]
+    Output,
+    /// The expected change of the model's predictions, in nats: output errors scaled by what they do to those.
+    Loss,
+}
+
+/// What has a width of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PrecisionUnit {
+    /// An expert: its three matrices have one width.
+    #[default]
+    Expert,
+    /// Each of an expert's gate, up and down matrices; needs sensitivity `loss`.
+    Matrix,
 }
 
 /// By what experts are ranked for pruning, on the calibration requests.

@@ -288,3 +288,53 @@ fn widths_that_cannot_follow_are_refused_before_anything_starts() {
     assert_eq!(ended.code, Some(2), "{}", ended.stdout);
     assert!(ended.stderr.contains("every_steps=0"), "{}", ended.stderr);
 }
+
+#[test]
+fn widths_by_expected_loss_are_chosen_for_experts_or_for_single_matrices() {
+    let folder = Folder::with_checkpoint();
+    let loss = ["--set", "precision.sensitivity=loss", "--set", "precision.calibration_tokens=512"];
+    let matrix = [&loss[..], &["--set", "precision.unit=matrix"]].concat();
+    let experts = folder.summary("experts", &loss);
+    let matrices = folder.summary("matrices", &matrix);
+    let figures = |summary: &Value| summary["precision"].clone();
+    let (of_experts, of_matrices) = (figures(&experts), figures(&matrices));
+    assert_eq!((&of_experts["unit"], &of_matrices["unit"]), (&"expert".into(), &"matrix".into()));
+    for of in [&of_experts, &of_matrices] {
+        assert_eq!(of["sensitivity"], "loss");
+        assert!(number(of, "bytes") <= number(of, "budget_bytes"), "{of}");
+        assert!(
+            number(of, "cost") > 0.0 && number(of, "cost") <= number(of, "uniform_cost"),
+            "{of}"
+        );
+    }
+    // Whatever experts may have, their matrices may have, at the same costs.
+    let uniform = number(&of_experts, "uniform_cost");
+    assert!((number(&of_matrices, "uniform_cost") - uniform).abs() < 1e-12 * uniform);
+    assert!(number(&of_matrices, "cost") < number(&of_experts, "cost"), "{of_matrices}");
+    assert_eq!(matrices["memory"]["expert_bytes"], of_matrices["bytes"], "served as allocated");
+    let nodes = [&matrix[..], &["--nodes", "local:2"]].concat();
+    assert_eq!(folder.summary("nodes", &nodes)["state_hash"], matrices["state_hash"]);
+    let flock = [&matrix[..], &["--set", "precision.allocator=flock"]].concat();
+    let flock = figures(&folder.summary("flock", &flock));
+    assert!(number(&flock, "gap_to_exact") >= 0.0, "{flock}");
+
+    let refused = |sets: &[&str], message: &str| {
+        let sets = sets.iter().flat_map(|set| ["--set", *set]);
+        let args: Vec<&str> = ["check", "scenario.toml"].into_iter().chain(sets).collect();
+        let ended = folder.nashflock(&args);
+        assert_eq!(ended.code, Some(2), "{}", ended.stdout);
+        assert!(ended.stderr.contains(message), "{}", ended.stderr);
+    };
+    refused(&["precision.unit=matrix"], "`precision.sensitivity` is \"output\"");
+    let both = ["precision.unit=matrix", "precision.sensitivity=loss"];
+    let with = |more| [both[0], both[1], more];
+    refused(&with("precision.reallocate.every_steps=2"), "changes whole experts");
+    refused(&with("precision.budget=f32"), "nothing is allocated");
+    let short = ["run", "scenario.toml", "--out", "short", "--set", "precision.sensitivity=loss"];
+    let ended = folder.nashflock(&short);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("at least 257 are needed"), "{}", ended.stderr);
+    let synthetic = Folder::with(SYNTHETIC);
+    let ended = synthetic.nashflock(&["check", "scenario.toml", "--set", both[1]]);
+    assert!(ended.stderr.contains("a synthetic source predicts nothing"), "{}", ended.stderr);
+}

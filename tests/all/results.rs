@@ -443,6 +443,8 @@ fn full_summary() -> Summary {
     summary.precision = Some(PrecisionFigures {
         budget_bytes: 2_765_952,
         allocator: "flock".to_owned(),
+        sensitivity: "output".to_owned(),
+        unit: "expert".to_owned(),
         cost: 0.0312,
         bytes: Some(2_764_800),
         exact_cost: Some(0.03),

@@ -76,6 +76,15 @@ impl ExpertShape {
         layout_bytes(self.layouts([(bits, group); 3]))
     }
 
+    /// The same of gate, up and down alone.
+    #[must_use]
+    pub fn part_bytes(self, bits: BitWidth, group: usize) -> [u64; 3] {
+        if bits == BitWidth::Full {
+            return [f32_bytes(self) / 3; 3];
+        }
+        self.layouts([(bits, group); 3]).map(|layout| layout.bytes() as u64)
+    }
+
     /// Rows and columns of gate, up and down.
     fn sizes(self) -> [(usize, usize); 3] {
         let Self { width, hidden } = self;
@@ -119,18 +128,32 @@ impl Expert {
         bits: BitWidth,
         group: usize,
     ) -> Self {
-        let parts = [gate, up, down];
+        Self::quantize_parts(shape, [gate, up, down], [bits; 3], group)
+    }
+
+    /// The same with bits of their own for gate, up and down: codes in all three, or f32 in all.
+    ///
+    /// # Panics
+    /// As [`Self::quantize`], and when some parts but not all are [`BitWidth::Full`].
+    #[must_use]
+    pub fn quantize_parts(
+        shape: ExpertShape,
+        parts: [&[f32]; 3],
+        bits: [BitWidth; 3],
+        group: usize,
+    ) -> Self {
         assert!(shape.weights() > 0, "an expert has weights");
         assert!(
             parts.iter().all(|part| part.len() * 3 == shape.weights()),
             "weights match the shape"
         );
         assert!(parts.iter().all(|part| part.iter().all(|w| w.is_finite())), "weights are finite");
-        let weights = if bits == BitWidth::Full {
+        let weights = if bits == [BitWidth::Full; 3] {
             Weights::full(shape, parts)
         } else {
+            assert!(!bits.contains(&BitWidth::Full), "codes in all parts, or f32 in all");
             assert!(GROUP_LENGTHS.contains(&group), "groups have one of {GROUP_LENGTHS:?} weights");
-            let [gate, up, down] = shape.layouts([(bits, group); 3]);
+            let [gate, up, down] = shape.layouts(bits.map(|bits| (bits, group)));
             let part = |i: usize, layout| Matrix::quantize(parts[i], layout);
             Weights::Quantized(Box::new([part(0, gate), part(1, up), part(2, down)]))
         };

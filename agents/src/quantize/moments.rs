@@ -87,6 +87,27 @@ impl InputMoments {
         diagonal.sum::<f64>() / self.columns as f64
     }
 
+    /// `tr((W − Ŵ) H (W − Ŵ)ᵀ)` for row-major `[rows, columns]`: what the outputs of W err by when they are computed
+    /// with Ŵ, squared, weighted and summed over the tokens.
+    ///
+    /// # Panics
+    /// When lengths do not match.
+    #[must_use]
+    pub fn error(&self, weights: &[f32], quantized: &[f32]) -> f64 {
+        let k = self.columns;
+        assert!(weights.len() == quantized.len() && weights.len().is_multiple_of(k), "[rows, k]");
+        let of_row = |(weights, quantized): (&[f32], &[f32])| {
+            let pairs = weights.iter().zip(quantized);
+            let change: Vec<f64> = pairs.map(|(w, q)| f64::from(*w) - f64::from(*q)).collect();
+            let moments = self.served.chunks_exact(k).zip(&change);
+            let dot = |row: &[f64]| row.iter().zip(&change).map(|(a, b)| a * b).sum::<f64>();
+            moments.map(|(row, change)| change * dot(row)).sum::<f64>()
+        };
+        let rows = weights.par_chunks_exact(k).zip(quantized.par_chunks_exact(k));
+        // Collected first: summed in the order of the rows.
+        rows.map(of_row).collect::<Vec<f64>>().into_iter().sum()
+    }
+
     pub(super) fn served(&self) -> DMatrix<f64> {
         DMatrix::from_row_slice(self.columns, self.columns, &self.served)
     }
@@ -123,4 +144,36 @@ fn add_product(sums: &mut [f64], left: &[f32], right: &Weights) {
         right.product_serial(left, &mut product);
         sums.iter_mut().zip(product).for_each(|(sum, value)| *sum += f64::from(value));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::InputMoments;
+    use crate::rng::stream;
+    use rand::RngExt as _;
+
+    #[test]
+    fn the_error_of_a_matrix_is_that_of_its_outputs_over_the_tokens() {
+        let mut rng = stream(3, "moments");
+        let mut random =
+            |len: usize| -> Vec<f32> { (0..len).map(|_| rng.random::<f32>() - 0.5).collect() };
+        let (rows, columns, tokens) = (5, 17, 300);
+        let (w, q) = (random(rows * columns), random(rows * columns));
+        let (x, weights) = (random(tokens * columns), random(tokens));
+        let weights: Vec<f32> = weights.iter().map(|weight| weight * weight).collect();
+        let mut moments = InputMoments::new(columns);
+        moments.add(&x, &x, &weights);
+        let output = |w: &[f32], x: &[f32]| -> f64 {
+            w.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let mut exact = 0.0;
+        for (x, weight) in x.chunks(columns).zip(&weights) {
+            for (w, q) in w.chunks(columns).zip(q.chunks(columns)) {
+                exact += f64::from(*weight) * (output(w, x) - output(q, x)).powi(2);
+            }
+        }
+        let found = moments.error(&w, &q);
+        assert!((found - exact).abs() < 1e-4 * exact, "{found} against {exact}");
+        assert_eq!(moments.error(&w, &w).to_bits(), 0.0_f64.to_bits());
+    }
 }

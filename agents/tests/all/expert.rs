@@ -438,3 +438,24 @@ fn bit_widths_have_names() {
     let error = BitWidth::parse("5").expect_err("no such width");
     assert_eq!(error.to_string(), "`5` is no bit width: write 2, 3, 4, 8 or f32");
 }
+
+#[test]
+fn parts_of_bits_of_their_own_are_those_of_experts_of_these_bits() {
+    let weights = ["gate", "up", "down"].map(|part| random(part, SHAPE.weights() / 3, 0.1));
+    let parts = weights.each_ref().map(Vec::as_slice);
+    let bits = [BitWidth::Two, BitWidth::Eight, BitWidth::Four];
+    let mixed = Expert::quantize_parts(SHAPE, parts, bits, 64);
+    assert_eq!(mixed.widths(), bits);
+    let decoded = reference::weights(&mixed);
+    for (part, bits) in bits.into_iter().enumerate() {
+        let uniform = reference::weights(&expert(SHAPE, bits, 64));
+        assert_eq!(decoded[part], uniform[part], "part {part}");
+    }
+    let bytes = |part: usize| SHAPE.part_bytes(bits[part], 64)[part];
+    assert_eq!(mixed.bytes(), bytes(0) + bytes(1) + bytes(2));
+    for bits in [BitWidth::Three, BitWidth::Full] {
+        assert_eq!(SHAPE.part_bytes(bits, 64).iter().sum::<u64>(), SHAPE.bytes(bits, 64));
+        let alike = Expert::quantize_parts(SHAPE, parts, [bits; 3], 64);
+        assert_eq!(alike, expert(SHAPE, bits, 64));
+    }
+}

@@ -16,8 +16,11 @@ use agents::transformer::divergence;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// For each matrix, its cost at each format.
-pub(super) type Costs = BTreeMap<Part, Vec<f64>>;
+/// What each matrix costs.
+pub(super) struct Costs {
+    /// For each matrix, its cost at each format.
+    each: BTreeMap<Part, Vec<f64>>,
+}
 
 /// Windows on which divergence is measured.
 const DIVERGENCE_WINDOWS: usize = 12;
@@ -32,6 +35,13 @@ enum Kind {
     Head,
 }
 
+impl Costs {
+    /// Of a matrix, at each format.
+    pub(super) fn of(&self, part: Part) -> Option<&[f64]> {
+        self.each.get(&part).map(Vec::as_slice)
+    }
+}
+
 impl Kind {
     fn of(part: Part) -> Self {
         match part {
@@ -44,16 +54,18 @@ impl Kind {
     }
 }
 
-/// Measures all costs.
-pub(super) fn measure(
-    exact: &Model,
-    ids: &[u32],
+/// Errors of a matrix at each format, and its weights at the trial format; none of a matrix that is not
+/// quantized.
+pub(super) type Trial = Option<(Vec<f64>, Vec<f32>)>;
+
+/// Rounds a matrix by GPTQ at each format, as [`super::Measured::quantize`] does in the end.
+pub(super) fn by_gptq(
     frequencies: &[f64],
     formats: &[Format],
-) -> Result<Costs, TokensError> {
+) -> impl Fn(Part, &[f32], Inputs<'_>) -> Trial + Sync {
     // The width in the middle: large enough an error to be measured, small enough to be quadratic.
     let trial = formats.len() / 2;
-    let at_each = |_: Part, weights: &[f32], inputs: Inputs<'_>| {
+    move |_, weights, inputs| {
         let quantized: Vec<(QuantizedMatrix, f64)> = match inputs {
             Inputs::Tokens => formats
                 .iter()
@@ -63,16 +75,50 @@ pub(super) fn measure(
                     (matrix, error)
                 })
                 .collect(),
-            Inputs::Moments { gptq, .. } => {
-                formats.iter().map(|format| gptq.quantize(weights, *format)).collect()
+            Inputs::Moments { of, .. } => {
+                formats.iter().map(|format| of.gptq().quantize(weights, *format)).collect()
             }
         };
-        let errors: Vec<f64> = quantized.iter().map(|(_, error)| *error).collect();
-        Visited { given: (errors, quantized[trial].0.weights()), replacement: None }
+        let errors = quantized.iter().map(|(_, error)| *error).collect();
+        Some((errors, quantized[trial].0.weights()))
+    }
+}
+
+/// Rounds a matrix of a routed expert group by group at each format, as runs serve it; nothing else.
+pub(super) fn by_groups(
+    routed_layers: &[usize],
+    formats: &[Format],
+) -> impl Fn(Part, &[f32], Inputs<'_>) -> Trial + Sync {
+    let trial = formats.len() / 2;
+    move |part, weights, inputs| {
+        let (Part::Expert(layer, ..), Inputs::Moments { of, .. }) = (part, inputs) else {
+            return None;
+        };
+        if !routed_layers.contains(&layer) {
+            return None;
+        }
+        let rounded = |format: &Format| by_itself(weights, of.moments.columns(), *format).weights();
+        let mut each: Vec<Vec<f32>> = formats.iter().map(rounded).collect();
+        let errors = each.iter().map(|rounded| of.moments.error(weights, rounded)).collect();
+        Some((errors, each.swap_remove(trial)))
+    }
+}
+
+/// Measures the costs of all matrices that `round` rounds. `trial` is the place of the trial format.
+pub(super) fn measure(
+    exact: &Model,
+    ids: &[u32],
+    trial: usize,
+    round: &(dyn Fn(Part, &[f32], Inputs<'_>) -> Trial + Sync),
+) -> Result<Costs, TokensError> {
+    let at_each = |part: Part, weights: &[f32], inputs: Inputs<'_>| Visited {
+        given: round(part, weights, inputs),
+        replacement: None,
     };
     let mut errors: BTreeMap<Part, Vec<f64>> = BTreeMap::new();
     let mut trials: BTreeMap<Kind, Vec<(Part, Vec<f32>)>> = BTreeMap::new();
-    for (part, (each, weights)) in visit(exact, ids, &at_each)? {
+    for (part, given) in visit(exact, ids, &at_each)? {
+        let Some((each, weights)) = given else { continue };
         errors.insert(part, each);
         trials.entry(Kind::of(part)).or_default().push((part, weights));
     }
@@ -81,7 +127,7 @@ pub(super) fn measure(
         let scale = scales[&Kind::of(part)];
         (part, errors.iter().map(|error| scale * error).collect())
     };
-    Ok(errors.into_iter().map(scaled).collect())
+    Ok(Costs { each: errors.into_iter().map(scaled).collect() })
 }
 
 /// Divergence for a unit of output error, of each kind of matrix, when it alone has its trial weights.
@@ -155,7 +201,7 @@ pub(super) fn units(
     let unit = |part: &(Part, usize)| {
         let (rows, columns) = sizes(part);
         Unit {
-            costs: costs[&part.0].clone(),
+            costs: costs.each[&part.0].clone(),
             bytes: formats.iter().map(|format| format.bytes(rows, columns)).collect(),
         }
     };

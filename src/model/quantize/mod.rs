@@ -8,12 +8,14 @@
 //! several allocations; [`quantize`] does all at once.
 
 mod costs;
+mod expert_costs;
 mod file;
 mod own_text;
 mod parts;
 mod prune;
 mod streams;
 
+pub use expert_costs::{ExpertCosts, expert_costs};
 pub(super) use file::{FORMAT, VERSION};
 pub use file::{QuantizedError, check_empty, write};
 pub use own_text::{OWN_WINDOWS, own_text};
@@ -218,7 +220,8 @@ impl Measured {
         let sizes = |(part, inputs): &(Part, usize)| (exact.weights(*part).len() / inputs, *inputs);
         let bytes_f32 = 4 * checkpoint.weights_count();
         let matrices_f32: u64 = parts.iter().map(sizes).map(|(r, c)| 4 * (r * c) as u64).sum();
-        let costs = costs::measure(&exact, &ids, &frequencies, formats)?;
+        let by_gptq = costs::by_gptq(&frequencies, formats);
+        let costs = costs::measure(&exact, &ids, formats.len() / 2, &by_gptq)?;
         let units = costs::units(&costs, &parts, sizes, formats);
         let rest = stored_f32 - matrices_f32;
         let parts = parts.into_iter().map(|(part, _)| part).collect();

@@ -13,6 +13,7 @@ use agents::routing::{gates, sigmoid};
 use agents::transformer::{add_scaled, rms_norm, swiglu};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// What [`quantize_in_order`] gives.
 pub(super) struct Done {
@@ -33,13 +34,13 @@ pub(super) fn quantize_in_order(
         let format = formats[&part];
         let columns = match &inputs {
             Inputs::Tokens => width,
-            Inputs::Moments { gptq, .. } => gptq.columns(),
+            Inputs::Moments { of, .. } => of.moments.columns(),
         };
         let matrix = match (rounding, &inputs) {
             (Rounding::Hqq, _) => hqq(weights, columns, format),
             (Rounding::Nearest, _) | (_, Inputs::Tokens) => by_itself(weights, columns, format),
-            (Rounding::Gptq, Inputs::Moments { gptq, .. }) => gptq.quantize(weights, format).0,
-            (Rounding::Search, Inputs::Moments { gptq, .. }) => match gptq.importance() {
+            (Rounding::Gptq, Inputs::Moments { of, .. }) => of.gptq().quantize(weights, format).0,
+            (Rounding::Search, Inputs::Moments { of, .. }) => match of.gptq().importance() {
                 Some(importance) => nearest(weights, importance, format),
                 None => by_itself(weights, columns, format),
             },
@@ -75,10 +76,26 @@ pub(super) enum Inputs<'a> {
     Tokens,
     /// Rows multiply inputs with these moments.
     Moments {
-        gptq: &'a Gptq,
+        of: &'a InputsSeen,
         /// Tokens they were taken from.
         tokens: usize,
     },
+}
+
+/// Moments of inputs, factored when that is first asked for.
+pub(super) struct InputsSeen {
+    pub(super) moments: InputMoments,
+    gptq: OnceLock<Gptq>,
+}
+
+impl InputsSeen {
+    fn new(moments: InputMoments) -> Self {
+        Self { moments, gptq: OnceLock::new() }
+    }
+
+    pub(super) fn gptq(&self) -> &Gptq {
+        self.gptq.get_or_init(|| Gptq::new(&self.moments))
+    }
 }
 
 /// What was made of a matrix.
@@ -125,8 +142,8 @@ pub(super) fn visit<T: Send + Sync>(
     }
     if !config.tied_head {
         let x = hidden.normed(&exact.trunk.final_norm, config.rms_eps);
-        let gptq = factor(&x, &vec![1.0; ids.len()], config.width);
-        walk.replace(Part::Head, Inputs::Moments { gptq: &gptq, tokens: ids.len() });
+        let of = seen(&x, &vec![1.0; ids.len()], config.width);
+        walk.replace(Part::Head, Inputs::Moments { of: &of, tokens: ids.len() });
     }
     Ok(walk.given)
 }
@@ -159,10 +176,10 @@ fn embed(model: &Model, ids: &[u32]) -> Vec<f32> {
     ids.iter().flat_map(row).copied().collect()
 }
 
-fn factor(x: &Both, weights: &[f32], columns: usize) -> Gptq {
+fn seen(x: &Both, weights: &[f32], columns: usize) -> InputsSeen {
     let mut moments = InputMoments::new(columns);
     moments.add(&x.exact, &x.served, weights);
-    Gptq::new(&moments)
+    InputsSeen::new(moments)
 }
 
 struct Walk<'a, T> {
@@ -193,21 +210,21 @@ impl<T: Send + Sync> Walk<'_, T> {
         let config = &self.exact.trunk.config;
         let tokens = x.exact.len() / config.width;
         let ones = vec![1.0; tokens];
-        let gptq = factor(x, &ones, config.width);
-        let replace = |walk: &mut Self, projection, gptq: &Gptq| {
-            walk.replace(Part::Attention(layer, projection), Inputs::Moments { gptq, tokens });
+        let inputs = seen(x, &ones, config.width);
+        let replace = |walk: &mut Self, projection, of: &InputsSeen| {
+            walk.replace(Part::Attention(layer, projection), Inputs::Moments { of, tokens });
         };
         match &config.latent {
             None => {
                 for projection in [Projection::Query, Projection::Key, Projection::Value] {
-                    replace(self, projection, &gptq);
+                    replace(self, projection, &inputs);
                 }
             }
             Some(latent) => {
                 if latent.query_rank.is_some() {
-                    replace(self, Projection::QueryDown, &gptq);
+                    replace(self, Projection::QueryDown, &inputs);
                 }
-                replace(self, Projection::KeyValueDown, &gptq);
+                replace(self, Projection::KeyValueDown, &inputs);
                 let made = |model: &Model, x: &[f32]| {
                     let of_layer = model.trunk.layers[layer].latent.as_ref();
                     let of_layer = of_layer.expect("attention is latent");
@@ -216,13 +233,13 @@ impl<T: Send + Sync> Walk<'_, T> {
                 let (exact, served) = (made(self.exact, &x.exact), made(&self.served, &x.served));
                 match (latent.query_rank, exact.0, served.0) {
                     (Some(rank), Some(exact), Some(served)) => {
-                        let gptq = factor(&Both { exact, served }, &ones, rank);
-                        replace(self, Projection::Query, &gptq);
+                        let latent = seen(&Both { exact, served }, &ones, rank);
+                        replace(self, Projection::Query, &latent);
                     }
-                    _ => replace(self, Projection::Query, &gptq),
+                    _ => replace(self, Projection::Query, &inputs),
                 }
                 let both = Both { exact: exact.1, served: served.1 };
-                replace(self, Projection::KeyValueUp, &factor(&both, &ones, latent.kv_rank));
+                replace(self, Projection::KeyValueUp, &seen(&both, &ones, latent.kv_rank));
             }
         }
         let window = window_tokens(config);
@@ -241,7 +258,7 @@ impl<T: Send + Sync> Walk<'_, T> {
             exact: attended(self.exact, &x.exact),
             served: attended(&self.served, &x.served),
         };
-        replace(self, Projection::Out, &factor(&attended, &ones, self.exact.attended()));
+        replace(self, Projection::Out, &seen(&attended, &ones, self.exact.attended()));
         let out = |model: &Model, a: &[f32]| {
             let weights = &model.trunk.layers[layer];
             let mut out = weights.attention_out.product(a);
@@ -347,13 +364,13 @@ impl<T: Send + Sync> Walk<'_, T> {
         if let Some(of_layer) = layer_moments {
             borrow(&mut moments, of_layer);
         }
-        let gptq = Gptq::new(&moments);
-        let visit = |of, rows: &[f32], gptq: &Gptq| {
-            let inputs = Inputs::Moments { gptq, tokens: weights.len() };
-            (part(of), (self.quantize)(part(of), rows, inputs))
+        let of = InputsSeen::new(moments);
+        let visit = |at, rows: &[f32], of: &InputsSeen| {
+            let inputs = Inputs::Moments { of, tokens: weights.len() };
+            (part(at), (self.quantize)(part(at), rows, inputs))
         };
-        let gate = visit(ExpertPart::Gate, &own.gate, &gptq);
-        let up = visit(ExpertPart::Up, &own.up, &gptq);
+        let gate = visit(ExpertPart::Gate, &own.gate, &of);
+        let up = visit(ExpertPart::Up, &own.up, &of);
         let served = |visited: &(Part, Visited<T>), exact: &[f32]| {
             visited.1.replacement.clone().unwrap_or_else(|| exact.to_vec())
         };
@@ -361,8 +378,8 @@ impl<T: Send + Sync> Walk<'_, T> {
             exact: inner(&own.gate, &own.up, &x.exact, width),
             served: inner(&served(&gate, &own.gate), &served(&up, &own.up), &x.served, width),
         };
-        let gptq = factor(&hidden, weights, own.shape.hidden);
-        let last = visit(ExpertPart::Down, &own.down, &gptq);
+        let of = seen(&hidden, weights, own.shape.hidden);
+        let last = visit(ExpertPart::Down, &own.down, &of);
         let out = down(&served(&last, &own.down), &hidden.served, width);
         (vec![gate, up, last], out)
     }

@@ -2,7 +2,7 @@
 
 use super::{Found, one_of};
 use crate::scenario::budget::Budget;
-use crate::scenario::file::{Scenario, Source};
+use crate::scenario::file::{PrecisionUnit, Scenario, Sensitivity, Source};
 use crate::scenario::read::Known;
 use agents::precision::Budget as Limit;
 
@@ -11,6 +11,7 @@ pub(super) fn find(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>
     allocator(scenario, known, found);
     pruning(scenario, found);
     reallocation(scenario, found);
+    sensitivity(scenario, found);
     if let (Source::Checkpoint { text, .. }, Some(calibration)) =
         (&scenario.source, &precision.calibration_text)
     {
@@ -109,6 +110,46 @@ fn reallocation(scenario: &Scenario, found: &mut Found<'_>) {
             (message, "add `calibration_text = …` under [precision], or write every_steps = 0".into())
         });
     }
+}
+
+fn sensitivity(scenario: &Scenario, found: &mut Found<'_>) {
+    let precision = &scenario.precision;
+    let (key, unit) = ("precision.sensitivity", "precision.unit");
+    if precision.unit == PrecisionUnit::Matrix {
+        let by_loss = precision.sensitivity == Sensitivity::Loss;
+        found.unless(by_loss, &[unit, key], || {
+            let message =
+                "`precision.unit` is \"matrix\" but `precision.sensitivity` is \"output\"";
+            (message.into(), "write sensitivity = \"loss\", or unit = \"expert\"".into())
+        });
+        let stay = precision.reallocate.is_off();
+        found.unless(stay, &[unit, "precision.reallocate.every_steps"], || {
+            let message = "`precision.unit` is \"matrix\" but re-allocation changes whole experts";
+            (message.into(), "write unit = \"expert\", or reallocate.every_steps = 0".into())
+        });
+    }
+    if precision.sensitivity == Sensitivity::Output {
+        return;
+    }
+    let has_loss = matches!(scenario.source, Source::Checkpoint { .. });
+    found.unless(has_loss, &[key, "source.kind"], || {
+        let message = "`precision.sensitivity` is \"loss\" but a synthetic source predicts nothing";
+        (message.into(), "name a checkpoint, or write sensitivity = \"output\"".into())
+    });
+    let given = !has_loss || precision.calibration_text.is_some();
+    found.unless(given, &["precision.calibration_text", key], || {
+        let message =
+            "`precision.sensitivity` is \"loss\" but `precision.calibration_text` is missing";
+        (message.into(), "add `calibration_text = …` under [precision]".into())
+    });
+    let is_limited = matches!(precision.budget, Budget::Limited(_));
+    found.unless(is_limited, &[key, "precision.budget"], || {
+        let budget = precision.budget;
+        let message = format!(
+            "`precision.sensitivity` is \"loss\" but `precision.budget` is {budget}: nothing is allocated"
+        );
+        (message, "write a budget such as 4bpw, or take the sensitivity out".into())
+    });
 }
 
 fn pruning(scenario: &Scenario, found: &mut Found<'_>) {
