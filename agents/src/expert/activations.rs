@@ -6,7 +6,7 @@
 
 use super::MAX_GROUP;
 use super::kernel::{Kernels, PANEL_TOKENS};
-use super::matrix::BLOCK_COLUMNS;
+use super::matrix::{BLOCK_COLUMNS, groups};
 use crate::ids::TokenId;
 
 /// Quads of the longest group.
@@ -21,7 +21,7 @@ pub(super) struct Grouping {
 
 impl Grouping {
     fn groups(self) -> usize {
-        self.columns.div_ceil(self.group)
+        groups(self.columns, self.group)
     }
 
     /// Quads of a row.
@@ -183,17 +183,19 @@ impl<'a> Panels<'a> {
     }
 
     /// Takes the rows of `tokens` out of `rows`.
-    pub(super) fn gather(&mut self, rows: &Rows, tokens: &[TokenId]) {
+    pub(super) fn gather(&mut self, kernels: &Kernels, rows: &Rows, tokens: &[TokenId]) {
+        let Grouping { group, .. } = self.grouping;
         let (quads, groups) = (self.grouping.quads(), self.grouping.groups());
         for (g, mut part) in self.parts(1).enumerate() {
+            let of_group = (g * group / 4)..quads.min((g + 1) * group / 4);
             for (first, size) in panels(tokens.len()) {
+                let mut codes: [&[i32]; PANEL_TOKENS] = [&[]; PANEL_TOKENS];
                 for (t, token) in tokens.iter().enumerate().skip(first).take(size) {
                     let row = token.index();
-                    let codes = &rows.codes[row * quads..][..quads];
-                    let codes = codes.chunks(rows.grouping.group_quads()).nth(g);
-                    let factors = rows.factors[row * groups + g];
-                    part.put((first, size), t, codes.expect("a row has every group"), factors);
+                    codes[t - first] = &rows.codes[row * quads..][of_group.clone()];
+                    (part.scales[t], part.offsets[t]) = rows.factors[row * groups + g];
                 }
+                part.put(kernels, first, &codes[..size]);
             }
         }
     }
@@ -244,28 +246,29 @@ impl<'a> PanelGroups<'a> {
     /// Quantizes the values of every token, whose rows are `stride` apart, into this one group.
     pub(super) fn fill(&mut self, kernels: &Kernels, values: &[f32], stride: usize) {
         let quads = self.columns() / 4;
-        for panel in panels(self.tokens) {
-            for t in panel.0..panel.0 + panel.1 {
-                let mut codes = [0; GROUP_QUADS];
-                let codes = &mut codes[..quads];
-                let factors = kernels.quantize(&values[t * stride..][..4 * quads], codes);
-                self.put(panel, t, codes, factors);
+        let mut codes = [[0; GROUP_QUADS]; PANEL_TOKENS];
+        for (first, size) in panels(self.tokens) {
+            for (t, codes) in (first..first + size).zip(&mut codes) {
+                let values = &values[t * stride..][..4 * quads];
+                let factors = kernels.quantize(values, &mut codes[..quads]);
+                (self.scales[t], self.offsets[t]) = factors;
             }
+            let rows = codes.each_ref().map(|codes| &codes[..quads]);
+            self.put(kernels, first, &rows[..size]);
         }
     }
 
-    /// Puts one token of a panel into this one group.
-    fn put(
-        &mut self,
-        (first, size): (usize, usize),
-        token: usize,
-        codes: &[i32],
-        factors: (f32, f32),
-    ) {
-        (self.scales[token], self.offsets[token]) = factors;
-        let to = &mut self.codes[first * codes.len()..][..size * codes.len()];
-        for (to, code) in to.chunks_exact_mut(size).zip(codes) {
-            to[token - first] = *code;
+    /// Puts the codes of a panel, those of each token, into this one group.
+    fn put(&mut self, kernels: &Kernels, first: usize, rows: &[&[i32]]) {
+        let (size, quads) = (rows.len(), rows[0].len());
+        let to = &mut self.codes[first * quads..][..size * quads];
+        if let Some(rows) = rows.as_array() {
+            return kernels.interleave(rows, to);
+        }
+        for (t, row) in rows.iter().enumerate() {
+            for (to, code) in to.chunks_exact_mut(size).zip(*row) {
+                to[t] = *code;
+            }
         }
     }
 }

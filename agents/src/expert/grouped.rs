@@ -2,7 +2,8 @@
 //!
 //! A task is a block of rows of one expert's matrices over a chunk of its tokens. Threads take
 //! tasks from the list, those of most bytes first, whatever their widths; they wait for each other once, between
-//! the gate and up rows and the down rows. While a tile is multiplied by many tokens, the next is
+//! the gate and up rows and the down rows. A chunk whose rows are too few to be cut is one task from its
+//! inputs to its outputs, which waits for nobody and finds what it made in the first cache. While a tile is multiplied by many tokens, the next is
 //! fetched. A chunk's tokens pass over a tile of gate and its tile of up,
 //! which need not have one width, while these are in the first or second cache. Every value is computed
 //! by the same operations in the same order wherever the cuts are, so a row's bits depend on nothing but
@@ -10,7 +11,7 @@
 
 use super::activations::{Grouping, Panel, PanelGroups, Panels, Room, Rows, RowsPart, panels};
 use super::kernel::{Kernels, NO_SUMS, PANEL_TOKENS, Sums};
-use super::matrix::{LANES, Matrix, TILE_ROWS};
+use super::matrix::{LANES, Lanes, Matrix, TILE_ROWS};
 use super::tasks::Threads;
 use super::{Expert, MAX_GROUP, Weights};
 use crate::ids::TokenId;
@@ -29,6 +30,9 @@ const TASKS_PER_THREAD: usize = 16;
 /// Tokens from which on a tile is multiplied for so long that the next one is fetched meanwhile. With
 /// fewer, memory is what is waited for.
 const FETCHED_TOKENS: usize = 8;
+
+/// What quantizing a value takes, in bytes of weights that meet a panel.
+const VALUE_COST: usize = 4;
 
 /// Most bytes of [`Room`] that a thread keeps for its next call.
 const KEPT_BYTES: usize = 1 << 26;
@@ -109,28 +113,28 @@ fn run_in(
 ) {
     let (mut chunks, full) = chunks(batches, width, out, room);
     let rows = quantized_rows(kernels, &chunks, x, threads);
-    let gather = chunks.iter_mut().map(|chunk| (chunk.tokens.len() * width, chunk)).collect();
-    threads.each(
-        gather,
-        || (),
-        |(), chunk| {
-            for input in std::iter::once(&mut chunk.input).chain(&mut chunk.up_input) {
-                let rows = rows.iter().find(|rows| rows.grouping() == input.grouping());
-                input.gather(rows.expect("rows have every grouping"), chunk.tokens);
-            }
-        },
-    );
     let all_weights: usize = chunks.iter().map(|chunk| chunk.parts[2].layout.weights()).sum();
     let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
     let of_task = (all_weights / tasks).clamp(*TASK_WEIGHTS.start(), *TASK_WEIGHTS.end());
-    let gate_up = chunks.iter_mut().flat_map(|chunk| gate_up_tasks(chunk, of_task));
+    let mut cut = Vec::new();
+    let mut whole = Vec::new();
+    for chunk in &mut chunks {
+        if chunk.is_one_task(of_task) { whole.push(chunk) } else { cut.push(chunk) }
+    }
+    let gather = cut.iter_mut().map(|chunk| (chunk.tokens.len() * width, chunk)).collect();
+    threads.each(gather, || (), |(), chunk| chunk.gather(kernels, &rows));
+    let gate_up = cut.iter_mut().flat_map(|chunk| gate_up_tasks(chunk, of_task));
+    let gate_up = gate_up.map(|(cost, task)| (cost, First::GateUp(task)));
+    let whole = whole.into_iter().map(|chunk| (chunk.cost(), First::Whole(chunk)));
     let full = full.into_iter().map(|chunk| (full_cost(&chunk), First::Full(chunk)));
-    threads.each(gate_up.chain(full).collect(), Vec::new, |values, task| match task {
-        First::GateUp(task) => task.run(kernels, values),
+    let first = gate_up.chain(whole).chain(full).collect();
+    threads.each(first, Scratch::new, |scratch, task| match task {
+        First::GateUp(task) => task.run(kernels, scratch),
+        First::Whole(chunk) => chunk.run(kernels, (&rows, of_task), scratch),
         First::Full(chunk) => run_full(chunk, x),
     });
-    let down = chunks.iter_mut().flat_map(|chunk| down_tasks(chunk, of_task));
-    threads.each(down.collect(), || (), |(), task| task.run(kernels));
+    let down = cut.into_iter().flat_map(|chunk| down_tasks(chunk, of_task));
+    threads.each(down.collect(), || NO_SUMS, |sums, task| task.run(kernels, sums));
 }
 
 /// Cuts the batches into chunks, which take their parts of `out`: of quantized experts and of f32.
@@ -195,7 +199,8 @@ fn quantized_rows(
     for grouping in chunks.iter().flat_map(inputs).flatten() {
         if all.iter().all(|rows| rows.grouping() != grouping) {
             let mut rows = Rows::new(grouping, x.len() / grouping.columns);
-            let parts = rows.parts(x, CHUNK_TOKENS).map(|part: RowsPart<'_>| (part.0.len(), part));
+            let cost = |part: &RowsPart<'_>| VALUE_COST * part.0.len();
+            let parts = rows.parts(x, CHUNK_TOKENS).map(|part| (cost(&part), part));
             threads.each(parts.collect(), || (), |(), part| Rows::fill(kernels, grouping, part));
             all.push(rows);
         }
@@ -203,10 +208,58 @@ fn quantized_rows(
     all
 }
 
-/// A task before the hidden values are complete.
-enum First<'a> {
-    GateUp(GateUp<'a>),
+/// What a thread writes its sums to, and hidden values before they have codes.
+struct Scratch {
+    gate: Sums,
+    up: Sums,
+    values: Vec<f32>,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self { gate: NO_SUMS, up: NO_SUMS, values: Vec::new() }
+    }
+}
+
+/// A task that does not need the hidden values of others.
+enum First<'a, 'c> {
+    GateUp(GateUp<'c>),
+    Whole(&'c mut Chunk<'a>),
     Full(FullChunk<'a>),
+}
+
+impl Chunk<'_> {
+    /// Whether neither stage would be cut into tasks of about `weights`.
+    fn is_one_task(&self, weights: usize) -> bool {
+        let [gate, _, down] = self.parts;
+        gate_up_rows(gate, weights) >= gate.layout.rows
+            && down_rows(down, weights) >= down.layout.rows
+    }
+
+    fn cost(&self) -> usize {
+        let cost = |part: &Matrix| cost(part, part.layout.rows, self.tokens.len());
+        self.parts.iter().map(cost).sum()
+    }
+
+    /// Takes the chunk's rows out of those of `x`.
+    fn gather(&mut self, kernels: &Kernels, rows: &[Rows]) {
+        for input in std::iter::once(&mut self.input).chain(&mut self.up_input) {
+            let rows = rows.iter().find(|rows| rows.grouping() == input.grouping());
+            input.gather(kernels, rows.expect("rows have every grouping"), self.tokens);
+        }
+    }
+
+    /// All of a chunk that [`Self::is_one_task`].
+    fn run(&mut self, kernels: &Kernels, (rows, weights): (&[Rows], usize), scratch: &mut Scratch) {
+        self.gather(kernels, rows);
+        gate_up_tasks(self, weights).for_each(|(_, task)| task.run(kernels, scratch));
+        let Chunk { parts: [.., down], tokens, hidden, out, .. } = self;
+        let rows = down.layout.rows;
+        let input = (&*hidden, tokens.len());
+        down_tiles(kernels, (down, 0, rows), input, &mut scratch.gate, |token, from, sums| {
+            put(&mut out[token * rows..][from..rows.min(from + TILE_ROWS)], sums);
+        });
+    }
 }
 
 /// Whole groups of hidden rows of a chunk.
@@ -243,24 +296,34 @@ fn full_cost(chunk: &FullChunk<'_>) -> usize {
     4 * chunk.expert.shape.weights() * chunk.tokens.len()
 }
 
+/// Hidden rows of a task of about `weights`.
+fn gate_up_rows(gate: &Matrix, weights: usize) -> usize {
+    task_rows(weights, 2 * gate.layout.columns, MAX_GROUP)
+}
+
+/// Output rows of a task of about `weights`.
+fn down_rows(down: &Matrix, weights: usize) -> usize {
+    task_rows(weights, down.layout.columns, TILE_ROWS)
+}
+
 fn gate_up_tasks<'c>(
     chunk: &'c mut Chunk<'_>,
     weights: usize,
-) -> impl Iterator<Item = (usize, First<'c>)> {
+) -> impl Iterator<Item = (usize, GateUp<'c>)> {
     let Chunk { parts: [gate, up, _], tokens, input, up_input, hidden, .. } = chunk;
-    let rows = task_rows(weights, 2 * gate.layout.columns, MAX_GROUP);
+    let rows = gate_up_rows(gate, weights);
     let cost = cost(gate, rows, tokens.len()) + cost(up, rows, tokens.len());
     let inputs = [&*input, up_input.as_ref().unwrap_or(input)];
     let grouping = hidden.grouping();
     hidden.parts(rows / grouping.group).enumerate().map(move |(i, hidden)| {
         let first_tile = i * rows / TILE_ROWS;
-        (cost, First::GateUp(GateUp { gate, up, inputs, first_tile, grouping, hidden }))
+        (cost, GateUp { gate, up, inputs, first_tile, grouping, hidden })
     })
 }
 
 fn down_tasks<'c>(chunk: &'c mut Chunk<'_>, weights: usize) -> Vec<(usize, Down<'c>)> {
     let Chunk { parts: [.., down], tokens, hidden, out, .. } = chunk;
-    let rows = task_rows(weights, down.layout.columns, TILE_ROWS);
+    let rows = down_rows(down, weights);
     let cost = cost(down, rows, tokens.len());
     let first_tiles = (0..down.layout.tiles()).step_by(rows / TILE_ROWS);
     let task = |first_tile| {
@@ -276,11 +339,10 @@ fn down_tasks<'c>(chunk: &'c mut Chunk<'_>, weights: usize) -> Vec<(usize, Down<
 }
 
 impl GateUp<'_> {
-    /// `values` is memory for hidden values.
-    fn run(self, kernels: &Kernels, values: &mut Vec<f32>) {
+    fn run(self, kernels: &Kernels, scratch: &mut Scratch) {
+        let Scratch { gate, up, values } = scratch;
         let rows = self.gate.layout.rows;
         let tokens = self.hidden.tokens();
-        let (mut gate, mut up) = (NO_SUMS, NO_SUMS);
         // One group of every token: few enough to stay in the first cache with few tokens.
         let stride = self.grouping.group;
         values.resize(tokens * stride, 0.0);
@@ -289,10 +351,10 @@ impl GateUp<'_> {
             for lane in (0..group.columns()).step_by(TILE_ROWS) {
                 for panel in panels(tokens) {
                     let [gate_input, up_input] = self.inputs.map(|input| input.panel(panel));
-                    product(kernels, (self.gate, tile), (gate_input, tokens), &mut gate);
-                    product(kernels, (self.up, tile), (up_input, tokens), &mut up);
+                    product(kernels, (self.gate, tile), (gate_input, tokens), gate);
+                    product(kernels, (self.up, tile), (up_input, tokens), up);
                     let values = &mut values[panel.0 * stride + lane..];
-                    kernels.swiglu([&gate, &up], panel.1, values, stride);
+                    kernels.swiglu([&*gate, &*up], panel.1, values, stride);
                 }
                 tile += 1;
             }
@@ -310,40 +372,61 @@ impl GateUp<'_> {
 }
 
 impl Down<'_> {
-    fn run(mut self, kernels: &Kernels) {
-        let rows = self.out[0].len();
-        let mut sums = NO_SUMS;
-        for from in (0..rows).step_by(TILE_ROWS) {
-            let tile = self.first_tile + from / TILE_ROWS;
-            for panel in panels(self.out.len()) {
-                let input = (self.hidden.panel(panel), self.out.len());
-                product(kernels, (self.down, tile), input, &mut sums);
-                let [low, high] = &sums;
-                let out = &mut self.out[panel.0..panel.0 + panel.1];
-                for (out, (low, high)) in out.iter_mut().zip(low.iter().zip(high)) {
-                    let out = &mut out[from..rows.min(from + TILE_ROWS)];
-                    if let [first, second] = out.as_chunks_mut::<LANES>().0 {
-                        (*first, *second) = (*low, *high);
-                        continue;
-                    }
-                    let (first, second) = out.split_at_mut(LANES.min(out.len()));
-                    first.copy_from_slice(&low[..first.len()]);
-                    second.copy_from_slice(&high[..second.len()]);
-                }
+    fn run(self, kernels: &Kernels, sums: &mut Sums) {
+        let Down { down, hidden, first_tile, mut out } = self;
+        let (rows, input) = (out[0].len(), (hidden, out.len()));
+        down_tiles(kernels, (down, first_tile, rows), input, sums, |token, from, sums| {
+            put(&mut out[token][from..rows.min(from + TILE_ROWS)], sums);
+        });
+    }
+}
+
+/// Products of the down matrix in `rows` rows from a tile on; `put` takes those of a token for a tile, which
+/// starts at a row.
+fn down_tiles(
+    kernels: &Kernels,
+    (down, first_tile, rows): (&Matrix, usize, usize),
+    (hidden, tokens): (&Panels<'_>, usize),
+    sums: &mut Sums,
+    mut put: impl FnMut(usize, usize, [&Lanes; 2]),
+) {
+    for from in (0..rows).step_by(TILE_ROWS) {
+        let tile = first_tile + from / TILE_ROWS;
+        for panel in panels(tokens) {
+            product(kernels, (down, tile), (hidden.panel(panel), tokens), sums);
+            let [low, high] = &*sums;
+            for (token, (low, high)) in low.iter().zip(high).enumerate().take(panel.1) {
+                put(panel.0 + token, from, [low, high]);
             }
         }
     }
 }
 
+/// Puts the sums of a tile where its rows, fewer in a last one, have their outputs.
+fn put(out: &mut [f32], [low, high]: [&Lanes; 2]) {
+    if let [first, second] = out.as_chunks_mut::<LANES>().0 {
+        (*first, *second) = (*low, *high);
+        return;
+    }
+    let (first, second) = out.split_at_mut(LANES.min(out.len()));
+    first.copy_from_slice(&low[..first.len()]);
+    second.copy_from_slice(&high[..second.len()]);
+}
+
 /// The product of a tile and a panel of so many `tokens`. Each panel asks for its part of the next tile,
-/// so that memory is read while panels are multiplied.
+/// so that memory is read while panels are multiplied. Inlined, because small products would wait for their
+/// panel to come back from the stack.
+#[inline(always)]
 fn product(
     kernels: &Kernels,
     (matrix, tile): (&Matrix, usize),
     (panel, tokens): (Panel<'_>, usize),
     sums: &mut Sums,
 ) {
-    let next = if tokens < FETCHED_TOKENS { &[] } else { matrix.tile_if_any(tile + 1) };
+    if tokens < FETCHED_TOKENS {
+        return kernels.product(matrix.layout.bits, (matrix.tile(tile), &[]), panel, sums);
+    }
+    let next = matrix.tile_if_any(tile + 1);
     let part = next.len().div_ceil(tokens.div_ceil(PANEL_TOKENS)).max(1);
     let next = next.chunks(part).nth(panel.first() / PANEL_TOKENS).unwrap_or_default();
     kernels.product(matrix.layout.bits, (matrix.tile(tile), next), panel, sums);

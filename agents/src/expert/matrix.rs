@@ -103,7 +103,7 @@ impl Layout {
     }
 
     pub(super) fn groups(&self) -> usize {
-        self.columns.div_ceil(self.group)
+        groups(self.columns, self.group)
     }
 
     fn blocks(&self) -> usize {
@@ -240,6 +240,12 @@ impl Line {
     pub(super) fn factor(&self, row: usize) -> f16 {
         f16::from_le_bytes([self.0[2 * row], self.0[2 * row + 1]])
     }
+}
+
+/// Groups of a row. Their lengths are powers of two, so that small products do not wait for a division.
+pub(super) fn groups(columns: usize, group: usize) -> usize {
+    debug_assert!(group.is_power_of_two(), "see `GROUP_LENGTHS`");
+    (columns + group - 1) >> group.trailing_zeros()
 }
 
 fn set_factor(line: &mut Line, row: usize, factor: f16) {

@@ -116,7 +116,7 @@ fn integer_products_are_exact_up_to_the_largest_codes() {
                     let mut rest = room.reserve(std::iter::once((grouping, 15)));
                     let mut input = Panels::new(grouping, 15, &mut rest);
                     let tokens: Vec<TokenId> = (0..15).map(TokenId).collect();
-                    input.gather(&rows, &tokens);
+                    input.gather(kernels, &rows, &tokens);
                     for (first, size) in panels(15) {
                         let mut sums = NO_SUMS;
                         let panel = input.panel((first, size));

@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Sums, elementwise};
+use super::{PANEL_TOKENS, Sums, elementwise};
 use crate::expert::activations::Panel;
 use crate::expert::matrix::{BLOCK_QUADS, FACTOR_LINES, LANES, Lanes, Line};
 
@@ -140,4 +140,44 @@ pub(super) fn swiglu(sums: [&Sums; 2], tokens: usize, values: &mut [f32], stride
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn quantize(values: &[f32], codes: &mut [i32]) -> (f32, f32) {
     elementwise::quantize(values, codes)
+}
+
+/// [`elementwise::interleave`], eight quads at a time.
+#[target_feature(enable = "avx2")]
+pub(super) fn interleave(rows: &[&[i32]; PANEL_TOKENS], to: &mut [i32]) {
+    let blocks = to.as_chunks_mut::<{ BLOCK_QUADS * PANEL_TOKENS }>().0;
+    let quads = BLOCK_QUADS * blocks.len();
+    assert!(rows.iter().all(|row| row.len() == quads), "whole blocks of every row");
+    for (block, to) in blocks.iter_mut().enumerate() {
+        let from = BLOCK_QUADS * block;
+        // SAFETY: every row has eight values from there on, as was asserted.
+        let load = |row: &[i32]| unsafe { _mm256_loadu_si256(row.as_ptr().add(from).cast()) };
+        for (to, values) in
+            to.as_chunks_mut::<BLOCK_QUADS>().0.iter_mut().zip(transposed(rows.map(load)))
+        {
+            // SAFETY: the array has the 32 bytes that are written.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), values) };
+        }
+    }
+}
+
+/// Eight vectors of eight values, transposed.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transposed([a, b, c, d, e, f, g, h]: [__m256i; 8]) -> [__m256i; 8] {
+    // Of each half of 128 bits: pairs, then fours of the rows a to d and e to h.
+    let fours = |a, b, c, d| {
+        let (low, high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let (next_low, next_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+        [
+            _mm256_unpacklo_epi64(low, next_low),
+            _mm256_unpackhi_epi64(low, next_low),
+            _mm256_unpacklo_epi64(high, next_high),
+            _mm256_unpackhi_epi64(high, next_high),
+        ]
+    };
+    let (first, last) = (fours(a, b, c, d), fours(e, f, g, h));
+    let low = |i: usize| _mm256_permute2x128_si256::<0x20>(first[i], last[i]);
+    let high = |i: usize| _mm256_permute2x128_si256::<0x31>(first[i], last[i]);
+    [low(0), low(1), low(2), low(3), high(0), high(1), high(2), high(3)]
 }

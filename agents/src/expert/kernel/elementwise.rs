@@ -1,7 +1,7 @@
 //! What happens to values one by one: written once, inlined into a function for each kind of
 //! instructions. Multiplications and additions are rounded apart, so every kind gives the same bits.
 
-use super::Sums;
+use super::{PANEL_TOKENS, Sums};
 use crate::expert::matrix::{LANES, Lanes};
 
 /// Adding 1.5 · 2²³ rounds to a whole number, which then stands in the low bits.
@@ -70,6 +70,15 @@ pub(super) fn swiglu(sums: [&Sums; 2], tokens: usize, values: &mut [f32], stride
                 values[lane] = gate[lane] / (1.0 + exp(-gate[lane])) * up[lane];
             }
         }
+    }
+}
+
+/// The quads of each row, one after another and of each the rows side by side.
+pub(super) fn interleave(rows: &[&[i32]; PANEL_TOKENS], to: &mut [i32]) {
+    let to = to.as_chunks_mut::<PANEL_TOKENS>().0;
+    for (t, row) in rows.iter().enumerate() {
+        assert_eq!(row.len(), to.len(), "a quad of every row");
+        to.iter_mut().zip(*row).for_each(|(to, code)| to[t] = *code);
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) struct Kernels {
     products: [[Product; 4]; 4],
     swiglu: unsafe fn([&Sums; 2], usize, &mut [f32], usize),
     quantize: unsafe fn(&[f32], &mut [i32]) -> (f32, f32),
+    interleave: unsafe fn(&[&[i32]; PANEL_TOKENS], &mut [i32]),
 }
 
 /// All sizes of a product with codes of `BITS` and `M` tokens.
@@ -65,6 +66,7 @@ static PORTABLE: Kernels = Kernels {
     products: products!(portable::product),
     swiglu: elementwise::swiglu,
     quantize: elementwise::quantize,
+    interleave: elementwise::interleave,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -73,6 +75,7 @@ static AVX2: Kernels = Kernels {
     products: products!(avx2::product),
     swiglu: avx2::swiglu,
     quantize: avx2::quantize,
+    interleave: avx2::interleave,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -81,6 +84,7 @@ static VNNI: Kernels = Kernels {
     products: products!(vnni::product),
     swiglu: vnni::swiglu,
     quantize: vnni::quantize,
+    interleave: avx2::interleave,
 };
 
 #[expect(unsafe_code, reason = "calls of functions for instructions that were found")]
@@ -92,7 +96,8 @@ impl Kernels {
             (&AVX2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")),
             (
                 &VNNI,
-                is_x86_feature_detected!("avx512f")
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni"),
@@ -156,5 +161,11 @@ impl Kernels {
     pub(super) fn quantize(&self, values: &[f32], codes: &mut [i32]) -> (f32, f32) {
         // SAFETY: as in `product`.
         unsafe { (self.quantize)(values, codes) }
+    }
+
+    /// The codes of the tokens of a largest panel, as many quads of each, quad by quad.
+    pub(super) fn interleave(&self, rows: &[&[i32]; PANEL_TOKENS], to: &mut [i32]) {
+        // SAFETY: as in `product`.
+        unsafe { (self.interleave)(rows, to) }
     }
 }

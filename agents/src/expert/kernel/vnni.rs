@@ -35,7 +35,9 @@ pub(super) fn product<const BITS: usize, const M: usize>(
     assert!(scales.len() == sizes.batch * sizes.groups && offsets.len() == scales.len());
 
     let mut totals = [[_mm512_setzero_ps(); M]; 2];
-    let mut next = next.chunks(next.len().div_ceil(blocks).max(1));
+    // A division is long beside a small product.
+    let asked = if next.is_empty() { 1 } else { next.len().div_ceil(blocks) };
+    let mut next = next.chunks(asked);
     let mut lines = tile.as_ptr();
     let mut done = 0;
     for g in 0..sizes.groups {
