@@ -73,7 +73,7 @@ async fn measure() -> Result<(), Failure> {
     let mut parts = [const { Vec::new() }; 3];
     for _ in 0..REPEATS {
         for ((_, windows, window), parts) in CASES.into_iter().zip(&mut parts) {
-            reads.push(read_gb_per_s(&memory));
+            reads.push(read_gb_per_s(&memory, 1));
             peaks.push(giga_macs_per_s(THREADS));
             parts.push(forward.pass(&draw(windows * window), window).await?.1);
         }

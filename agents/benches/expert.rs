@@ -128,6 +128,8 @@ fn tables(filter: &str) {
 struct Case {
     seconds: Vec<f64>,
     of_reads: Vec<f64>,
+    /// Of the rate at which as many bytes are read again and again.
+    of_rereads: Vec<f64>,
     of_products: Vec<f64>,
 }
 
@@ -141,16 +143,17 @@ fn section(title: &str, shape: ExpertShape, tokens: usize, memory: &[u64], bars:
     let (cases, reads, products) = measure(&models, shape, tokens, memory);
     println!("\n### {title}\n");
     println!("Reads {:.1} GB/s, products {:.0} GMAC/s.\n", median(&reads), median(&products));
-    println!("| bits:group | ms | GB/s | of reads | GMAC/s | of products |");
-    println!("|---|---:|---:|---:|---:|---:|");
+    println!("| bits:group | ms | GB/s | of reads | of rereads | GMAC/s | of products |");
+    println!("|---|---:|---:|---:|---:|---:|---:|");
     for (i, name) in MODELS.map(|(name, _)| name).into_iter().chain(["all in turn"]).enumerate() {
         let seconds = median(&cases[i].seconds);
         let (of_reads, of_products) = (median(&cases[i].of_reads), median(&cases[i].of_products));
         println!(
-            "| {name} | {:.3} | {:.1} | {:.0} % | {:.0} | {:.0} % |",
+            "| {name} | {:.3} | {:.1} | {:.0} % | {:.0} % | {:.0} | {:.0} % |",
             seconds * 1e3,
             bytes(&models[i]) / seconds / 1e9,
             100.0 * of_reads,
+            100.0 * median(&cases[i].of_rereads),
             macs / seconds / 1e9,
             100.0 * of_products,
         );
@@ -195,7 +198,7 @@ fn measure(
     let mut cases: Vec<Case> = models.iter().map(|_| Case::default()).collect();
     let (mut reads, mut products) = (Vec::new(), Vec::new());
     let mut ceilings = || {
-        reads.push(read_gb_per_s(memory));
+        reads.push(read_gb_per_s(memory, 1));
         products.push(giga_macs_per_s(THREADS));
         [reads[reads.len() - 1], products[products.len() - 1]]
     };
@@ -211,18 +214,29 @@ fn measure(
             let runs = (CASE_SECONDS / once).ceil().clamp(1.0, 200.0);
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 200")]
             let time = seconds(|| (0..runs as usize).for_each(|_| run())) / runs;
+            let bytes: f64 = model.iter().map(|e| e.bytes() as f64).sum();
+            let rereads = reread_gb_per_s(memory, bytes);
             let after = ceilings();
             if repeat > 0 {
-                let bytes: f64 = model.iter().map(|e| e.bytes() as f64).sum();
                 let mean = |which: usize| f64::midpoint(before[which], after[which]);
                 case.seconds.push(time);
                 case.of_reads.push(bytes / time / 1e9 / mean(0));
+                case.of_rereads.push(bytes / time / 1e9 / rereads);
                 case.of_products.push(macs / time / 1e9 / mean(1));
             }
             before = after;
         }
     }
     (cases, reads, products)
+}
+
+/// The rate at which so many bytes, or all of `memory` where they are more, are read for about as long as a case.
+fn reread_gb_per_s(memory: &[u64], bytes: f64) -> f64 {
+    /// Bytes that are read in about that time from a near cache.
+    const BYTES: usize = 1 << 28;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of a model")]
+    let values = (bytes as usize / 8).min(memory.len());
+    read_gb_per_s(&memory[..values], (BYTES / 8 / values).max(1))
 }
 
 /// An expert of one group of codes again and again: what they are does not change the time.

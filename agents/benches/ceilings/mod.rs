@@ -6,14 +6,16 @@ use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// The rate at which all threads read `memory`, in 10⁹ bytes a second.
-pub(crate) fn read_gb_per_s(memory: &[u64]) -> f64 {
-    let part = memory.len() / rayon::current_num_threads() / 64 * 64;
+/// The rate at which all threads read `memory` so many times, each a part of its own again and again, in 10⁹
+/// bytes a second: once, and it comes from where it is; often, and it comes from the cache that holds it.
+pub(crate) fn read_gb_per_s(memory: &[u64], times: usize) -> f64 {
+    let part = (memory.len() / rayon::current_num_threads() / 64 * 64).max(64);
+    let sums = |part| (0..times).map(|_| sum(black_box(part))).fold(0, u64::wrapping_add);
     let read = || {
-        let sum: u64 = memory.par_chunks(part).map(sum).reduce(|| 0, u64::wrapping_add);
+        let sum: u64 = memory.par_chunks(part).map(sums).reduce(|| 0, u64::wrapping_add);
         black_box(sum);
     };
-    8e-9 * memory.len() as f64 / seconds(read)
+    8e-9 * (times * memory.len()) as f64 / seconds(read)
 }
 
 /// The rate of all threads in products of a code and an activation.
