@@ -9,6 +9,7 @@ use crate::flock::{neighbours, price::FlockSettings};
 use crate::game::{CostOfGame, Dynamics, GameShape, Information, Play, Router};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId, TokenId};
 use crate::orders::{Combine, Orders, Replies};
+use crate::placement::{NodeLoad, ReplicaChoice};
 use crate::precision::{Follow, WidthDecision};
 use crate::routing::Routing;
 use bevy_ecs::prelude::{Entity, Resource, World};
@@ -83,6 +84,17 @@ pub struct Roster {
     pub experts: Vec<Vec<Entity>>,
     /// By [`NodeId`].
     pub nodes: Vec<Entity>,
+}
+
+/// Which copy computes an expert's tokens.
+#[derive(Resource, Debug, Default)]
+pub struct Replicas {
+    /// The rule.
+    pub choice: ReplicaChoice,
+    /// What it draws by.
+    pub seed: u64,
+    /// What is known of each node, by [`NodeId`]; empty while nothing is.
+    pub loads: Vec<NodeLoad>,
 }
 
 /// The batch in play at one layer.
@@ -206,6 +218,7 @@ pub fn spawn(settings: WorldSettings) -> World {
         .collect();
     world.insert_resource(Roster { tokens, experts, nodes });
     world.insert_resource(rules);
+    world.init_resource::<Replicas>();
     world.init_resource::<Batch>();
     world.init_resource::<Perceived>();
     world.init_resource::<FlockResponse>();

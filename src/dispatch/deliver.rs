@@ -4,6 +4,7 @@ use super::departures::Departures;
 use super::health::Health;
 use super::identity::{Identity, Unawaited};
 use super::link::{LinkError, millis};
+use super::load::Loads;
 use super::remote::{Peer, failed};
 use super::round_trip::{AttemptId, Holders, RoundTrip};
 use super::spot_check::SpotCheck;
@@ -24,6 +25,7 @@ use tokio::time::timeout;
 pub(super) struct Delivery<'a> {
     pub(super) peers: &'a mut [Peer],
     pub(super) health: &'a mut Health,
+    pub(super) loads: &'a mut Loads,
     pub(super) faults: &'a mut Faults,
     pub(super) departures: &'a mut Departures,
     pub(super) spot_check: &'a SpotCheck,
@@ -224,8 +226,10 @@ impl Course<'_, '_, '_> {
         let bytes = request.encoded_len() as u64;
         link.post(request)?;
         peer.ledger.sent_bytes += bytes;
-        let late_ns = self.with.clock.now_ns().saturating_add(nanos(self.with.deadline));
+        let now_ns = self.with.clock.now_ns();
+        let late_ns = now_ns.saturating_add(nanos(self.with.deadline));
         let pairs = order.pairs();
+        self.with.loads.sent(ticket.sequence, attempt.node, pairs, now_ns);
         let outputs = match gates {
             None => Outputs::new(ticket, pairs, width),
             Some(_) => Outputs::sums(ticket, (order.tokens().len(), pairs), width),
@@ -237,6 +241,9 @@ impl Course<'_, '_, '_> {
     fn take(&mut self, node: NodeId, piece: ComputeReply) -> Result<(), DispatchError> {
         let bad = |detail| DispatchError::BadReply { node, detail };
         let (sequence, is_last) = (piece.sequence, u64::from(!piece.more));
+        if !piece.more {
+            self.with.loads.answered(sequence, self.with.clock.now_ns());
+        }
         let Some(Awaited { id, outputs, .. }) = self.awaited.get_mut(&sequence) else {
             let sent = match self.with.identity.unawaited(sequence) {
                 Unawaited::Duplicate => {
@@ -304,6 +311,7 @@ impl Course<'_, '_, '_> {
             other => other.to_string(),
         });
         self.with.health.lose(node);
+        self.with.loads.forget(node);
         let lost: Vec<(u64, AttemptId)> = self
             .awaited
             .iter()
@@ -449,6 +457,6 @@ impl Course<'_, '_, '_> {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
+pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -8,6 +8,7 @@ use crate::worker::DRAIN_MS_MAX;
 use agents::{
     ids::NodeId,
     orders::{Orders, PairGates, Replies},
+    placement::NodeLoad,
 };
 use std::{
     collections::VecDeque,
@@ -173,6 +174,10 @@ impl Dispatch for Local {
 
     fn is_available(&self, node: NodeId) -> bool {
         self.remote.is_available(node)
+    }
+
+    fn node_load(&self, node: NodeId) -> NodeLoad {
+        self.remote.node_load(node)
     }
 
     async fn close(self) -> Served {

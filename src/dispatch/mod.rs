@@ -7,6 +7,7 @@ mod identity;
 mod in_process;
 mod joined;
 mod link;
+mod load;
 mod local;
 mod node_spec;
 pub mod placement;
@@ -29,6 +30,7 @@ use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId},
     orders::{NodeReply, Orders, PairGates, Replies},
+    placement::NodeLoad,
     queueing::ForkJoin,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -91,6 +93,13 @@ pub trait Dispatch {
     /// Whether a node should get work: not when it was lost, and not while it is set aside for being
     /// slow. Orders to such a node are sent all the same, if only for want of another.
     fn is_available(&self, node: NodeId) -> bool;
+
+    /// What was measured of a node: what it has to answer, and how long it took lately. All are alike where
+    /// nothing is measured.
+    fn node_load(&self, node: NodeId) -> NodeLoad {
+        let _ = node;
+        NodeLoad::default()
+    }
 
     /// The nodes that host each expert, where that changed since it was last asked for; never where
     /// nodes do not come and go. Orders to other nodes are carried out all the same.

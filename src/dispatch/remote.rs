@@ -2,11 +2,12 @@
 
 use super::{
     Deadlines, Dispatch, DispatchError, Faults, Ledger, RemoteSettings, Served, ShardAssignment,
-    deliver::Delivery,
+    deliver::{Delivery, nanos},
     departures::Departures,
     health::Health,
     identity::Identity,
     link::{self, Link, LinkError},
+    load::Loads,
     round_trip::Holders,
     spot_check::SpotCheck,
 };
@@ -16,6 +17,7 @@ use agents::{
     ids::{ExpertId, LayerId, NodeId},
     membership::Pass,
     orders::{Orders, PairGates, Replies},
+    placement::NodeLoad,
     queueing::ForkJoin,
 };
 use tokio::task::JoinSet;
@@ -29,6 +31,7 @@ pub struct Remote {
     deadlines: Deadlines,
     holders: Holders,
     health: Health,
+    loads: Loads,
     pub(super) faults: Faults,
     departures: Departures,
     pub(super) spot_check: SpotCheck,
@@ -88,6 +91,7 @@ impl Remote {
     pub(super) fn new(peers: Vec<Peer>, settings: &RemoteSettings) -> Self {
         Self {
             health: Health::new(peers.len(), settings.hedge_budget),
+            loads: Loads::new(peers.len(), nanos(settings.deadlines.compute)),
             peers,
             deadlines: settings.deadlines,
             spot_check: SpotCheck::new(settings),
@@ -114,6 +118,7 @@ impl Remote {
         let ledger = seat.ledger.succeeded_by(&peer.ledger);
         *seat = Peer { ledger, ..peer };
         self.health.revive(node);
+        self.loads.forget(node);
     }
 
     /// Nobody has a seat any more. What its last node still says is `heard`, to be counted, until the
@@ -124,6 +129,7 @@ impl Remote {
         let link = seat.link.take().filter(|_| heard);
         *seat = Peer { ledger, link, ..Peer::vacant() };
         self.health.lose(node);
+        self.loads.forget(node);
     }
 
     /// Loses the nodes that departed since this was last asked, and says whether there were any.
@@ -290,6 +296,7 @@ impl Dispatch for Remote {
         let delivery = Delivery {
             peers: &mut self.peers,
             health: &mut self.health,
+            loads: &mut self.loads,
             faults: &mut self.faults,
             departures: &mut self.departures,
             spot_check: &self.spot_check,
@@ -306,6 +313,10 @@ impl Dispatch for Remote {
 
     fn is_available(&self, node: NodeId) -> bool {
         self.health.is_available(node, self.clock.now_ns())
+    }
+
+    fn node_load(&self, node: NodeId) -> NodeLoad {
+        self.loads.of(node, self.clock.now_ns())
     }
 
     async fn close(self) -> Served {

@@ -19,6 +19,7 @@ use agents::expert::Expert;
 use agents::game::Registries;
 use agents::ids::LayerId;
 use agents::orders::Combine;
+use agents::placement::ReplicaChoice;
 use agents::round::Arena;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,6 +61,13 @@ impl<'a> Plan<'a> {
             file::Combine::Exact => Combine::Exact,
             file::Combine::AtWorker => Combine::AtWorker,
         });
+        let choice = match self.scenario.nodes.choice {
+            file::Choice::Planned => ReplicaChoice::Planned,
+            file::Choice::TwoChoices => ReplicaChoice::TwoChoices,
+            file::Choice::Random => ReplicaChoice::Random,
+            file::Choice::RoundRobin => ReplicaChoice::RoundRobin,
+        };
+        arena.set_choice(choice, self.scenario.seed);
         arena
     }
 

@@ -100,6 +100,7 @@ pub(super) async fn play_layers(
             arena.set_hosts(layer, expert, hosts);
         }
         arena.set_available(|node| dispatch.is_available(node));
+        arena.set_node_loads(|node| dispatch.node_load(node));
         let (logits, hidden) = (&input.logits, &input.hidden);
         let perception = Perception { step, layer, requests: seats, logits, hidden };
         let decision =

@@ -7,7 +7,9 @@ mod security;
 
 use std::path::Path;
 
-use super::file::{Arrival, Combine, Engine, Information, Nodes, PlacementRule, Scenario, Source};
+use super::file::{
+    Arrival, Choice, Combine, Engine, Information, Nodes, PlacementRule, Scenario, Source,
+};
 use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};
@@ -219,6 +221,19 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
         let message =
             "`nodes.spot_check_share` compares outputs but `nodes.combine` is \"at_worker\"";
         (message.into(), "write combine = \"exact\", or take the share out".into())
+    });
+    let chooses = nodes.choice != Choice::Planned;
+    let choice = nodes.choice.name();
+    found.unless(!chooses || has_copies, &["nodes.choice", "nodes.replicas"], || {
+        let message = format!("`nodes.choice` is \"{choice}\" but no expert has a second node");
+        (message, "write replicas = 2 or more, or take the choice out".into())
+    });
+    found.unless(!chooses || !sums, &["nodes.choice", "nodes.combine"], || {
+        let message = format!(
+            "`nodes.choice` is \"{choice}\" but `nodes.combine` is \"at_worker\": sums would depend on \
+             which nodes are quick"
+        );
+        (message, "write combine = \"exact\", or choice = \"planned\"".into())
     });
     if nodes.engine == Engine::Peers {
         found.unless(

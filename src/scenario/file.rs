@@ -362,6 +362,8 @@ pub struct Nodes {
     /// Expert copies in each layer beyond one an expert, 0 to 1048576; used by placements `eplb` and `planned`. Default 0.
     #[schemars(range(max = 1_048_576))]
     pub replica_slots: u32,
+    /// Which node computes an expert's tokens where several hold it. Default `planned`.
+    pub choice: Choice,
     /// Where nodes run. Default `in-process`.
     pub engine: Engine,
     /// Addresses of running workers for engine `peers`, one a node: `host:port`. Default none.
@@ -417,6 +419,7 @@ impl Default for Nodes {
             replicas: 1,
             placement: PlacementRule::RoundRobin,
             replica_slots: 0,
+            choice: Choice::Planned,
             engine: Engine::InProcess,
             peers: Vec::new(),
             listen: None,
@@ -480,6 +483,34 @@ impl PlacementRule {
             Self::RoundRobin => "round_robin",
             Self::Eplb => "eplb",
             Self::Planned => "planned",
+        }
+    }
+}
+
+/// Which node computes an expert's tokens where several hold it. Outputs are the same bits from each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Choice {
+    /// All of them, by a split that gives the busiest node the fewest pairs: nodes are taken to be equally fast.
+    #[default]
+    Planned,
+    /// The better of two that are drawn, by what they still have to answer and how long they took lately.
+    TwoChoices,
+    /// One that is drawn: the control.
+    Random,
+    /// The next in turn: the control.
+    RoundRobin,
+}
+
+impl Choice {
+    /// Its name in scenarios.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::TwoChoices => "two_choices",
+            Self::Random => "random",
+            Self::RoundRobin => "round_robin",
         }
     }
 }

@@ -20,9 +20,10 @@ const REPLICATED: [&str; 4] = ["--nodes", "local:4", "--set", "nodes.replicas=2"
 
 /// Starts the run, does `to` one of its workers amid it, and gives its summary beside the state hash
 /// of the run in this process.
-fn disturbed(to: impl Fn(u32)) -> (Value, Value) {
+fn disturbed(more: &[&str], to: impl Fn(u32)) -> (Value, Value) {
     let folder = replicated();
-    let args = [&["run", "scenario.toml", "--json", "--out", "out"][..], &REPLICATED].concat();
+    let args = ["run", "scenario.toml", "--json", "--out", "out"];
+    let args = [&args[..], &REPLICATED, more].concat();
     let run = Running::start(folder.command(&args));
     let workers = run.workers(4);
     until("the tables are opened", || folder.path("out/requests.parquet.partial").exists());
@@ -36,7 +37,7 @@ fn disturbed(to: impl Fn(u32)) -> (Value, Value) {
 
 #[test]
 fn a_killed_worker_changes_no_result_where_its_experts_have_replicas() {
-    let (summary, hash) = disturbed(|pid| signal("KILL", pid));
+    let (summary, hash) = disturbed(&[], |pid| signal("KILL", pid));
     assert_eq!(summary["state_hash"], hash);
     assert_eq!(summary["status"], "complete");
     assert_eq!(summary["outcomes"]["ok"], 300, "{}", summary["outcomes"]);
@@ -49,7 +50,7 @@ fn a_killed_worker_changes_no_result_where_its_experts_have_replicas() {
 
 #[test]
 fn a_stopped_worker_is_hedged_and_set_aside_and_changes_no_result() {
-    let (summary, hash) = disturbed(|pid| {
+    let (summary, hash) = disturbed(&[], |pid| {
         signal("STOP", pid);
         std::thread::sleep(Duration::from_millis(1_000));
         signal("CONT", pid);
@@ -61,6 +62,26 @@ fn a_stopped_worker_is_hedged_and_set_aside_and_changes_no_result() {
     assert!(faults["hedges_won"].as_u64() >= Some(1), "{faults}");
     assert!(faults["set_aside"].as_u64() >= Some(1), "{faults}");
     assert!(faults["hedged_share"].as_f64().is_some_and(|share| share <= 0.05), "{faults}");
+}
+
+#[test]
+fn two_choices_keep_off_a_slow_worker_and_change_no_result() {
+    let two = ["--set", "nodes.choice=two_choices", "--set", "nodes.hedge_budget=0"];
+    let (summary, hash) = disturbed(&two, |pid| {
+        for _ in 0..15 {
+            signal("STOP", pid);
+            std::thread::sleep(Duration::from_millis(90));
+            signal("CONT", pid);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    assert_eq!(summary["state_hash"], hash);
+    assert_eq!(summary["pairs"]["missing"], 0, "{}", summary["pairs"]);
+    let nodes = summary["nodes"].as_array().expect("a list");
+    let pairs = |at: usize| nodes[at]["tokens"].as_u64().expect("a count");
+    let others = pairs(0) + pairs(2) + pairs(3);
+    // It was slow for half of the run.
+    assert!(5 * pairs(1) < 4 * others / 3, "{nodes:?}");
 }
 
 #[test]

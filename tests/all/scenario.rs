@@ -68,7 +68,7 @@ fn every_kind_of_mistake_is_located_and_comes_with_a_remedy() {
     let rows: &[Row] = &[
         ("router =", "rooter =", 9, 1, "game.rooter", "unknown key `rooter` in [game]", "did you mean `router`?"),
         ("[nodes]", "[nods]", 13, 2, "nods", "unknown key `nods` at the top", "did you mean `nodes`?"),
-        ("count = 2", "qqq = 2", 14, 1, "nodes.qqq", "unknown key `qqq`", "the keys in [nodes] are `combine`"),
+        ("count = 2", "qqq = 2", 14, 1, "nodes.qqq", "unknown key `qqq`", "the keys in [nodes] are `choice`"),
         ("top_k = 2", "top_k = 2\ndeadline_ms = 5", 11, 1, "game.deadline_ms", "unknown key `deadline_ms`", "did you mean `load.deadline_ms`?"),
         ("experts = 16", "experts = 16\ntext = []", 8, 1, "source.text", "unknown key `text`", "another `source.kind`"),
         ("width = 64", "width = 0", 6, 9, "source.width", "from 1 to 65536, not 0", "Length of a token's hidden state"),
@@ -138,6 +138,8 @@ fn every_kind_of_mistake_is_located_and_comes_with_a_remedy() {
         ("count = 2", "count = 2\nplacement = \"eplb\"\nreplica_slots = 3", 16, 17, "nodes.replica_slots", "19 (16 experts and 3 replica_slots) do not divide over 2 nodes", "write replica_slots = 4"),
         ("count = 2", "count = 3\nplacement = \"eplb\"", 15, 13, "nodes.replica_slots", "16 (16 experts and 0 replica_slots) do not divide over 3 nodes", "write replica_slots = 2"),
         ("count = 2", "count = 2\nreplicas = 2\nspot_check_share = 0.5\ncombine = \"at_worker\"", 16, 20, "nodes.spot_check_share", "`nodes.combine` is \"at_worker\"", "write combine = \"exact\""),
+        ("count = 2", "count = 2\nchoice = \"two_choices\"", 15, 10, "nodes.choice", "no expert has a second node", "write replicas = 2"),
+        ("count = 2", "count = 2\nreplicas = 2\nchoice = \"random\"\ncombine = \"at_worker\"", 16, 10, "nodes.choice", "`nodes.combine` is \"at_worker\"", "or choice = \"planned\""),
         ("count = 2", "count = 2\ncombine = \"here\"", 15, 11, "nodes.combine", "one of `exact`, `at_worker`", "write one of"),
         ("count = 2", "count = 2\nengine = \"peers\"\npeers = [\"[::1]:1\"]", 16, 9, "nodes.peers", "lists 1 addresses but `nodes.count` is 2", "one host:port a node"),
         ("count = 2", "count = 2\npeers = [\"[::1]:1\"]", 15, 9, "nodes.peers", "`nodes.engine` is not \"peers\"", "take the peers out"),

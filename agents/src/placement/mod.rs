@@ -20,6 +20,7 @@
 //! ```
 
 mod certificate;
+mod choice;
 mod dispatch;
 mod draft;
 mod eplb;
@@ -29,6 +30,7 @@ mod search;
 mod tokens;
 
 pub use certificate::{DispatchCertificate, DispatchFault, certify_dispatch, tight_set_bound};
+pub use choice::{NodeLoad, ORDER_COST_PAIRS, ReplicaChoice, choose_copies, pairs_by_node};
 pub use dispatch::{Dispatch, LoadError, TightSet, dispatch};
 pub use eplb::{Eplb, EplbError, EplbShape, eplb};
 pub use search::{Plan, PlanError, PlanSettings, Previous, placement_lower_bound, plan};

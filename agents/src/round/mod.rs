@@ -18,12 +18,13 @@ use crate::flock::motion::LayerMotion;
 use crate::game::{Choices, GameError, Scores};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
 use crate::orders::{Combine, Orders, PairGates, Replies};
+use crate::placement::{NodeLoad, ReplicaChoice};
 use crate::precision::{Follow, WidthDecision};
 use crate::report::{FlockReport, NodeLoadReport, PlayReport};
 use crate::routing::gates;
 use crate::world::{
-    Batch, Certified, FlockResponse, Inbox, NodeLoads, Outbox, Perceived, Response, Rules, Widths,
-    WorldSettings, spawn,
+    Batch, Certified, FlockResponse, Inbox, NodeLoads, Outbox, Perceived, Replicas, Response,
+    Rules, Widths, WorldSettings, spawn,
 };
 use bevy_ecs::prelude::{IntoScheduleConfigs, Res, Resource, Schedule, SystemSet, World};
 use bevy_ecs::schedule::{LogLevel, ScheduleBuildSettings, ScheduleLabel, SingleThreadedExecutor};
@@ -188,6 +189,21 @@ impl Arena {
     #[must_use]
     pub fn motion(&self) -> Option<&[LayerMotion]> {
         self.world.get_resource::<motion::Motions>().map(|motions| motions.layers.as_slice())
+    }
+
+    /// Says which copy of an expert computes its tokens from the next round on, and what is drawn for it by;
+    /// [`ReplicaChoice::Planned`] at first. What is combined from outputs is the same bits; sums of nodes
+    /// ([`Combine::AtWorker`]) are those of the nodes that were chosen.
+    pub fn set_choice(&mut self, choice: ReplicaChoice, seed: u64) {
+        let mut replicas = self.world.resource_mut::<Replicas>();
+        (replicas.choice, replicas.seed) = (choice, seed);
+    }
+
+    /// Says what is known of each node, for choices that mind it.
+    pub fn set_node_loads(&mut self, mut load: impl FnMut(NodeId) -> NodeLoad) {
+        let nodes = self.world.resource::<crate::world::Roster>().nodes.len();
+        self.world.resource_mut::<Replicas>().loads =
+            (0..nodes).map(|node| load(NodeId::from_index(node))).collect();
     }
 
     /// Says which nodes should get work from the next round on; all should at first. Experts of the

@@ -4,19 +4,24 @@ use crate::components::{Hosts, Node, NodeWork};
 use crate::game::Choices;
 use crate::ids::{ExpertId, NodeId, TokenId};
 use crate::orders::{ExpertGroup, NodeOrder, Orders};
-use crate::placement::{Placement, dispatch_tokens, tight_set_bound};
+use crate::placement::{
+    NodeLoad, Placement, ReplicaChoice, choose_copies, dispatch_tokens, tight_set_bound,
+};
 use crate::report::NodeLoadReport;
-use crate::world::{Batch, NodeLoads, Outbox, Response, Roster};
+use crate::rng::stream;
+use crate::world::{Batch, NodeLoads, Outbox, Replicas, Response, Roster};
 use bevy_ecs::prelude::{Commands, Query, Res};
 
-/// Groups the tokens by expert and splits a replicated expert's tokens over its hosts so that the
-/// largest node load is least: each host gets the next of the tokens, in ascending order. Hosts that
-/// are not available count only where an expert has no other.
+/// Groups the tokens by expert and gives a replicated expert's tokens to its hosts: by plan so that the
+/// largest node load is least, each host getting the next of the tokens in ascending order, else all to the
+/// one that the rule in [`Replicas`] chooses. Hosts that are not available count only where an expert has no
+/// other.
 pub(super) fn write_orders(
     mut commands: Commands<'_, '_>,
     batch: Res<'_, Batch>,
     response: Res<'_, Response>,
     roster: Res<'_, Roster>,
+    replicas: Res<'_, Replicas>,
     experts: Query<'_, '_, &Hosts>,
     mut nodes: Query<'_, '_, (&Node, &mut NodeWork)>,
 ) {
@@ -40,7 +45,17 @@ pub(super) fn write_orders(
         .expect("every expert has hosts, distinct nodes of the roster");
     let split = dispatch_tokens(&placement, &loads).expect("there is one load an expert");
 
-    let groups_of = dealt(&placement, &split.shares, &tokens_of);
+    let shares = match replicas.choice {
+        ReplicaChoice::Planned => split.shares,
+        rule => {
+            let (step, layer) = (batch.step, batch.layer);
+            let mut rng = stream(replicas.seed, &format!("replica choice {step} {layer}"));
+            let mut known = replicas.loads.clone();
+            known.resize(placement.nodes(), NodeLoad::default());
+            choose_copies(rule, &placement, &loads, &known, step.0 as usize, &mut rng)
+        }
+    };
+    let groups_of = dealt(&placement, &shares, &tokens_of);
     let mut orders = Orders { step: batch.step, layer: batch.layer, nodes: Vec::new() };
     let mut node_loads = vec![0; roster.nodes.len()];
     for (node, groups) in groups_of.into_iter().enumerate().filter(|(_, groups)| !groups.is_empty())

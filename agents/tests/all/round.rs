@@ -341,6 +341,25 @@ fn sums_of_nodes_combine_to_the_same_output_up_to_rounding_and_on_one_node_to_th
 }
 
 #[test]
+fn whichever_copy_computes_an_expert_the_same_bits_are_combined() {
+    use agents::placement::{NodeLoad, ReplicaChoice};
+    let (_, expected) = play(&mut arena("equilibrium", 4, 2), 0);
+    for choice in [ReplicaChoice::TwoChoices, ReplicaChoice::Random, ReplicaChoice::RoundRobin] {
+        let mut arena = arena("equilibrium", 4, 2);
+        arena.set_choice(choice, 7);
+        let slow = |node| NodeLoad {
+            ns_per_pair: if node == NodeId(1) { 1e6 } else { 1.0 },
+            ..NodeLoad::default()
+        };
+        arena.set_node_loads(slow);
+        let (orders, found) = play(&mut arena, 0);
+        assert_eq!(found, expected, "{choice:?}");
+        let asks_slow = orders.nodes.iter().any(|order| order.node == NodeId(1));
+        assert!(!asks_slow || choice != ReplicaChoice::TwoChoices, "{choice:?}");
+    }
+}
+
+#[test]
 #[should_panic(expected = "every chosen pair is ordered once")]
 fn sums_of_orders_that_leave_a_pair_out_are_a_bug() {
     let mut arena = arena("top_k", 2, 1);

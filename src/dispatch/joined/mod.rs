@@ -18,6 +18,7 @@ use agents::{
     ids::{ExpertId, LayerId, NodeId},
     membership::{Epoch, HostsOfShard, NoRoom, ShardNeed},
     orders::{Orders, PairGates, Replies},
+    placement::NodeLoad,
 };
 use register::Register;
 use seats::{Seat, Upload};
@@ -287,6 +288,10 @@ impl Dispatch for Joined {
 
     fn is_available(&self, node: NodeId) -> bool {
         self.remote.is_available(node) && !self.seats[node.index()].is_draining
+    }
+
+    fn node_load(&self, node: NodeId) -> NodeLoad {
+        self.remote.node_load(node)
     }
 
     fn moved(&mut self) -> Option<BTreeMap<(LayerId, ExpertId), Vec<NodeId>>> {
