@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod attacks;
+mod bad_network;
 mod binary;
 mod certificates;
 mod checkpoints;
