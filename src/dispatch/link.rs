@@ -6,7 +6,7 @@ use crate::{
 };
 use bytes::Bytes;
 use proto::{
-    ComputeReply, ComputeRequest, ShardChunk, StatusReply, StatusRequest,
+    ComputeReply, ComputeRequest, DropRequest, ShardChunk, ShardName, StatusReply, StatusRequest,
     expert_service_client::ExpertServiceClient,
 };
 use std::{
@@ -137,6 +137,11 @@ impl Link {
         }
         let incarnation = status.incarnation;
         Ok(Self { control, streams, message_bytes_max, incarnation, redelivered: 0 })
+    }
+
+    /// What the node called its start.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// A handle for uploads, which may run beside other nodes' uploads.
@@ -290,6 +295,17 @@ pub(super) async fn upload(
     } else {
         Err(LinkError::Bad("its receipt names another shard than was sent".into()))
     }
+}
+
+/// Takes shards from a node.
+pub(super) async fn drop_shards(
+    control: &mut Control,
+    shards: Vec<ShardName>,
+    deadline: Duration,
+) -> Result<(), LinkError> {
+    let late = |_| LinkError::Timeout { deadline_ms: millis(deadline) };
+    timeout(deadline, control.drop_shards(DropRequest { shards })).await.map_err(late)??;
+    Ok(())
 }
 
 impl From<Status> for LinkError {

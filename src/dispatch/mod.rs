@@ -281,6 +281,10 @@ impl Ledger {
         self.shard_bytes.insert((layer, expert), bytes);
     }
 
+    fn dropped(&mut self, layer: LayerId, expert: ExpertId) {
+        self.shard_bytes.remove(&(layer, expert));
+    }
+
     /// The bill of a seat when its next holder, with what `next` holds and did, takes it.
     fn succeeded_by(&self, next: &Self) -> Self {
         Self {

@@ -49,6 +49,8 @@ pub(super) struct Peer {
     pub(super) ledger: Ledger,
     /// Why it is not asked any more.
     pub(super) lost: Option<String>,
+    /// Whether it answered wrong outputs.
+    pub(super) is_quarantined: bool,
 }
 
 impl Remote {
@@ -164,6 +166,17 @@ impl Remote {
         }
     }
 
+    /// The start of a node that was lost because it answered wrong outputs.
+    pub(super) fn quarantined(&self, node: NodeId) -> Option<u64> {
+        let peer = &self.peers[node.index()];
+        peer.is_quarantined.then(|| peer.incarnation())
+    }
+
+    /// A shard that a seated node does not hold any more.
+    pub(super) fn dropped(&mut self, node: NodeId, layer: LayerId, expert: ExpertId) {
+        self.peers[node.index()].ledger.dropped(layer, expert);
+    }
+
     /// Says which nodes hold each expert.
     pub(super) fn set_holders(&mut self, holders: Holders) {
         self.holders = holders;
@@ -208,12 +221,18 @@ impl Peer {
     }
 
     fn new(link: Link) -> Self {
-        Self { link: Some(link), pass: None, ledger: Ledger::default(), lost: None }
+        let ledger = Ledger::default();
+        Self { link: Some(link), pass: None, ledger, lost: None, is_quarantined: false }
     }
 
     fn vacant() -> Self {
         let lost = Some("nobody has its seat".to_owned());
-        Self { link: None, pass: None, ledger: Ledger::default(), lost }
+        Self { link: None, pass: None, ledger: Ledger::default(), lost, is_quarantined: false }
+    }
+
+    /// Which start of the node it is; 0 where that is not known.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.link.as_ref().map_or(0, Link::incarnation)
     }
 
     /// For uploads.

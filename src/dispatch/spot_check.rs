@@ -180,6 +180,7 @@ impl Delivery<'_> {
         );
         tracing::warn!("{}", DispatchError::BadReply { node, detail: detail.clone() });
         peer.lost = Some(detail);
+        peer.is_quarantined = true;
         self.health.lose(node);
         self.faults.lost += 1;
         self.faults.quarantined += 1;

@@ -499,8 +499,11 @@ pub struct MembershipFigures {
     pub expired: u64,
     /// Workers whose connection broke, or that answered wrongly.
     pub dropped: u64,
-    /// Requests to join that were of another run.
+    /// Requests to join that were of another run, or of a worker in quarantine.
     pub refused: u64,
+    /// Copies of experts that were taken from nodes because others hold them as planned.
+    #[serde(default)]
+    pub copies_dropped: u64,
 }
 
 /// A goal that the scenario states.

@@ -236,8 +236,9 @@ pub(super) fn fault_figures(faults: &Faults) -> FaultFigures {
 
 /// What a run says of the workers that came and went.
 pub(super) fn membership_figures(counts: &MembershipCounts) -> MembershipFigures {
-    let MembershipCounts { epoch, joined, left, expired, dropped, refused } = *counts;
-    MembershipFigures { epoch, joined, left, expired, dropped, refused }
+    let MembershipCounts { epoch, joined, left, expired, dropped, refused, copies_dropped } =
+        *counts;
+    MembershipFigures { epoch, joined, left, expired, dropped, refused, copies_dropped }
 }
 
 /// The nodes that a scenario names, and how each is reached.

@@ -51,6 +51,14 @@ pub enum JoinError {
         /// Its sentence.
         detail: String,
     },
+    /// The coordinator found its answers to be wrong.
+    #[error("{coordinator} has put this worker into quarantine: {detail}")]
+    Quarantined {
+        /// Its address.
+        coordinator: String,
+        /// Its sentence.
+        detail: String,
+    },
     /// Nobody is there, or nobody any more.
     #[error("no answer from the coordinator {coordinator} for {} s: {detail}", .patience.as_secs())]
     Unreachable {
@@ -63,21 +71,31 @@ pub enum JoinError {
     },
 }
 
+/// What a worker says of itself.
+pub(super) struct Own {
+    /// Where it listens.
+    pub(super) address: String,
+    /// Encoded bytes of all shards together.
+    pub(super) shard_bytes_max: usize,
+    /// Which start of it this is.
+    pub(super) incarnation: u64,
+}
+
 /// Joins, and stays until the run is over or, once it is `draining`, until it is let go. A lease that
 /// ran out, or a coordinator that started anew, is answered by joining again.
 pub(super) async fn stay(
     join: &Join,
     access: &Access,
-    listening: String,
-    shard_bytes_max: usize,
+    own: Own,
     mut draining: watch::Receiver<bool>,
 ) -> Result<Left, JoinError> {
     let refused = |detail| JoinError::Refused { coordinator: join.coordinator.clone(), detail };
     let mut client = connect(&join.coordinator, access).map_err(refused)?;
     let asked = JoinRequest {
         run_token: access.token.reveal().to_owned(),
-        address: join.advertise.clone().unwrap_or(listening),
-        shard_bytes_max: shard_bytes_max as u64,
+        address: join.advertise.clone().unwrap_or(own.address),
+        shard_bytes_max: own.shard_bytes_max as u64,
+        incarnation: own.incarnation,
     };
     let mut stay: Option<JoinReply> = None;
     let mut heard = Instant::now();
@@ -103,6 +121,12 @@ pub(super) async fn stay(
             Err(status) => match status.code() {
                 Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => {
                     return Err(refused(status.message().to_owned()));
+                }
+                Code::Aborted => {
+                    return Err(JoinError::Quarantined {
+                        coordinator: join.coordinator.clone(),
+                        detail: status.message().to_owned(),
+                    });
                 }
                 Code::FailedPrecondition => return Ok(Left::RunOver),
                 // No seat is free: it waits until one is.

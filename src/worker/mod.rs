@@ -12,10 +12,11 @@ use crate::transport::{
     Access, CheckToken, ConnectionLimits, Identity, Incoming, Listen, Refusals, RunToken,
     ServerLimits, TlsError, TlsFiles, is_loopback, server, with_health_and_reflection,
 };
-use join::Left;
+use join::{Left, Own};
 use proto::expert_service_server::ExpertServiceServer;
 use serve::{Node, Shared};
 use std::{
+    hash::{BuildHasher as _, RandomState},
     io::{self, Read as _, Write as _},
     pin::pin,
     sync::Arc,
@@ -187,13 +188,15 @@ pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
     } else {
         Some(ended)
     };
+    let incarnation = new_incarnation();
     let (drain, draining) = watch::channel(false);
     let stay = async {
         match &settings.join {
             None => std::future::pending().await,
             Some(join) => {
                 let address = listening.to_string();
-                join::stay(join, &access, address, settings.shard_bytes_max, draining).await
+                let own = Own { address, shard_bytes_max: settings.shard_bytes_max, incarnation };
+                join::stay(join, &access, own, draining).await
             }
         }
     };
@@ -222,7 +225,7 @@ pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
         }
     };
     let threads = settings.threads;
-    let node = Prepared::new(&settings, refusals)?;
+    let node = Prepared::new(&settings, refusals, incarnation)?;
     if settings.announce {
         writeln!(io::stdout(), "{}", serde_json::json!({ "listening": listening.to_string() }))
             .map_err(system("announce the listen address"))?;
@@ -261,7 +264,14 @@ pub async fn serve_with_incoming<IO>(
 where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    Prepared::new(&settings, Arc::new(Refusals::new()))?.serve(incoming, shutdown).await
+    let refusals = Arc::new(Refusals::new());
+    Prepared::new(&settings, refusals, new_incarnation())?.serve(incoming, shutdown).await
+}
+
+/// Names one start of a node; not 0, which names none.
+fn new_incarnation() -> u64 {
+    // The keys of this are drawn by the system.
+    RandomState::new().hash_one("incarnation") | 1
 }
 
 /// A node with its threads, before it has connections.
@@ -271,7 +281,11 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(settings: &Settings, refusals: Arc<Refusals>) -> Result<Self, WorkerError> {
+    fn new(
+        settings: &Settings,
+        refusals: Arc<Refusals>,
+        incarnation: u64,
+    ) -> Result<Self, WorkerError> {
         if !(1..=THREADS_MAX).contains(&settings.threads) {
             return Err(WorkerError::Setting(format!(
                 "{} compute threads: choose 1 to {THREADS_MAX}",
@@ -295,7 +309,7 @@ impl Prepared {
                 source: io::Error::other(error),
             })?;
         let check = CheckToken::new(settings.run_token.clone(), refusals);
-        Ok(Self { shared: Arc::new(Shared::new(pool, settings)), check })
+        Ok(Self { shared: Arc::new(Shared::new(pool, settings, incarnation)), check })
     }
 
     async fn serve<IO>(

@@ -10,11 +10,10 @@ use crate::wire::{self, NodeWork, WireError};
 use agents::ids::{ExpertId, LayerId};
 use agents::orders::weighted_sums;
 use proto::{
-    ComputeFault, ComputeReply, ComputeRequest, ShardChunk, ShardReceipt, StatusReply,
-    StatusRequest, expert_service_server::ExpertService,
+    ComputeFault, ComputeReply, ComputeRequest, DropReply, DropRequest, ShardChunk, ShardReceipt,
+    StatusReply, StatusRequest, expert_service_server::ExpertService,
 };
 use std::{
-    hash::{BuildHasher as _, RandomState},
     pin::Pin,
     sync::{
         Arc,
@@ -84,7 +83,7 @@ pub(super) struct Replies {
 }
 
 impl Shared {
-    pub(super) fn new(pool: rayon::ThreadPool, settings: &Settings) -> Self {
+    pub(super) fn new(pool: rayon::ThreadPool, settings: &Settings, incarnation: u64) -> Self {
         Self {
             message_bytes_max: settings.message_bytes_max,
             store: Store::new(settings.shard_bytes_max),
@@ -96,8 +95,7 @@ impl Shared {
             compute_ns: AtomicU64::new(0),
             once: Once::new(KEPT_REPLY_BYTES_MAX),
             duplicates: AtomicU64::new(0),
-            // The keys of these are drawn by the system.
-            incarnation: RandomState::new().hash_one("incarnation"),
+            incarnation,
         }
     }
 
@@ -345,6 +343,19 @@ impl ExpertService for Node {
     ) -> Result<Response<Replies>, Status> {
         let call = self.0.enter()?;
         Ok(Response::new(Replies::new(request.into_inner(), call)))
+    }
+
+    async fn drop_shards(
+        &self,
+        request: Request<DropRequest>,
+    ) -> Result<Response<DropReply>, Status> {
+        let shards = request.into_inner().shards;
+        let is_here = |shard: &&proto::ShardName| {
+            self.0.store.remove(LayerId(shard.layer), ExpertId(shard.expert))
+        };
+        let dropped = shards.iter().filter(is_here).count();
+        tracing::debug!("dropped {dropped} of {} shards", shards.len());
+        Ok(Response::new(DropReply { dropped: u32::try_from(dropped).unwrap_or(u32::MAX) }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {

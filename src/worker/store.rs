@@ -94,6 +94,16 @@ impl Store {
         self.held().shards.get(&(layer, expert)).map(|shard| shard.bytes)
     }
 
+    /// Takes an expert away, and says whether it was here. Whoever computes with it goes on with it.
+    pub fn remove(&self, layer: LayerId, expert: ExpertId) -> bool {
+        let mut held = self.held();
+        let removed = held.shards.remove(&(layer, expert));
+        held.stored_bytes -= removed.as_ref().map_or(0, |shard| shard.bytes);
+        // An expert that nobody else uses is dropped after the lock.
+        drop(held);
+        removed.is_some()
+    }
+
     /// Shards held and their encoded bytes.
     #[must_use]
     pub fn usage(&self) -> (usize, usize) {
@@ -159,5 +169,8 @@ mod tests {
         store.reserve(layer, a, 100).expect("replaces the 60").store(expert());
         assert_eq!(store.usage(), (1, 100));
         assert!(store.get(layer, a).is_some() && store.get(layer, b).is_none());
+        assert!(store.remove(layer, a) && !store.remove(layer, a));
+        assert_eq!(store.usage(), (0, 0));
+        assert!(store.get(layer, a).is_none() && store.reserve(layer, b, 100).is_ok());
     }
 }

@@ -165,6 +165,27 @@ fn workers_join_leave_and_die_during_a_run_and_no_bit_changes() {
 }
 
 #[test]
+fn stand_ins_drop_what_the_worker_that_was_planned_for_it_holds() {
+    let folder = folder(300);
+    let cluster = Cluster::new(&folder);
+    let first = [cluster.worker(&[]), cluster.worker(&[])];
+    let run = cluster.run(3, &["--set", "nodes.min_workers=2"]);
+    cluster.until_serving();
+    let third = cluster.worker(&[]);
+    let ended = run.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let summary = ended.json();
+    assert_eq!(summary["state_hash"], undisturbed(&folder));
+    nothing_is_lost(&summary, 300);
+    // A third of the experts of both layers was planned for the third seat.
+    assert_eq!(summary["membership"]["copies_dropped"], 8, "{}", summary["membership"]);
+    let nodes = summary["nodes"].as_array().expect("a list");
+    let held: Vec<_> = nodes.iter().map(|node| node["experts"].as_u64()).collect();
+    assert_eq!(held, [Some(8); 3], "{nodes:?}");
+    first.into_iter().chain([third]).for_each(ended_well);
+}
+
+#[test]
 fn a_worker_that_sleeps_through_its_lease_is_out_and_what_it_says_late_is_dropped() {
     let folder = folder(500);
     let cluster = Cluster::new(&folder);

@@ -12,8 +12,8 @@ use nashflock::dispatch::{Dispatch, Remote, RemoteSettings, Served, placement::R
 use nashflock::wire;
 use nashflock::worker::{Settings, serve_with_incoming};
 use proto::{
-    ComputeFault, ComputeReply, ComputeRequest, ShardChunk, ShardReceipt, StatusReply,
-    StatusRequest,
+    ComputeFault, ComputeReply, ComputeRequest, DropReply, DropRequest, ShardChunk, ShardReceipt,
+    StatusReply, StatusRequest,
     expert_service_client::ExpertServiceClient,
     expert_service_server::{ExpertService, ExpertServiceServer},
 };
@@ -168,6 +168,10 @@ impl ExpertService for Meddler {
             }
         });
         Ok(Response::new(ReceiverStream::new(outbox)))
+    }
+
+    async fn drop_shards(&self, _: Request<DropRequest>) -> Result<Response<DropReply>, Status> {
+        Err(Status::unimplemented("it keeps what it has"))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {

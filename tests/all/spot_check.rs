@@ -8,23 +8,29 @@ use agents::{
     orders::Orders,
 };
 use nashflock::dispatch::{
-    Deadlines, Dispatch, Faults, Remote, RemoteSettings, placement::RoundRobin,
+    Deadlines, Dispatch, Faults, Joined, JoinedSettings, Remote, RemoteSettings,
+    placement::RoundRobin,
 };
 use nashflock::wire;
-use nashflock::worker::{Settings, compute, serve_with_incoming};
+use nashflock::worker::{Join, Settings, compute, serve, serve_with_incoming};
 use proto::{
-    ComputeReply, ComputeRequest, ShardChunk, ShardReceipt, StatusReply, StatusRequest,
+    ComputeReply, ComputeRequest, DropReply, DropRequest, JoinRequest, ShardChunk, ShardReceipt,
+    StatusReply, StatusRequest,
     expert_service_server::{ExpertService, ExpertServiceServer},
+    membership_service_client::MembershipServiceClient,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Server, server::TcpIncoming};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 const LIAR: NodeId = NodeId(1);
+const LIAR_INCARNATION: u64 = 77;
 const TOKENS: usize = 16;
 
 type Experts = BTreeMap<(LayerId, ExpertId), Arc<Expert>>;
@@ -95,9 +101,14 @@ impl ExpertService for Liar {
         Ok(Response::new(ReceiverStream::new(outbox)))
     }
 
+    async fn drop_shards(&self, _: Request<DropRequest>) -> Result<Response<DropReply>, Status> {
+        Err(Status::unimplemented("it keeps what it has"))
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let message_bytes_max = MESSAGE_BYTES_MAX as u64;
-        Ok(Response::new(StatusReply { message_bytes_max, ..StatusReply::default() }))
+        let incarnation = LIAR_INCARNATION;
+        Ok(Response::new(StatusReply { message_bytes_max, incarnation, ..StatusReply::default() }))
     }
 }
 
@@ -218,4 +229,90 @@ async fn a_liar_that_is_asked_as_a_witness_does_not_cost_the_honest_node_its_pla
     let faults = faults(remote).await;
     assert_eq!((faults.quarantined, faults.lost), (1, 1), "{faults:?}");
     assert!(faults.spot_checks > 0 && faults.spot_checks_skipped > 0, "{faults:?}");
+}
+
+/// A worker that stays until the run is over.
+fn honest(coordinator: &str) -> tokio::task::JoinHandle<()> {
+    let join = Join {
+        coordinator: coordinator.to_owned(),
+        advertise: None,
+        patience: Duration::from_secs(20),
+    };
+    let listen: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
+    let settings =
+        Settings { threads: 1, announce: false, join: Some(join), ..Settings::new(listen) };
+    tokio::spawn(async move { serve(settings).await.expect("it stays to the end") })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_in_quarantine_does_not_get_a_seat_again_until_it_is_started_anew() {
+    let listen = std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
+    let listen = listen.expect("a free port");
+    let (incoming, address) = listener();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<ExpertServiceServer<Liar>>().await;
+    let liar = ExpertServiceServer::new(Liar::default());
+    tokio::spawn(
+        Server::builder().add_service(health).add_service(liar).serve_with_incoming(incoming),
+    );
+    let asks = move |incarnation| {
+        let asked = JoinRequest {
+            run_token: String::new(),
+            address: address.clone(),
+            shard_bytes_max: 1 << 30,
+            incarnation,
+        };
+        async move {
+            let endpoint = nashflock::dispatch::endpoint(&listen.to_string()).expect("an address");
+            let mut client = MembershipServiceClient::new(endpoint.connect_lazy());
+            loop {
+                match client.join(asked.clone()).await {
+                    // The run is not there yet.
+                    Err(status) if status.code() == Code::Unavailable => {
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                    answer => return answer.map(|_| ()),
+                }
+            }
+        }
+    };
+    let joins = tokio::spawn(asks(LIAR_INCARNATION));
+    let workers = [(); 2].map(|()| honest(&listen.to_string()));
+    let remote = RemoteSettings {
+        hedge_budget: 0.0,
+        spot_check_share: 1.0,
+        spot_check_seed: 1,
+        ..RemoteSettings::default()
+    };
+    let settings = JoinedSettings {
+        listen,
+        seats: 3,
+        min_workers: 3,
+        // The liar renews nothing: it is caught before this runs out, and the end waits for it no longer.
+        lease: Duration::from_secs(6),
+        join_wait: Duration::from_secs(20),
+        own_worker: None,
+        remote,
+    };
+    let mut joined = Joined::start(settings).await.expect("three join");
+    joins.await.expect("it does not panic").expect("nobody knows it yet");
+    joined.load(shards(placement())).await.expect("they fit");
+    let hidden = numbers(99, TOKENS * WIDTH);
+    // All experts are asked for, so the liar is, too, and its seat is taken from it after the round.
+    for step in 0..2 {
+        let orders = Orders { step: StepId(step), ..orders(placement(), TOKENS, 1) };
+        let replies = joined.send(&orders, &hidden, WIDTH).await.expect("others answer");
+        assert_eq!(bits(&orders, &replies), row_by_row(&orders, &hidden));
+    }
+    let refused = asks(LIAR_INCARNATION).await.expect_err("it is known now");
+    assert_eq!(refused.code(), Code::Aborted, "{refused}");
+    assert!(refused.message().contains("start it anew"), "{refused}");
+    asks(LIAR_INCARNATION + 1).await.expect("it was started anew, and has a seat until it lies");
+    let served = joined.close().await;
+    assert_eq!(served.faults.quarantined, 1);
+    let membership = served.membership.expect("nodes come and go");
+    assert_eq!((membership.refused, membership.dropped), (1, 1), "{membership:?}");
+    for worker in workers {
+        worker.await.expect("it hears that the run is over");
+    }
 }

@@ -11,8 +11,8 @@ use nashflock::{
     wire,
 };
 use proto::{
-    ComputeFault, ComputeReply, ComputeRequest, ShardChunk, StatusReply, StatusRequest,
-    expert_service_client::ExpertServiceClient,
+    ComputeFault, ComputeReply, ComputeRequest, DropRequest, ShardChunk, ShardName, StatusReply,
+    StatusRequest, expert_service_client::ExpertServiceClient,
 };
 use std::process::{ExitStatus, Stdio};
 use tokio::{
@@ -393,5 +393,29 @@ async fn reflection_names_the_services() {
     let names: Vec<&str> = list.service.iter().map(|service| service.name.as_str()).collect();
     for name in ["nashflock.v1.ExpertService", "grpc.health.v1.Health"] {
         assert!(names.contains(&name), "{names:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_shard_is_gone_and_its_room_is_free() {
+    let mut worker = Worker::start(&[]).await;
+    let shape = ExpertShape { width: WIDTH, hidden: WIDTH };
+    for id in [ExpertId(0), ExpertId(1)] {
+        worker.load(LAYER, id, &expert(0, shape, BitWidth::Four)).await;
+    }
+    let before = worker.status().await;
+    let shards = [(0, LAYER.0), (7, LAYER.0), (1, LAYER.0 + 1)];
+    let shards = shards.map(|(expert, layer)| ShardName { layer, expert }).to_vec();
+    let reply = worker.client.drop_shards(DropRequest { shards }).await.expect("it serves");
+    assert_eq!(reply.into_inner().dropped, 1, "the others were not there");
+    let after = worker.status().await;
+    assert_eq!((before.shards, after.shards), (2, 1));
+    assert_eq!(after.shard_bytes * 2, before.shard_bytes);
+    let (requests, mut replies) = worker.stream().await;
+    for (id, expected) in [(0, ComputeFault::UnknownExpert), (1, ComputeFault::None)] {
+        let order = request(id, &[0], &numbers(3, WIDTH));
+        requests.send(order).await.expect("it reads");
+        let reply = replies.message().await.expect("it serves").expect("a reply");
+        assert_eq!(reply.fault(), expected, "{}", reply.detail);
     }
 }

@@ -16,14 +16,19 @@ use crate::measure::Clock;
 use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId},
-    membership::{Epoch, HostsOfShard, NoRoom, ShardNeed},
+    membership::{Epoch, HostsOfShard, NoRoom, Pass, ShardNeed},
     orders::{Orders, PairGates, Replies},
     placement::NodeLoad,
 };
 use register::Register;
 use seats::{Seat, Upload};
 use service::Serving;
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{process::Child, sync::watch, task::JoinSet, time::sleep};
 
 /// How long workers that wait for a seat have to hear that the run is over.
@@ -69,6 +74,11 @@ pub struct Joined {
     no_room: Option<NoRoom>,
     /// Whether an upload ended that the seats do not show yet.
     is_behind: bool,
+    /// Copies beyond the goal that nobody will be told of any more, by stay and place of the shard.
+    leftover: BTreeSet<(Pass, usize)>,
+    /// Whether there may be others.
+    has_leftover: bool,
+    copies_dropped: u64,
     /// Whether the experts' hosts changed since they were last asked for.
     moved: bool,
     clock: Clock,
@@ -124,6 +134,9 @@ impl Joined {
             goal_of: None,
             no_room: None,
             is_behind: false,
+            leftover: BTreeSet::new(),
+            has_leftover: false,
+            copies_dropped: 0,
             moved: false,
             clock: Clock::start(),
             _serving: serving,
@@ -296,6 +309,7 @@ impl Dispatch for Joined {
 
     fn moved(&mut self) -> Option<BTreeMap<(LayerId, ExpertId), Vec<NodeId>>> {
         self.catch_up();
+        self.drop_leftover();
         std::mem::take(&mut self.moved).then(|| self.hosts())
     }
 
@@ -314,7 +328,8 @@ impl Dispatch for Joined {
         if let Some(child) = &mut self.own_worker {
             own_worker::end(child).await;
         }
-        let counts = self.register.counts();
+        let counts =
+            MembershipCounts { copies_dropped: self.copies_dropped, ..self.register.counts() };
         Served { membership: Some(counts), ..self.remote.close().await }
     }
 }

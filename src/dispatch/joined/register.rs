@@ -18,6 +18,9 @@ const JOINS_MAX: u64 = 65_536;
 /// Drained members that are remembered until they have heard that they may go.
 const RELEASED_MAX: usize = 4096;
 
+/// Starts of workers in quarantine that are remembered.
+const QUARANTINED_MAX: usize = 4096;
+
 /// What was seen of a membership.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MembershipCounts {
@@ -31,8 +34,10 @@ pub struct MembershipCounts {
     pub expired: u64,
     /// Stays that ended because the connection broke, or an answer was wrong.
     pub dropped: u64,
-    /// Workers that asked to join and were refused.
+    /// Requests to join that were refused: of another run, or of a worker in quarantine.
     pub refused: u64,
+    /// Copies of experts that were taken from nodes because others hold them as planned.
+    pub copies_dropped: u64,
 }
 
 /// What a worker said of itself.
@@ -40,6 +45,8 @@ pub struct MembershipCounts {
 pub(super) struct Registered {
     pub(super) address: String,
     pub(super) shard_bytes_max: u64,
+    /// Which start of the worker it is; 0 where it does not say.
+    pub(super) incarnation: u64,
 }
 
 /// Why a worker gets no seat.
@@ -49,6 +56,8 @@ pub(super) enum NoSeat {
     OtherRun,
     /// None is free now.
     Full(String),
+    /// Its answers were found to be wrong.
+    Quarantined,
     /// Nobody is needed any more.
     RunOver,
 }
@@ -78,6 +87,8 @@ struct Book {
     membership: Membership,
     workers: BTreeMap<Pass, Registered>,
     released: VecDeque<Pass>,
+    /// Starts of workers that may not join any more, the latest last.
+    quarantined: VecDeque<u64>,
     counts: MembershipCounts,
     departures: mpsc::Sender<Departure>,
     is_over: bool,
@@ -100,6 +111,7 @@ impl Register {
             membership: Membership::new(seats, lease_ns),
             workers: BTreeMap::new(),
             released: VecDeque::new(),
+            quarantined: VecDeque::new(),
             counts: MembershipCounts::default(),
             departures,
             is_over: false,
@@ -128,6 +140,10 @@ impl Register {
         }
         if book.is_over {
             return Err(NoSeat::RunOver);
+        }
+        if book.quarantined.contains(&worker.incarnation) {
+            book.counts.refused += 1;
+            return Err(NoSeat::Quarantined);
         }
         // Else the departures of this very worker might find no room.
         if book.departures.capacity() <= book.workers.len() || book.counts.joined >= JOINS_MAX {
@@ -207,6 +223,21 @@ impl Register {
             book.released.push_back(pass);
         }
         self.publish(&book);
+    }
+
+    /// This start of a worker is not to join again: its answers were found to be wrong.
+    pub(super) fn quarantine(&self, incarnation: u64) {
+        let mut book = self.book();
+        if incarnation != 0 && !book.quarantined.contains(&incarnation) {
+            if book.quarantined.len() == QUARANTINED_MAX {
+                book.quarantined.pop_front();
+            }
+            book.quarantined.push_back(incarnation);
+        }
+    }
+
+    pub(super) fn is_quarantined(&self, incarnation: u64) -> bool {
+        self.book().quarantined.contains(&incarnation)
     }
 
     /// A member cannot be reached or is not to be asked: when it renews, it hears that it is out.

@@ -2,15 +2,17 @@
 //! them their shards, and lets go of those that leave. It never waits; uploads run beside the rounds.
 
 use super::super::{
-    remote::{Peer, Uploaded, upload_all},
+    link,
+    remote::{Peer, Uploaded, failed, upload_all},
     round_trip::Holders,
 };
-use super::{DispatchError, Joined, RemoteSettings, ShardAssignment};
+use super::{DispatchError, Joined, RemoteSettings, Shard, ShardAssignment};
 use agents::{
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId},
     membership::{Pass, Phase, Share, shares},
 };
+use proto::ShardName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -52,6 +54,7 @@ impl Joined {
             return;
         }
         self.is_behind = false;
+        self.has_leftover = true;
         let members = self.register.members();
         for (at, seat) in self.seats.iter_mut().enumerate() {
             let is_member = |pass: Pass| members.iter().any(|(member, _)| member.pass == pass);
@@ -84,6 +87,12 @@ impl Joined {
         seat.busy = false;
         match result {
             Ok((peer, uploaded)) => {
+                if let Some(peer) = &peer
+                    && self.register.is_quarantined(peer.incarnation())
+                {
+                    self.register.drop_member(pass);
+                    return;
+                }
                 let of_now = |(at, version): &(usize, u32)| self.shards[*at].version == *version;
                 seat.held.extend(shards.iter().filter(|s| of_now(s)).map(|(at, _)| at));
                 if let Some(mut peer) = peer {
@@ -119,6 +128,9 @@ impl Joined {
             if let Some(pass) = seat.pass.filter(|_| seat.serves)
                 && !self.remote.is_seated(NodeId::from_index(at))
             {
+                if let Some(incarnation) = self.remote.quarantined(NodeId::from_index(at)) {
+                    self.register.quarantine(incarnation);
+                }
                 self.register.drop_member(pass);
                 any = true;
             }
@@ -235,6 +247,69 @@ impl Joined {
                 self.moved = true;
             }
         }
+    }
+
+    /// Takes copies from nodes that hold them beyond the goal, as stand-ins of nodes that are back: their room is
+    /// needed. That is done between rounds, one round after the hosts that are told of left them out, so that
+    /// no order is on its way that asks for one.
+    pub(super) fn drop_leftover(&mut self) {
+        if !self.has_leftover {
+            return;
+        }
+        let found = self.find_leftover();
+        let ripe: Vec<(Pass, usize)> = found.intersection(&self.leftover).copied().collect();
+        self.has_leftover = !found.is_empty();
+        self.leftover = found;
+        if ripe.is_empty() {
+            return;
+        }
+        let mut by_stay: BTreeMap<Pass, Vec<usize>> = BTreeMap::new();
+        ripe.into_iter().for_each(|(pass, shard)| by_stay.entry(pass).or_default().push(shard));
+        for (pass, shards) in by_stay {
+            let Some(mut control) = self.remote.seated(pass.node).and_then(Peer::control) else {
+                continue;
+            };
+            let seat = &mut self.seats[pass.node.index()];
+            // Nothing is brought to it meanwhile, so that it cannot lose what comes again.
+            seat.busy = true;
+            let mut names = Vec::with_capacity(shards.len());
+            for at in shards {
+                seat.held.remove(&at);
+                let Shard { layer, expert, .. } = self.shards[at];
+                self.remote.dropped(pass.node, layer, expert);
+                names.push(ShardName { layer: layer.0, expert: expert.0 });
+                self.copies_dropped += 1;
+            }
+            let deadline = self.settings.remote.deadlines.load;
+            self.uploads.spawn(async move {
+                let dropped = link::drop_shards(&mut control, names, deadline).await;
+                // It keeps what it was not made to drop, which is asked for no more.
+                if let Err(error) = dropped {
+                    tracing::warn!("{}", failed(pass.node, error));
+                }
+                Upload { pass, shards: Vec::new(), result: Ok((None, Vec::new())) }
+            });
+        }
+        self.note_holders();
+    }
+
+    /// Copies on nodes that serve, of shards that every node of the goal serves.
+    fn find_leftover(&self) -> BTreeSet<(Pass, usize)> {
+        let serves = |host: &NodeId, shard: usize| {
+            let seat = &self.seats[host.index()];
+            seat.serves && !seat.is_draining && seat.held.contains(&shard)
+        };
+        let mut found = BTreeSet::new();
+        for (at, seat) in self.seats.iter().enumerate() {
+            let Some(pass) = seat.pass.filter(|_| seat.serves && !seat.busy) else { continue };
+            let node = NodeId::from_index(at);
+            found.extend(seat.held.iter().filter_map(|shard| {
+                let goal = self.goal.get(*shard)?;
+                let is_left = !goal.contains(&node) && goal.iter().all(|host| serves(host, *shard));
+                is_left.then_some((pass, *shard))
+            }));
+        }
+        found
     }
 
     /// Tells deliveries who holds what.

@@ -25,6 +25,10 @@ const ADDRESS_BYTES_MAX: usize = 256;
 /// Connections beside one for each seat: of workers that come anew or wait.
 const SPARE_CONNECTIONS: usize = 256;
 
+/// What a worker in quarantine reads.
+const QUARANTINED: &str =
+    "its answers were not those that others computed; look at its machine, then start it anew";
+
 struct Service {
     register: Arc<Register>,
     refusals: Arc<Refusals>,
@@ -99,17 +103,20 @@ impl MembershipService for Service {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let from = peer.as_ref().and_then(Peer::address).map(|address| address.ip());
-        let JoinRequest { run_token, address, shard_bytes_max } = request.into_inner();
+        let JoinRequest { run_token, address, shard_bytes_max, incarnation } = request.into_inner();
         let address = reachable(&address, from).map_err(Status::invalid_argument)?;
         if let Some(peer) = peer.filter(|_| self.register.is_of_this_run(&run_token)) {
             peer.admit();
         }
-        let pass = self
-            .register
-            .join(&run_token, Registered { address: address.clone(), shard_bytes_max });
+        let worker = Registered { address: address.clone(), shard_bytes_max, incarnation };
+        let pass = self.register.join(&run_token, worker);
         match pass {
             Ok(pass) => Ok(Response::new(wire::encode_pass(pass, self.register.lease))),
             Err(NoSeat::OtherRun) => Err(self.other_run(&address)),
+            Err(NoSeat::Quarantined) => {
+                self.refusals.note(format_args!("a worker, {address}: it is in quarantine"));
+                Err(Status::aborted(QUARANTINED))
+            }
             Err(NoSeat::RunOver) => Err(Status::failed_precondition("the run is over")),
             Err(NoSeat::Full(detail)) => Err(Status::resource_exhausted(detail)),
         }
