@@ -34,9 +34,12 @@ fn of_kind<'a>(items: &'a [Value], kind: &str) -> &'a Value {
 #[test]
 fn every_object_is_one_of_the_api_and_says_no_more_than_the_api_knows() {
     let folder = Folder::with(SYNTHETIC);
-    for more in
-        [&["--tasks", "4"][..], &["--tasks", "1", "--claim", "results", "--memory", "512Mi"]]
-    {
+    for more in [
+        &["--tasks", "4"][..],
+        &["--tasks", "1", "--claim", "results", "--memory", "512Mi"],
+        &["--tasks", "3", "--tls-secret", "certificates", "--tls-peer", "run.example"],
+        &["--tasks", "3", "--token-secret", "token"],
+    ] {
         let items = rendered(&folder, more);
         for item in &items {
             match item["kind"].as_str().expect("a kind") {
@@ -109,6 +112,60 @@ fn what_names_another_object_names_one_that_is_there() {
     assert_eq!(config.data.expect("a file")["scenario.toml"], SYNTHETIC);
     let again = rendered(&folder, &["--tasks", "4", "--name", "trial"]);
     assert_ne!(of_kind(&again, "Secret"), of_kind(&items, "Secret"), "a token is drawn anew");
+}
+
+/// Certificates and the token come from secrets that are there already: the manifests hold neither.
+#[test]
+fn certificates_and_token_may_be_those_of_secrets_that_are_there() {
+    let folder = Folder::with(SYNTHETIC);
+    let flags =
+        ["--tls-secret", "certificates", "--tls-peer", "run.example", "--tls-peer", "10.0.0.7"];
+    let items = rendered(&folder, &[&flags[..], &["--token-secret", "token"]].concat());
+    assert!(items.iter().all(|item| item["kind"] != "Secret"), "no secret is printed");
+    let job: Job = typed(of_kind(&items, "Job"));
+    let pod = job.spec.and_then(|spec| spec.template.spec).expect("a pod");
+    let container = &pod.containers[0];
+    let env = container.env.as_ref().expect("an environment");
+    let token = env.iter().find_map(|var| var.value_from.as_ref()?.secret_key_ref.as_ref());
+    assert_eq!(
+        token.map(|token| (token.name.as_str(), token.key.as_str())),
+        Some(("token", "run-token"))
+    );
+
+    let volumes = pod.volumes.expect("volumes");
+    let mounts = container.volume_mounts.as_ref().expect("mounts");
+    let mount =
+        mounts.iter().find(|mount| mount.name == "tls").expect("the certificates are mounted");
+    assert_eq!(mount.read_only, Some(true));
+    let volume = volumes.iter().find(|volume| volume.name == "tls").expect("from a volume");
+    let secret = volume.secret.as_ref().expect("of a secret");
+    assert_eq!(secret.secret_name.as_deref(), Some("certificates"));
+    assert_eq!(secret.default_mode, Some(0o440), "others of the pod's node cannot read the key");
+    let args = container.args.as_ref().expect("arguments");
+    assert!(!args.iter().any(|arg| arg.contains("insecure")), "{args:?}");
+    let files: Vec<&str> = secret.items.iter().flatten().map(|item| item.path.as_str()).collect();
+    for (key, file) in [("certificate", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt")] {
+        assert!(files.contains(&file), "{files:?}");
+        let set = format!("nodes.tls.{key}=\"{}/{file}\"", mount.mount_path);
+        assert!(args.contains(&set), "{set}: {args:?}");
+    }
+    assert!(
+        args.contains(&"nodes.tls.peers=[\"run.example\",\"10.0.0.7\"]".to_owned()),
+        "{args:?}"
+    );
+    let probe = container.readiness_probe.as_ref().expect("a probe");
+    assert!(probe.grpc.is_none() && probe.tcp_socket.is_some(), "a probe has no certificate");
+
+    for bad in [
+        &["--tls-secret", "certificates"][..],
+        &["--tls-peer", "run.example"],
+        &["--tls-secret", "No", "--tls-peer", "run.example"],
+        &["--tls-secret", "certificates", "--tls-peer", "a b"],
+        &["--token-secret", "-token"],
+    ] {
+        let ended = folder.nashflock(&[&["launch", "kubernetes", "scenario.toml"], bad].concat());
+        assert_eq!(ended.code, Some(2), "{bad:?}: {}", ended.stdout);
+    }
 }
 
 #[test]

@@ -13,6 +13,15 @@ use std::path::PathBuf;
 /// and texts.
 const SCENARIO: &str = "/nashflock/scenarios/job.toml";
 
+/// Where the secret with the certificates is mounted, and its keys, as `kubernetes.io/tls` and issuers of
+/// certificates have them.
+const TLS: &str = "/nashflock/tls";
+const TLS_KEYS: [(&str, &str); 3] =
+    [("certificate", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt")];
+
+/// The key of the run token in its secret.
+const TOKEN: &str = "run-token";
+
 /// The label that selects the pods of one run.
 const RUN: &str = "app.kubernetes.io/instance";
 
@@ -35,6 +44,17 @@ pub(in super::super) struct KubernetesArgs {
     /// Memory of a pod, as `2Gi`
     #[arg(long, default_value = "2Gi")]
     memory: String,
+    /// Secret of the namespace with `tls.crt`, `tls.key` and `ca.crt`, for mutual TLS between the pods, which
+    /// is plain text without one
+    #[arg(long, value_name = "SECRET", requires = "tls_peers")]
+    tls_secret: Option<String>,
+    /// A DNS name or IP address that the certificate of a pod may have; may be repeated
+    #[arg(long = "tls-peer", value_name = "NAME", requires = "tls_secret")]
+    tls_peers: Vec<String>,
+    /// Secret of the namespace with the run token under `run-token` [default: one with a random token, which
+    /// the manifests then hold]
+    #[arg(long, value_name = "SECRET")]
+    token_secret: Option<String>,
     /// Claim of a volume for the results, which are lost with the pod without one
     #[arg(long, value_name = "CLAIM")]
     claim: Option<String>,
@@ -47,10 +67,27 @@ pub(super) fn kubernetes(args: &KubernetesArgs, registries: &Registries) -> Outc
     })?;
     if !scenario.nodes.tls.is_off() {
         return Err(Failure::BadInput(
-            "launch kubernetes: the pods have no files for `nodes.tls`: take it out; a network policy \
-             keeps others from the pods"
+            "launch kubernetes: the pods have no files for `nodes.tls`: take it out, and name a secret with \
+             --tls-secret"
                 .into(),
         ));
+    }
+    for (flag, secret) in
+        [("--tls-secret", &args.tls_secret), ("--token-secret", &args.token_secret)]
+    {
+        if let Some(secret) = secret.as_ref().filter(|secret| !is_object_name(secret)) {
+            return Err(Failure::BadInput(format!(
+                "{flag} \"{secret}\": 1 to 253 small letters, digits, hyphens and dots, a letter or digit \
+                 at both ends"
+            )));
+        }
+    }
+    let plain =
+        |name: &&String| name.chars().all(|c| c.is_ascii_alphanumeric() || "-.:".contains(c));
+    if let Some(name) = args.tls_peers.iter().find(|name| !plain(name) || name.is_empty()) {
+        return Err(Failure::BadInput(format!(
+            "--tls-peer \"{name}\": neither a DNS name nor an IP address"
+        )));
     }
     let token = RunToken::random().map_err(|error| {
         Failure::Dependency(format!("cannot draw a run token from /dev/urandom: {error}"))
@@ -81,6 +118,15 @@ pub(super) fn kubernetes(args: &KubernetesArgs, registries: &Registries) -> Outc
 /// A pod is named after its job, with an index and five letters, and a host name has 63 characters.
 const NAME_MAX: usize = 50;
 
+/// Whether Kubernetes may have a secret of this name (a DNS subdomain).
+fn is_object_name(text: &str) -> bool {
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.len() <= 253
+        && text.starts_with(edge)
+        && text.ends_with(edge)
+        && text.chars().all(|c| edge(c) || "-.".contains(c))
+}
+
 /// The nearest name that Kubernetes takes.
 fn label(text: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
@@ -105,11 +151,14 @@ impl Run<'_> {
     fn manifests(&self) -> Value {
         let mut items = vec![
             self.item("v1", "ConfigMap", json!({"data": {"scenario.toml": self.text}})),
-            self.item("v1", "Secret", json!({"stringData": {"run-token": self.token.reveal()}})),
             self.item("v1", "Service", self.service()),
             self.item("networking.k8s.io/v1", "NetworkPolicy", self.network_policy()),
             self.item("batch/v1", "Job", self.job()),
         ];
+        if self.args.token_secret.is_none() {
+            let token = json!({"stringData": {TOKEN: self.token.reveal()}});
+            items.push(self.item("v1", "Secret", token));
+        }
         if self.tasks() > 1 {
             // A job has no scale: a budget of its pods must be a count of those that stay.
             let spec = json!({"minAvailable": self.tasks() - 1, "selector": self.selector()});
@@ -143,7 +192,7 @@ impl Run<'_> {
         }})
     }
 
-    /// Traffic is plain text: only the pods of the run reach each other.
+    /// Only the pods of the run reach each other.
     fn network_policy(&self) -> Value {
         json!({"spec": {
             "podSelector": self.selector(),
@@ -189,12 +238,28 @@ impl Run<'_> {
     fn container(&self) -> Value {
         let mut command = vec!["run".to_owned(), SCENARIO.to_owned()];
         command.extend(self.args.sets.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
-        let others = ["--nodes", "kubernetes", "--set", "nodes.insecure_non_loopback=true"];
-        command.extend(others.map(str::to_owned));
+        command.extend(["--nodes", "kubernetes"].map(str::to_owned));
+        command.extend(self.privacy().into_iter().flat_map(|set| ["--set".to_owned(), set]));
         let port = kubernetes::PORT;
         let coordinator = format!("{0}-0.{0}:{port}", self.name);
         let of_pod = json!({"fieldRef": {"fieldPath": "status.podIP"}});
-        let token = json!({"secretKeyRef": {"name": self.name, "key": "run-token"}});
+        let token_secret = self.args.token_secret.as_ref().unwrap_or(&self.name);
+        let token = json!({"secretKeyRef": {"name": token_secret, "key": TOKEN}});
+        let mut mounts = vec![
+            json!({
+                "name": "scenario",
+                "mountPath": SCENARIO,
+                "subPath": "scenario.toml",
+                "readOnly": true,
+            }),
+            json!({"name": "runs", "mountPath": "/runs"}),
+        ];
+        // A probe shows no certificate: behind TLS it sees no more than that somebody listens.
+        let mut probe = json!({"grpc": {"port": port}, "periodSeconds": 2, "failureThreshold": 2});
+        if self.args.tls_secret.is_some() {
+            mounts.push(json!({"name": "tls", "mountPath": TLS, "readOnly": true}));
+            probe = json!({"tcpSocket": {"port": port}, "periodSeconds": 5, "failureThreshold": 2});
+        }
         let threads = self.scenario.nodes.threads.to_string();
         json!({
             "name": "nashflock",
@@ -211,7 +276,7 @@ impl Run<'_> {
             "ports": [{"name": "grpc", "containerPort": port}],
             // No liveness probe: the coordinator serves nobody while it calibrates and while it plays
             // the controls, and a worker whose coordinator is gone ends by itself.
-            "readinessProbe": {"grpc": {"port": port}, "periodSeconds": 2, "failureThreshold": 2},
+            "readinessProbe": probe,
             "resources": {
                 "requests": {"cpu": threads, "memory": self.args.memory},
                 "limits": {"memory": self.args.memory},
@@ -221,16 +286,18 @@ impl Run<'_> {
                 "readOnlyRootFilesystem": true,
                 "capabilities": {"drop": ["ALL"]},
             },
-            "volumeMounts": [
-                {
-                    "name": "scenario",
-                    "mountPath": SCENARIO,
-                    "subPath": "scenario.toml",
-                    "readOnly": true,
-                },
-                {"name": "runs", "mountPath": "/runs"},
-            ],
+            "volumeMounts": mounts,
         })
+    }
+
+    /// The `--set` texts that say what the pods' connections are: in plain text, or behind TLS with the files of
+    /// the secret.
+    fn privacy(&self) -> Vec<String> {
+        if self.args.tls_secret.is_none() {
+            return vec!["nodes.insecure_non_loopback=true".to_owned()];
+        }
+        let files = TLS_KEYS.iter().map(|(key, file)| format!("nodes.tls.{key}=\"{TLS}/{file}\""));
+        files.chain([format!("nodes.tls.peers={}", json!(self.args.tls_peers))]).collect()
     }
 
     fn volumes(&self) -> Value {
@@ -238,6 +305,14 @@ impl Run<'_> {
             Some(claim) => json!({"name": "runs", "persistentVolumeClaim": {"claimName": claim}}),
             None => json!({"name": "runs", "emptyDir": {}}),
         };
-        json!([{"name": "scenario", "configMap": {"name": self.name}}, runs])
+        let mut volumes = vec![json!({"name": "scenario", "configMap": {"name": self.name}}), runs];
+        if let Some(secret) = &self.args.tls_secret {
+            let items: Vec<Value> =
+                TLS_KEYS.iter().map(|(_, file)| json!({"key": file, "path": file})).collect();
+            // For the group of the pod alone: 0440.
+            let secret = json!({"secretName": secret, "items": items, "defaultMode": 0o440});
+            volumes.push(json!({"name": "tls", "secret": secret}));
+        }
+        json!(volumes)
     }
 }
