@@ -1,7 +1,8 @@
 //! Writes docs/transport.md: what it costs to move orders and tensors, each beside a plain socket of
 //! the same kind in the same run.
 //!
-//! `cargo bench --bench transport > docs/transport.md`
+//! `cargo bench --bench transport > docs/transport.md`; with names of sections (`steps`, `layers`, `sums`, `tensors`,
+//! `copies`) after `--`, these alone.
 #![allow(clippy::print_stdout, reason = "the tables are the output")]
 
 mod combine;
@@ -42,24 +43,44 @@ fn main() -> Result<(), Failure> {
         Some("--combine") => return combine::combine(tempfile::tempdir()?.path(), runtime),
         _ => {}
     }
-    println!("{}", include_str!("transport.md"));
+    let sections = || arguments.iter().skip(1).filter(|argument| !argument.starts_with('-'));
+    let is_asked = |name: &str| sections().count() == 0 || sections().any(|asked| asked == name);
+    if sections().count() == 0 {
+        println!("{}", include_str!("transport.md"));
+    }
     let folder = tempfile::tempdir()?;
+    if is_asked("steps") {
+        steps(folder.path())?;
+    }
+    if is_asked("layers") {
+        empty_layers(folder.path())?;
+    }
+    if is_asked("sums") {
+        combine::combine(folder.path(), runtime)?;
+    }
+    if is_asked("tensors") {
+        one_way(folder.path())?;
+    }
+    if is_asked("copies") {
+        copies(folder.path())?;
+    }
+    Ok(())
+}
+
+fn steps(folder: &Path) -> Result<(), Failure> {
     println!("## A step of 1 KiB, on all cores\n");
-    round_trips(&new_folder(folder.path(), "all")?)?;
+    round_trips(&new_folder(folder, "all")?)?;
     println!("\n## A step of 1 KiB, both ends on one core\n");
     let pinned = Command::new("taskset")
         .args(["-c", "0"])
         .arg(env::current_exe()?)
         .arg("--steps")
-        .arg(new_folder(folder.path(), "one")?)
+        .arg(new_folder(folder, "one")?)
         .status();
     if !pinned.is_ok_and(|status| status.success()) {
         println!("skipped: taskset cannot run this");
     }
-    empty_layers(folder.path())?;
-    combine::combine(folder.path(), runtime)?;
-    one_way(folder.path())?;
-    copies(folder.path())
+    Ok(())
 }
 
 /// As a run has it: connections on a thread of their own.

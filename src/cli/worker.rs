@@ -5,7 +5,9 @@ use crate::dispatch::is_host_and_port;
 use crate::transport::{Listen, RUN_TOKEN_VARIABLE, TlsFiles};
 use crate::worker::{self, Join, Settings};
 use clap::Args;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 #[derive(Args)]
@@ -67,7 +69,28 @@ impl WorkerArgs {
     }
 }
 
+/// What glibc is to keep for the next large message instead of giving it back and having each page made anew,
+/// which takes longer than to receive it: up to 64 MiB.
+const KEPT_MEMORY: &str =
+    "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=67108864";
+
+/// Becomes the same program with [`KEPT_MEMORY`], which glibc reads when a program starts, unless the
+/// environment already says what it is to do.
+fn keep_freed_memory() {
+    const VARIABLE: &str = "GLIBC_TUNABLES";
+    let (None, Ok(program)) = (std::env::var_os(VARIABLE), std::env::current_exe()) else {
+        return;
+    };
+    let mut words = std::env::args_os();
+    let mut again = Command::new(program);
+    again.arg0(words.next().unwrap_or_default()).args(words).env(VARIABLE, KEPT_MEMORY);
+    // It returns where that fails: then large messages cost more, and nothing else is different.
+    let error = again.exec();
+    tracing::debug!("memory is not kept: {error}");
+}
+
 pub(super) fn worker(args: &WorkerArgs) -> Outcome {
+    keep_freed_memory();
     for (flag, address) in [("--join", &args.join), ("--advertise", &args.advertise)] {
         if let Some(address) = address.as_ref().filter(|address| !is_host_and_port(address)) {
             return Err(Failure::BadInput(format!("{flag} \"{address}\" is not HOST:PORT")));

@@ -1,6 +1,8 @@
 //! Replies: one or more pieces on the wire, one matrix of outputs in the core.
 
-use super::{Ticket, WireError, check_crc32, check_finite, float_bytes};
+use super::{
+    Ticket, WireError, check_crc32, check_finite, check_tensor, crc32_and_finite, float_bytes,
+};
 use agents::orders::NodeReply;
 use proto::{ComputeFault, ComputeReply, ComputeRequest, Message as _};
 use std::mem;
@@ -67,8 +69,8 @@ pub fn encode_outputs(
     width: usize,
     compute_ns: u64,
 ) -> Result<Vec<ComputeReply>, WireError> {
-    let mut left = float_bytes(outputs);
-    check_finite("output", &left, width)?;
+    let all = float_bytes(outputs);
+    let mut left = all.clone();
     let rows_max = (PIECE_BYTES / (width * 4)).max(1);
     let mut pieces = Vec::with_capacity(left.len() / (rows_max * width * 4) + 1);
     let mut first_row = 0;
@@ -76,7 +78,11 @@ pub fn encode_outputs(
         let outputs = left.split_to(left.len().min(rows_max * width * 4));
         let rows = u32::try_from(outputs.len() / (width * 4)).expect("a piece is small");
         let more = !left.is_empty();
-        let outputs_crc32 = crc32fast::hash(&outputs);
+        let (outputs_crc32, finite) = crc32_and_finite(&outputs);
+        if !finite {
+            // Says where.
+            check_finite("output", &all, width)?;
+        }
         let piece =
             ComputeReply { outputs, outputs_crc32, compute_ns, first_row, more, ..reply.clone() };
         pieces.push(seal_reply(piece));
@@ -177,9 +183,7 @@ impl Outputs {
                 before / row_bytes
             ));
         }
-        check_crc32("outputs", crc32fast::hash(&piece.outputs), piece.outputs_crc32)
-            .and_then(|()| check_finite("output", &piece.outputs, self.width))
-            .map_err(damaged)?;
+        check_tensor("output", &piece.outputs, piece.outputs_crc32, self.width).map_err(damaged)?;
         self.outputs.reserve_exact(all / 4 - self.outputs.len());
         self.outputs.resize((before + bytes) / 4, 0.0);
         bytemuck::cast_slice_mut::<f32, u8>(&mut self.outputs)[before..]
