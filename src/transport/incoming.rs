@@ -165,6 +165,9 @@ struct Probation {
 
 impl Watched {
     fn poll_probation(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.peer.is_barred() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         let Some(probation) = &mut self.probation else { return Ok(()) };
         let is_over = Pin::new(&mut probation.told).poll(cx).is_ready()
             || probation.end.as_mut().poll(cx).is_ready();

@@ -37,6 +37,9 @@ impl ConnectionLimits {
     }
 }
 
+/// Broken limits after which a connection ends.
+const OFFENCES_MAX: u32 = 16;
+
 /// Everybody who is connected to one listener.
 #[derive(Debug)]
 pub(super) struct Crowd {
@@ -66,6 +69,7 @@ struct Guest {
     address: Option<SocketAddr>,
     is_known: AtomicBool,
     calls: AtomicU32,
+    offences: AtomicU32,
 }
 
 impl Crowd {
@@ -113,8 +117,11 @@ impl Crowd {
         let (stay, told) = oneshot::channel();
         all.strangers.insert(id, stay);
         drop(all);
-        let (is_known, calls) = (AtomicBool::new(false), AtomicU32::new(0));
-        Some((Peer(Arc::new(Guest { crowd: self.clone(), id, address, is_known, calls })), told))
+        let (is_known, [calls, offences]) =
+            (AtomicBool::new(false), [const { AtomicU32::new(0) }; 2]);
+        let crowd = self.clone();
+        let guest = Guest { crowd, id, address, is_known, calls, offences };
+        Some((Peer(Arc::new(guest)), told))
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
@@ -138,6 +145,21 @@ impl Peer {
                 all.brake.belongs();
             }
         }
+    }
+
+    /// It broke a limit that no node of this project breaks, whatever it showed: others are let in as slowly as
+    /// after a stranger, and its connection ends after some of these.
+    pub(crate) fn offends(&self) {
+        let Guest { crowd, offences, .. } = &*self.0;
+        crowd.all().brake.stranger(crowd.clock.now_ns());
+        if offences.fetch_add(1, Ordering::Relaxed) + 1 == OFFENCES_MAX {
+            self.refusals().note(format_args!("{self}: it broke limits {OFFENCES_MAX} times"));
+        }
+    }
+
+    /// Whether its connection is to end for what it did.
+    pub(super) fn is_barred(&self) -> bool {
+        self.0.offences.load(Ordering::Relaxed) >= OFFENCES_MAX
     }
 
     pub(super) fn refusals(&self) -> &Refusals {
@@ -194,7 +216,7 @@ impl Interceptor for CountCalls {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConnectionLimits, Crowd, Peer};
+    use super::{ConnectionLimits, Crowd, OFFENCES_MAX, Peer};
     use crate::transport::Refusals;
     use std::sync::Arc;
     use tokio::sync::oneshot::{Receiver, error::TryRecvError};
@@ -244,6 +266,18 @@ mod tests {
         let crowd = crowd();
         let kept: Vec<_> = (0..100).map_while(|_| crowd.enter(None)).collect();
         assert_eq!(kept.len(), 6);
+    }
+
+    #[test]
+    fn who_breaks_limits_slows_others_down_though_it_is_known_and_is_barred_in_the_end() {
+        let crowd = crowd();
+        let (known, _told) = crowd.enter(None).expect("there is room");
+        known.admit();
+        assert!(crowd.wait().is_none());
+        (1..OFFENCES_MAX).for_each(|_| known.offends());
+        assert!(!known.is_barred());
+        (0..20).for_each(|_| known.offends());
+        assert!(known.is_barred() && crowd.wait().is_some());
     }
 
     #[test]

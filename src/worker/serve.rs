@@ -6,6 +6,7 @@ use super::{
     store::{Reservation, Store},
 };
 use crate::measure::Clock;
+use crate::transport::Peer;
 use crate::wire::{self, NodeWork, WireError};
 use agents::ids::{ExpertId, LayerId};
 use agents::orders::weighted_sums;
@@ -28,7 +29,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// Streams and uploads at once, of all coordinators together. Each holds at most one message.
 const CALLS_MAX: usize = 64;
@@ -79,6 +80,7 @@ pub(super) struct Replies {
     pieces: vec::IntoIter<ComputeReply>,
     drain: Pin<Box<dyn Future<Output = ()> + Send>>,
     has_ended: bool,
+    peer: Option<Peer>,
     call: Call,
 }
 
@@ -227,7 +229,7 @@ impl Drop for Call {
 }
 
 impl Replies {
-    fn new(requests: Streaming<ComputeRequest>, call: Call) -> Self {
+    fn new(requests: Streaming<ComputeRequest>, peer: Option<Peer>, call: Call) -> Self {
         let mut draining = call.0.draining.subscribe();
         let drain = Box::pin(async move {
             // An error means that the node is gone: then this is, too.
@@ -239,6 +241,7 @@ impl Replies {
             pieces: Answer::new().into_iter(),
             drain,
             has_ended: false,
+            peer,
             call,
         }
     }
@@ -273,7 +276,13 @@ impl Stream for Replies {
             }
             match Pin::new(&mut this.requests).poll_next(cx) {
                 Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Ready(Some(Err(status))) => return this.end(status),
+                Poll::Ready(Some(Err(status))) => {
+                    // A message over the limit that it was told.
+                    if status.code() == Code::OutOfRange {
+                        this.peer.iter().for_each(Peer::offends);
+                    }
+                    return this.end(status);
+                }
                 Poll::Ready(Some(Ok(request))) => match take(&this.call.0, request) {
                     Taken::Answered(answer) => this.pieces = answer.into_iter(),
                     Taken::Computing(computing) => this.computing = Some(computing),
@@ -342,7 +351,8 @@ impl ExpertService for Node {
         request: Request<Streaming<ComputeRequest>>,
     ) -> Result<Response<Replies>, Status> {
         let call = self.0.enter()?;
-        Ok(Response::new(Replies::new(request.into_inner(), call)))
+        let peer = request.extensions().get::<Peer>().cloned();
+        Ok(Response::new(Replies::new(request.into_inner(), peer, call)))
     }
 
     async fn drop_shards(
