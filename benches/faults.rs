@@ -1,18 +1,22 @@
 //! Writes docs/faults.md: what a killed and a slowed worker cost, each beside its controls.
 //!
-//! `cargo bench --bench faults > docs/faults.md`
+//! `cargo bench --bench faults > docs/faults.md`; with names of sections (`killed`, `joined`, `slowed`,
+//! `choice`) after `--`, these alone.
 #![allow(clippy::print_stdout, reason = "the table is the output")]
+
+mod choice;
+mod peers;
 
 use nashflock::measure::Clock;
 use nashflock::results::{FaultFigures, RequestRow, RunDir, Summary};
-use std::error::Error;
+use peers::{Failure, median};
+use std::env;
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// Pairs of runs of each kind.
 const REPEATS: usize = 5;
@@ -51,16 +55,48 @@ const OVERLOAD: [&str; 2] = ["load.rate_per_s=1000000", "load.requests=6000"];
 /// The kill is over by then: at most 1 s after the first request.
 const AFTER_S: f64 = 1.5;
 
+/// The shards of a lost worker are with others by then.
+const AFTER_JOINED_S: f64 = 2.5;
+
 fn main() -> Result<(), Failure> {
-    println!("{}", include_str!("faults.md"));
+    let sections: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_asked = |name: &str| sections.is_empty() || sections.iter().any(|asked| asked == name);
+    if sections.is_empty() {
+        println!("{}", include_str!("faults.md"));
+    }
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("scenario.toml"), SCENARIO)?;
     let bench = Bench { folder: folder.path() };
-    bench.killed()?;
-    bench.slowed()?;
-    bench.overloaded()?;
-    println!("\n{}", include_str!("simulation.md").trim_end());
+    if is_asked("killed") {
+        bench.killed("Killed", Nodes::Local, AFTER_S)?;
+    }
+    if is_asked("joined") {
+        bench.killed("Killed, of workers that joined", Nodes::Joined, AFTER_JOINED_S)?;
+    }
+    if is_asked("slowed") {
+        bench.slowed()?;
+    }
+    if is_asked("choice") {
+        choice::choice(runtime)?;
+    }
+    if sections.is_empty() {
+        println!("\n{}", include_str!("simulation.md").trim_end());
+    }
     Ok(())
+}
+
+/// As a run has it: connections on a thread of their own.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)
+}
+
+/// Where a run has its workers from.
+#[derive(Clone, Copy, PartialEq)]
+enum Nodes {
+    /// It starts them.
+    Local,
+    /// They join it.
+    Joined,
 }
 
 struct Bench<'a> {
@@ -68,19 +104,21 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn killed(&self) -> Result<(), Failure> {
-        let (hash, _) = self.run("alone", 0, &OVERLOAD, |_| Ok(()))?.hash_and_faults();
-        println!("## Killed\n");
+    fn killed(&self, title: &str, nodes: Nodes, after_s: f64) -> Result<(), Failure> {
+        let (hash, _) =
+            self.run("alone", Nodes::Local, 0, &OVERLOAD, |_| Ok(()))?.hash_and_faults();
+        println!("\n## {title}\n");
         println!(
             "| run | same state | recovery, ms | requests/s after | of a cluster of three | ratio |"
         );
         println!("|---|---|---|---|---|---|");
         let mut ratios = Vec::new();
         for repeat in 0..REPEATS {
-            let three = self.run("three", 3, &OVERLOAD, |_| Ok(()))?;
-            let three_per_s = three.requests_per_s(AFTER_S)?;
-            let killed = self.run("killed", 4, &OVERLOAD, |workers| signal("KILL", workers[1]))?;
-            let per_s = killed.requests_per_s(AFTER_S)?;
+            let three = self.run("three", nodes, 3, &OVERLOAD, |_| Ok(()))?;
+            let three_per_s = three.requests_per_s(after_s)?;
+            let kill = |workers: &[u32]| signal("KILL", workers[1]);
+            let killed = self.run("killed", nodes, 4, &OVERLOAD, kill)?;
+            let per_s = killed.requests_per_s(after_s)?;
             ratios.push(per_s / three_per_s);
             let (found, faults) = killed.hash_and_faults();
             println!(
@@ -96,7 +134,7 @@ impl Bench<'_> {
     }
 
     fn slowed(&self) -> Result<(), Failure> {
-        let (hash, _) = self.run("alone", 0, &[], |_| Ok(()))?.hash_and_faults();
+        let (hash, _) = self.run("alone", Nodes::Local, 0, &[], |_| Ok(()))?.hash_and_faults();
         println!("\n## Slowed\n");
         println!(
             "| run | healthy p99, ms | slowed, hedged | ratio | slowed, not hedged | ratio | extra pairs | set aside | same state |"
@@ -104,9 +142,11 @@ impl Bench<'_> {
         println!("|---|---|---|---|---|---|---|---|---|");
         let mut ratios = Vec::new();
         for repeat in 0..REPEATS {
-            let healthy = self.run("healthy", 4, &[], |_| Ok(()))?.p99_ms()?;
-            let hedged = self.run("hedged", 4, &[], slow_down)?;
-            let plain = self.run("plain", 4, &["nodes.hedge_budget=0"], slow_down)?.p99_ms()?;
+            let healthy = self.run("healthy", Nodes::Local, 4, &[], |_| Ok(()))?.p99_ms()?;
+            let hedged = self.run("hedged", Nodes::Local, 4, &[], slow_down)?;
+            let plain = self
+                .run("plain", Nodes::Local, 4, &["nodes.hedge_budget=0"], slow_down)?
+                .p99_ms()?;
             let (found, faults) = hedged.hash_and_faults();
             let p99 = hedged.p99_ms()?;
             ratios.push(p99 / healthy);
@@ -124,51 +164,11 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn overloaded(&self) -> Result<(), Failure> {
-        let deadline = "load.deadline_ms=200";
-        let capacity = self.run("capacity", 4, &OVERLOAD, |_| Ok(()))?.requests_per_s(AFTER_S)?;
-        let goodput = |share: f64, admission: &str| -> Result<Ended, Failure> {
-            let rate = format!("load.rate_per_s={:.1}", share * capacity);
-            // About eight seconds of arrivals.
-            let requests = format!("load.requests={:.0}", 8.0 * share * capacity);
-            let admission = format!("load.admission={admission}");
-            self.run("goodput", 4, &[deadline, &rate, &requests, &admission], |_| Ok(()))
-        };
-        println!("\n## Overloaded\n");
-        println!(
-            "| offered, of {capacity:.0} requests/s | admission | in time/s | of peak | p99, ms | shed | late |"
-        );
-        println!("|---|---|---|---|---|---|---|");
-        let mut peak: f64 = 0.0;
-        for (share, admission) in [
-            (0.5, "all"),
-            (0.7, "all"),
-            (0.8, "all"),
-            (0.9, "all"),
-            (1.0, "deadline"),
-            (1.5, "deadline"),
-            (2.0, "deadline"),
-            (2.0, "all"),
-        ] {
-            let run = goodput(share, admission)?;
-            let in_time =
-                run.summary.outcomes.ok as f64 * 1e9 / run.summary.throughput.elapsed_ns as f64;
-            peak = peak.max(in_time);
-            println!(
-                "| {share:.1} | {admission} | {in_time:.0} | {:.2} | {:.0} | {} | {} |",
-                in_time / peak,
-                run.p99_ms()?,
-                run.summary.outcomes.shed,
-                run.summary.outcomes.late
-            );
-        }
-        Ok(())
-    }
-
     /// Runs the scenario on so many workers, in this process for none, and does `to` them amid it.
     fn run(
         &self,
         name: &str,
+        nodes: Nodes,
         workers: usize,
         set: &[&str],
         mut to: impl FnMut(&[u32]) -> Result<(), Failure>,
@@ -177,20 +177,34 @@ impl Bench<'_> {
         if out.exists() {
             fs::remove_dir_all(&out)?;
         }
+        // Free a moment ago, and nobody else here takes ports.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
         command.current_dir(self.folder).args(["run", "scenario.toml", "--out", name]);
-        if workers == 0 {
-            command.args(["--nodes", "in-process", "--set", "nodes.replicas=1"]);
-        } else {
-            command.args(["--nodes", &format!("local:{workers}")]);
+        match nodes {
+            _ if workers == 0 => {
+                command.args(["--nodes", "in-process", "--set", "nodes.replicas=1"]);
+            }
+            Nodes::Local => {
+                command.args(["--nodes", &format!("local:{workers}")]);
+            }
+            Nodes::Joined => {
+                command.args(["--nodes", &format!("join:{address}:{workers}")]);
+            }
         }
         set.iter().for_each(|change| {
             command.args(["--set", change]);
         });
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let mut run = Run(child);
+        let mut run = Run::start(&mut command)?;
+        let joined = if nodes == Nodes::Joined { workers } else { 0 };
+        let joined = (0..joined).map(|_| {
+            let args = ["worker", "--listen", "127.0.0.1:0", "--threads", "1", "--join", &address];
+            Run::start(Command::new(env!("CARGO_BIN_EXE_nashflock")).args(args))
+        });
+        let joined = joined.collect::<Result<Vec<Run>, _>>()?;
         let clock = Clock::start();
-        while children(run.0.id()).len() < workers {
+        let began = out.join("requests.parquet.partial");
+        while !began.exists() || (joined.is_empty() && children(run.0.id()).len() < workers) {
             if run.0.try_wait()?.is_some() || clock.now_ns() > 60_000_000_000 {
                 return Err(format!("run {name} did not begin").into());
             }
@@ -198,7 +212,11 @@ impl Bench<'_> {
         }
         // The shards are loaded in less than this.
         sleep(Duration::from_millis(1_000));
-        to(&children(run.0.id()))?;
+        if joined.is_empty() {
+            to(&children(run.0.id()))?;
+        } else {
+            to(&joined.iter().map(|worker| worker.0.id()).collect::<Vec<_>>())?;
+        }
         let status = run.0.wait()?;
         if !status.success() {
             return Err(format!("run {name} ended with {status}").into());
@@ -211,6 +229,13 @@ impl Bench<'_> {
 
 /// Killed when dropped.
 struct Run(Child);
+
+impl Run {
+    fn start(command: &mut Command) -> Result<Self, Failure> {
+        command.env("NASHFLOCK_RUN_TOKEN", "of this run");
+        Ok(Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+    }
+}
 
 impl Drop for Run {
     fn drop(&mut self) {
@@ -288,9 +313,4 @@ fn stat(pid: u32) -> Option<(String, u32)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
