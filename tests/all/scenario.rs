@@ -486,6 +486,7 @@ fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_sam
         "game.window_ms=1",
         "nodes.min_workers=1",
         "load.generation.context_max=64",
+        "precision.reallocate.bytes_max=1",
     ];
     fs::write(elsewhere.path().join("text.txt"), "birds").expect("a text");
     fs::write(&copy, GOOD).expect("the file is written");
