@@ -10,16 +10,18 @@ use super::super::experts::LocalExperts;
 use super::super::trunk::TokensError;
 use super::streams::{Inputs, Visited, by_itself, visit};
 use super::{ExpertPart, Model, Part, Projection, window_tokens};
-use agents::precision::Unit;
+use agents::precision::{Unit, chosen_together};
 use agents::quantize::{Format, QuantizedMatrix};
 use agents::transformer::divergence;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// What each matrix costs.
+/// What the calibration text shows of a model.
 pub(super) struct Costs {
     /// For each matrix, its cost at each format.
     each: BTreeMap<Part, Vec<f64>>,
+    /// By layer: tokens that chose both of two experts, `[E, E]`.
+    together: Vec<Vec<u64>>,
 }
 
 /// Windows on which divergence is measured.
@@ -117,7 +119,8 @@ pub(super) fn measure(
     };
     let mut errors: BTreeMap<Part, Vec<f64>> = BTreeMap::new();
     let mut trials: BTreeMap<Kind, Vec<(Part, Vec<f32>)>> = BTreeMap::new();
-    for (part, given) in visit(exact, ids, &at_each)? {
+    let seen = visit(exact, ids, &at_each)?;
+    for (part, given) in seen.given {
         let Some((each, weights)) = given else { continue };
         errors.insert(part, each);
         trials.entry(Kind::of(part)).or_default().push((part, weights));
@@ -127,7 +130,8 @@ pub(super) fn measure(
         let scale = scales[&Kind::of(part)];
         (part, errors.iter().map(|error| scale * error).collect())
     };
-    Ok(Costs { each: errors.into_iter().map(scaled).collect() })
+    let each = errors.into_iter().map(scaled).collect();
+    Ok(Costs { each, together: seen.together })
 }
 
 /// Divergence for a unit of output error, of each kind of matrix, when it alone has its trial weights.
@@ -206,4 +210,65 @@ pub(super) fn units(
         }
     };
     parts.iter().map(unit).collect()
+}
+
+/// The matrices that each matrix minds, as places in `parts`: of an expert its other matrices, and the same matrix
+/// of the experts that share most tokens with it; of attention and shared experts the other matrices of the layer;
+/// of the embedding the head.
+pub(super) fn neighbours(costs: &Costs, parts: &[(Part, usize)]) -> Vec<Vec<usize>> {
+    /// As starlings keep, and the two that are always there.
+    const NEIGHBOURS: usize = 7;
+    let place: BTreeMap<Part, usize> =
+        parts.iter().enumerate().map(|(at, (part, _))| (*part, at)).collect();
+    let near: Vec<Vec<Vec<usize>>> = costs
+        .together
+        .iter()
+        .map(|together| chosen_together(together, together.len().isqrt(), NEIGHBOURS - 2))
+        .collect();
+    let all = [ExpertPart::Gate, ExpertPart::Up, ExpertPart::Down];
+    let own = |at: usize| match parts[at].0 {
+        Part::Expert(layer, expert, part) => {
+            let others = all.into_iter().filter(|other| *other != part);
+            let others = others.map(|other| Part::Expert(layer, expert, other));
+            let same = near[layer][expert].iter().map(|near| Part::Expert(layer, *near, part));
+            others.chain(same).map(|part| place[&part]).collect()
+        }
+        Part::Shared(layer, part) => {
+            let others = all.into_iter().filter(|other| *other != part);
+            others.map(|other| place[&Part::Shared(layer, other)]).collect()
+        }
+        Part::Attention(layer, projection) => {
+            let of_layer = |(other, _): &(Part, usize)| matches!(other, Part::Attention(of, p) if *of == layer && *p != projection);
+            (0..parts.len()).filter(|at| of_layer(&parts[*at])).collect()
+        }
+        Part::Embedding | Part::Head => {
+            let is_end = |at: &usize| matches!(parts[*at].0, Part::Embedding | Part::Head);
+            (0..parts.len()).filter(is_end).filter(|other| *other != at).collect()
+        }
+    };
+    (0..parts.len()).map(own).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_mind_their_expert_and_the_experts_that_share_most_tokens() {
+        use ExpertPart::{Down, Gate, Up};
+        let experts = (0..3).flat_map(|e| [Gate, Up, Down].map(|part| Part::Expert(0, e, part)));
+        let attention = [Projection::Query, Projection::Out].map(|p| Part::Attention(0, p));
+        let parts = std::iter::once(Part::Embedding).chain(attention).chain(experts);
+        let parts: Vec<(Part, usize)> = parts.map(|part| (part, 4)).collect();
+        // Experts 0 and 2 met in five tokens, 1 and 2 in two, 0 and 1 never.
+        let together = vec![vec![5, 0, 5, 0, 2, 2, 5, 2, 7]];
+        let found = neighbours(&Costs { each: BTreeMap::new(), together }, &parts);
+        let named = |at: usize| found[at].iter().map(|at| parts[*at].0).collect::<Vec<_>>();
+        assert_eq!(named(0), []);
+        assert_eq!(named(1), [Part::Attention(0, Projection::Out)]);
+        let of_first = [Part::Expert(0, 0, Gate), Part::Expert(0, 0, Down), Part::Expert(0, 2, Up)];
+        assert_eq!(named(4), of_first);
+        let last = [(2, Gate), (2, Up), (0, Down), (1, Down)];
+        assert_eq!(named(11), last.map(|(expert, part)| Part::Expert(0, expert, part)));
+    }
 }

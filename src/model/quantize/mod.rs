@@ -176,6 +176,8 @@ pub struct Measured {
     parts: Vec<Part>,
     /// One a part.
     units: Vec<Unit>,
+    /// The parts that each part minds, by place.
+    neighbours: Vec<Vec<usize>>,
     /// Bytes of norms and routers.
     rest: u64,
     bytes_f32: u64,
@@ -224,8 +226,10 @@ impl Measured {
         let costs = costs::measure(&exact, &ids, formats.len() / 2, &by_gptq)?;
         let units = costs::units(&costs, &parts, sizes, formats);
         let rest = stored_f32 - matrices_f32;
+        let neighbours = costs::neighbours(&costs, &parts);
         let parts = parts.into_iter().map(|(part, _)| part).collect();
-        Ok(Self { exact, ids, formats: formats.to_vec(), parts, units, rest, bytes_f32, kept })
+        let formats = formats.to_vec();
+        Ok(Self { exact, ids, formats, parts, units, neighbours, rest, bytes_f32, kept })
     }
 
     /// Chooses a format for every matrix. An allocator that draws does so from seed 0.
@@ -240,8 +244,8 @@ impl Measured {
         let budget = budget_bytes.saturating_sub(self.rest);
         let failed = |error| QuantizeError::Budget(error, self.rest);
         let widths: Vec<u32> = self.formats.iter().map(|format| format.bits).collect();
-        let units = &self.units;
-        let problem = Problem { units, budget, widths: &widths, neighbours: &[], seed: 0 };
+        let (units, neighbours) = (&self.units, &self.neighbours);
+        let problem = Problem { units, budget, widths: &widths, neighbours, seed: 0 };
         Ok(Allocated {
             allocation: allocator.allocate(&problem).map_err(failed)?,
             optimum: allocate(units, budget).map_err(failed)?,

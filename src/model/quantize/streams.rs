@@ -57,7 +57,7 @@ pub(super) fn quantize_in_order(
         Visited { given: (matrix, rare), replacement: Some(weights) }
     };
     let mut done = Done { matrices: BTreeMap::new(), rarely_seen: Vec::new() };
-    for (part, (matrix, rare)) in visit(exact, ids, &round)? {
+    for (part, (matrix, rare)) in visit(exact, ids, &round)?.given {
         done.matrices.insert(part, matrix);
         done.rarely_seen.extend(rare);
     }
@@ -113,14 +113,21 @@ type VisitedExpert<T> = (Vec<(Part, Visited<T>)>, Vec<f32>);
 /// at the same time.
 type Quantize<'a, T> = dyn Fn(Part, &[f32], Inputs<'_>) -> Visited<T> + Sync + 'a;
 
+/// What a visit saw.
+pub(super) struct Seen<T> {
+    /// What was made of each matrix, in their order.
+    pub(super) given: Vec<(Part, T)>,
+    /// By layer: tokens that the exact router sent to both of two experts, `[E, E]`.
+    pub(super) together: Vec<Vec<u64>>,
+}
+
 /// Sends tokens through the exact model and through one whose matrices are replaced on the way, layer
-/// by layer, and gives what was made of each matrix, in their order. The same bits at any number of
-/// threads.
+/// by layer. The same bits at any number of threads.
 pub(super) fn visit<T: Send + Sync>(
     exact: &Model,
     ids: &[u32],
     quantize: &Quantize<'_, T>,
-) -> Result<Vec<(Part, T)>, TokensError> {
+) -> Result<Seen<T>, TokensError> {
     let config = &exact.trunk.config;
     // The pass checks the ids; its own layers are not run.
     let checked = window_tokens(config).min(ids.len());
@@ -129,7 +136,8 @@ pub(super) fn visit<T: Send + Sync>(
         let (id, vocab) = (ids[position], config.vocab);
         return Err(TokensError::Vocabulary { id, position, vocab });
     }
-    let mut walk = Walk { exact, served: exact.clone(), quantize, given: Vec::new() };
+    let (given, together) = (Vec::new(), Vec::new());
+    let mut walk = Walk { exact, served: exact.clone(), quantize, given, together };
     walk.replace(Part::Embedding, Inputs::Tokens);
     let mut hidden = Both { exact: embed(exact, ids), served: embed(&walk.served, ids) };
     for layer in 0..config.layers {
@@ -145,7 +153,7 @@ pub(super) fn visit<T: Send + Sync>(
         let of = seen(&x, &vec![1.0; ids.len()], config.width);
         walk.replace(Part::Head, Inputs::Moments { of: &of, tokens: ids.len() });
     }
-    Ok(walk.given)
+    Ok(Seen { given: walk.given, together: walk.together })
 }
 
 /// Rows in the exact model and in the one whose matrices are replaced.
@@ -187,6 +195,7 @@ struct Walk<'a, T> {
     served: Model,
     quantize: &'a Quantize<'a, T>,
     given: Vec<(Part, T)>,
+    together: Vec<Vec<u64>>,
 }
 
 /// Experts that are quantized at the same time: their outputs for all their tokens are held.
@@ -277,6 +286,7 @@ impl<T: Send + Sync> Walk<'_, T> {
     fn feed_forward(&mut self, layer: usize, x: &Both) -> Both {
         let width = self.exact.trunk.config.width;
         let routed = route(self.exact, layer, &x.exact);
+        self.together.push(together(&routed, x.exact.len() / width));
         let routed_served = route(self.exact, layer, &x.served);
         // An expert that few tokens reach learns from the whole layer as well.
         let layer_moments = (routed_served.len() > 1).then(|| {
@@ -400,6 +410,22 @@ fn borrow(moments: &mut InputMoments, layer: &InputMoments) {
 
 /// The tokens of each expert and their gates.
 pub(super) type Routed = Vec<(Vec<usize>, Vec<f32>)>;
+
+/// Tokens that chose both of two experts, `[E, E]`.
+fn together(routed: &Routed, tokens: usize) -> Vec<u64> {
+    let experts = routed.len();
+    let mut chosen = vec![Vec::new(); tokens];
+    for (expert, (rows, _)) in routed.iter().enumerate() {
+        rows.iter().for_each(|token| chosen[*token].push(expert));
+    }
+    let mut together = vec![0; experts * experts];
+    for chosen in chosen {
+        for expert in &chosen {
+            chosen.iter().for_each(|other| together[expert * experts + other] += 1);
+        }
+    }
+    together
+}
 
 /// Tokens an input that an expert needs for moments of its own.
 const FEW: usize = 4;
