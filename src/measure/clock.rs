@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: tokio::time::Instant,
+    /// What the clock showed at `start`.
+    shown_ns: u64,
     started_at: SystemTime,
 }
 
@@ -16,13 +18,21 @@ impl Clock {
     /// Starts now.
     #[must_use]
     pub fn start() -> Self {
-        Self { start: tokio::time::Instant::now(), started_at: SystemTime::now() }
+        Self { start: tokio::time::Instant::now(), shown_ns: 0, started_at: SystemTime::now() }
     }
 
-    /// Nanoseconds since the start; saturates after 584 years.
+    /// Goes on, from now, with a clock that was stopped when it showed `shown_ns`: the time that it stood
+    /// still is not counted.
+    #[must_use]
+    pub fn going_on(shown_ns: u64, started_at: SystemTime) -> Self {
+        Self { start: tokio::time::Instant::now(), shown_ns, started_at }
+    }
+
+    /// Nanoseconds since the start, without those that it stood still; saturates after 584 years.
     #[must_use]
     pub fn now_ns(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        let since_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.shown_ns.saturating_add(since_ns)
     }
 
     /// Sleeps until `at_ns` nanoseconds after the start; returns at once where that has passed.
@@ -31,16 +41,14 @@ impl Clock {
     /// last two milliseconds the thread itself sleeps, which is right to some tens of microseconds.
     pub async fn sleep_until_ns(&self, at_ns: u64) {
         const ROUNDED_NS: u64 = 2_000_000;
-        let at = self.start + Duration::from_nanos(at_ns);
-        tokio::time::sleep_until(
-            self.start + Duration::from_nanos(at_ns.saturating_sub(ROUNDED_NS)),
-        )
-        .await;
+        let instant =
+            |at_ns: u64| self.start + Duration::from_nanos(at_ns.saturating_sub(self.shown_ns));
+        tokio::time::sleep_until(instant(at_ns.saturating_sub(ROUNDED_NS))).await;
         std::thread::sleep(Duration::from_nanos(at_ns.saturating_sub(self.now_ns())));
         // Where tokio's time is simulated, the thread's sleep does not move it.
         // It is not asked otherwise: it takes up to its millisecond for an instant that has passed, too.
         if self.now_ns() < at_ns {
-            tokio::time::sleep_until(at).await;
+            tokio::time::sleep_until(instant(at_ns)).await;
         }
     }
 
@@ -56,6 +64,19 @@ impl Clock {
     pub fn wall_now(&self) -> SystemTime {
         SystemTime::now().max(self.started_at)
     }
+}
+
+/// Nanoseconds since 1970, 0 for times before; saturates in the year 2554.
+#[must_use]
+pub fn unix_ns(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The time that lies so many nanoseconds after 1970.
+#[must_use]
+pub fn at_unix_ns(ns: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(ns)
 }
 
 /// RFC 3339 in UTC to the millisecond: `2026-03-09T07:05:01.250Z`. Times before 1970 print as 1970.
@@ -111,6 +132,17 @@ mod tests {
         let time = UNIX_EPOCH + Duration::from_millis(1_773_039_901_250);
         assert_eq!(rfc3339_utc(time), "2026-03-09T07:05:01.250Z");
         assert_eq!(compact_utc(time), "20260309T070501Z");
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_goes_on_counts_from_where_it_stood() {
+        let started_at = at_unix_ns(1_773_039_901_250_000_000);
+        let clock = Clock::going_on(5_000_000_000, started_at);
+        assert!((5_000_000_000..6_000_000_000).contains(&clock.now_ns()));
+        clock.sleep_until_ns(4_000_000_000).await;
+        clock.sleep_until_ns(5_003_000_000).await;
+        assert!((5_003_000_000..6_000_000_000).contains(&clock.now_ns()));
+        assert_eq!(unix_ns(clock.started_at()), 1_773_039_901_250_000_000);
     }
 
     #[tokio::test]

@@ -78,7 +78,14 @@ impl Membership {
     /// Nobody is in yet. A member that does not renew for `lease_ns` is out.
     #[must_use]
     pub fn new(seats: usize, lease_ns: u64) -> Self {
-        Self { seats: vec![None; seats], epoch: Epoch::default(), lease_ns, now_ns: 0 }
+        Self::after(Epoch::default(), seats, lease_ns)
+    }
+
+    /// The same, with later epochs than `epoch`: where the seats are those of a cluster that was served
+    /// before, no pass is one that was given then.
+    #[must_use]
+    pub fn after(epoch: Epoch, seats: usize, lease_ns: u64) -> Self {
+        Self { seats: vec![None; seats], epoch, lease_ns, now_ns: 0 }
     }
 
     /// A worker takes the lowest free seat.

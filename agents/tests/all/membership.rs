@@ -289,3 +289,16 @@ fn a_seat_that_is_taken_again_has_another_pass_and_the_old_one_is_worth_nothing(
     membership.drain(second).expect("it is a member");
     assert_eq!(membership.serve(second), Err(Ended(second)), "it drains and gets no work");
 }
+
+#[test]
+fn a_cluster_that_is_served_anew_at_later_epochs_knows_no_pass_of_before() {
+    let mut before = Membership::new(3, 100);
+    let passes: Vec<_> = (0..3).map(|_| before.join(0).expect("a seat")).collect();
+    let mut anew = Membership::after(before.epoch(), 3, 100);
+    let taken: Vec<_> = (0..3).map(|_| anew.join(0).expect("a seat")).collect();
+    for pass in passes {
+        assert!(!taken.contains(&pass));
+        assert!(anew.renew(pass, 1).is_err(), "its holder joins anew");
+    }
+    assert_eq!(anew.members().count(), 3);
+}

@@ -2,11 +2,13 @@
 
 use super::super::departures::Departure;
 use crate::measure::Clock;
+use crate::measure::clock::unix_ns;
 use crate::transport::RunToken;
 use agents::{
     ids::NodeId,
     membership::{Ended, Epoch, Member, Membership, Pass, Phase},
 };
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -22,7 +24,7 @@ const RELEASED_MAX: usize = 4096;
 const QUARANTINED_MAX: usize = 4096;
 
 /// What was seen of a membership.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembershipCounts {
     /// Changes of the membership.
     pub epoch: u64,
@@ -80,6 +82,8 @@ pub(super) struct Register {
     pub(super) seats: usize,
     token: RunToken,
     clock: Clock,
+    /// The epoch before the first change.
+    began: Epoch,
 }
 
 #[derive(Debug)]
@@ -99,7 +103,9 @@ struct Book {
 }
 
 impl Register {
-    /// Nobody is in. `departures` has room for more than all seats.
+    /// Nobody is in. `departures` has room for more than all seats. Epochs go on from the wall-clock time in
+    /// ns: workers that joined a coordinator before this one, at the same address, have passes of earlier
+    /// epochs, and hear that their stay has ended.
     pub(super) fn new(
         seats: usize,
         lease: Duration,
@@ -107,8 +113,10 @@ impl Register {
         departures: mpsc::Sender<Departure>,
     ) -> Self {
         let lease_ns = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
+        let clock = Clock::start();
+        let began = Epoch(unix_ns(clock.started_at()));
         let book = Book {
-            membership: Membership::new(seats, lease_ns),
+            membership: Membership::after(began, seats, lease_ns),
             workers: BTreeMap::new(),
             released: VecDeque::new(),
             quarantined: VecDeque::new(),
@@ -120,11 +128,12 @@ impl Register {
         };
         Self {
             book: Mutex::new(book),
-            changed: watch::Sender::new(Epoch::default()),
+            changed: watch::Sender::new(began),
+            began,
             lease,
             seats,
             token,
-            clock: Clock::start(),
+            clock,
         }
     }
 
@@ -292,7 +301,7 @@ impl Register {
 
     pub(super) fn counts(&self) -> MembershipCounts {
         let book = self.book();
-        MembershipCounts { epoch: book.membership.epoch().0, ..book.counts }
+        MembershipCounts { epoch: book.membership.epoch().0 - self.began.0, ..book.counts }
     }
 
     fn publish(&self, book: &Book) {
