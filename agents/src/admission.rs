@@ -1,5 +1,6 @@
 //! Which requests are worth starting, when not all of them can be served in time.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Service times that are remembered.
@@ -16,7 +17,7 @@ const IN_TIME_SHARE: (usize, usize) = (9, 10);
 /// long as a full one. Requests that could not have been in time even when their batch closed do not
 /// count for that. Where none could have been, the oldest service time is forgotten, so that a machine that
 /// was slow for a while is tried again.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Admission {
     deadline_ns: u64,
     service_ns: VecDeque<u64>,

@@ -6,12 +6,15 @@
 use crate::linear::ROW_BLOCK;
 use crate::transformer::{AttentionShape, attend_block};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// Keys and values of one sequence in one layer. Each head has its own rows, `[positions, head_dim]`,
 /// filled up with zeros to whole blocks of [`ROW_BLOCK`] positions.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct KeyValues {
+    #[serde(with = "crate::plain_bytes")]
     keys: Vec<Vec<f32>>,
+    #[serde(with = "crate::plain_bytes")]
     values: Vec<Vec<f32>>,
     positions: usize,
 }

@@ -3,6 +3,7 @@
 use crate::expert::BitWidth;
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, TokenId};
 use bevy_ecs::prelude::Component;
+use serde::{Deserialize, Serialize};
 
 /// A token. The entity is pooled: batch after batch the same entities carry new tokens.
 #[derive(Component, Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub struct Load(pub u32);
 pub struct Price(pub f64);
 
 /// What an expert knows by the flock's local rule alone.
-#[derive(Component, Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Component, Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FlockPrice {
     /// Price in units of affinity, never negative.
     pub price: f64,
@@ -78,7 +79,7 @@ pub struct Node {
 }
 
 /// What a node was asked to do since the run began.
-#[derive(Component, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Component, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeWork {
     /// Token–expert pairs ordered.
     pub pairs: u64,

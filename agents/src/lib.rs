@@ -20,6 +20,7 @@ pub mod linear;
 pub mod membership;
 pub mod orders;
 pub mod placement;
+mod plain_bytes;
 pub mod precision;
 pub mod quantize;
 pub mod queue;

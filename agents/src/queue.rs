@@ -1,9 +1,10 @@
 //! A bounded queue whose waiting time is kept short, when more is asked than can be served.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// What a [`Queue`] may hold, and for how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueLimits {
     /// Requests that have arrived and wait, ≥ 1; more are refused.
     pub requests_max: usize,
@@ -21,7 +22,7 @@ pub struct QueueLimits {
 /// burst, and its batches may wait an interval; one that was not is standing, and its batches may
 /// wait only the target. It needs no service times and no deadline. Batches are given up whole, because
 /// what is left of one would take as long as all.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Queue {
     limits: QueueLimits,
     /// When the batches before left the queue, and with how many requests: as far back as requests of the

@@ -13,6 +13,7 @@
 )]
 
 use crate::ids::NodeId;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Buckets of a factor of two: values of one bucket differ by 1/32 at most.
@@ -24,7 +25,7 @@ const BUCKETS: usize = (64 - PARTS_LOG2 as usize + 1) * PARTS as usize;
 const CELLS: usize = 4096;
 
 /// Measured times: their exact moments, and how many lie in which of buckets that are 3 % wide (15 KiB).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Times {
     counts: Vec<u64>,
     count: u64,
@@ -46,6 +47,14 @@ impl Times {
         let time = time_ns as f64;
         self.sum += time;
         self.sum_of_squares += time * time;
+    }
+
+    /// Adds all times of `other`.
+    pub fn merge(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
+        self.count += other.count;
+        self.sum += other.sum;
+        self.sum_of_squares += other.sum_of_squares;
     }
 
     /// How many there are.
@@ -219,7 +228,7 @@ pub fn exponential_response_quantile_ns(mean_ns: f64, utilisation: f64, q: f64) 
 }
 
 /// Steps that wait for the slowest of several nodes.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ForkJoin {
     /// Of whole steps.
     slowest: Times,
@@ -243,6 +252,15 @@ impl ForkJoin {
     /// A step in which a node's own time is not known: another answered for it.
     pub fn record_incomplete(&mut self) {
         self.incomplete += 1;
+    }
+
+    /// Adds all steps of `other`.
+    pub fn merge(&mut self, other: &Self) {
+        self.slowest.merge(&other.slowest);
+        for (node, times) in &other.legs {
+            self.legs.entry(*node).or_default().merge(times);
+        }
+        self.incomplete += other.incomplete;
     }
 
     /// Steps of which every time is known.

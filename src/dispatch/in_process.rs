@@ -128,7 +128,7 @@ impl Dispatch for InProcess {
         true
     }
 
-    async fn close(self) -> Served {
+    fn so_far(&self) -> Served {
         let nodes = self.nodes.iter().map(|(id, node)| node.ledger.stats(*id, false)).collect();
         Served {
             nodes,
@@ -136,5 +136,9 @@ impl Dispatch for InProcess {
             fork_join: None,
             membership: None,
         }
+    }
+
+    async fn close(self) -> Served {
+        self.so_far()
     }
 }

@@ -180,6 +180,10 @@ impl Dispatch for Local {
         self.remote.node_load(node)
     }
 
+    fn so_far(&self) -> Served {
+        self.remote.so_far()
+    }
+
     async fn close(self) -> Served {
         let Self { remote, mut workers, _sockets } = self;
         let served = remote.close().await;

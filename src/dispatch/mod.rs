@@ -13,6 +13,7 @@ mod node_spec;
 pub mod placement;
 mod remote;
 mod round_trip;
+mod served;
 mod settings;
 mod spot_check;
 
@@ -33,6 +34,7 @@ use agents::{
     placement::NodeLoad,
     queueing::ForkJoin,
 };
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Where experts compute. The replies are the same bits for every implementation.
@@ -107,12 +109,15 @@ pub trait Dispatch {
         None
     }
 
+    /// What [`Self::close`] would say if it were asked now.
+    fn so_far(&self) -> Served;
+
     /// Ends what this dispatcher started, and says what each node did for it, lost ones too.
     fn close(self) -> impl Future<Output = Served> + Send;
 }
 
 /// What nodes did for one dispatcher, and what went wrong.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Served {
     /// By node.
     pub nodes: Vec<NodeStats>,
@@ -125,7 +130,7 @@ pub struct Served {
 }
 
 /// Faults that were survived, and what that cost. Pairs are token–expert pairs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Faults {
     /// Nodes that were lost.
     pub lost: u64,
@@ -173,7 +178,7 @@ pub struct ShardAssignment {
 }
 
 /// What one node did for one dispatcher.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStats {
     /// The node.
     pub node: NodeId,

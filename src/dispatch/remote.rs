@@ -338,14 +338,18 @@ impl Dispatch for Remote {
         self.loads.of(node, self.clock.now_ns())
     }
 
-    async fn close(self) -> Served {
+    fn so_far(&self) -> Served {
         let stats = |(node, peer): (usize, &Peer)| {
             let node = NodeId::from_index(node);
             peer.ledger.stats(node, self.health.is_lost(node))
         };
         let nodes = self.peers.iter().enumerate().map(stats).collect();
-        let fork_join = Some(self.fork_join);
+        let fork_join = Some(self.fork_join.clone());
         Served { nodes, faults: self.faults, fork_join, membership: None }
+    }
+
+    async fn close(self) -> Served {
+        self.so_far()
     }
 }
 

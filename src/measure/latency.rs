@@ -7,7 +7,10 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::interval_log::{
     IntervalLogIterator, IntervalLogWriterBuilder, IntervalLogWriterError, LogEntry, Tag,
 };
-use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
+use hdrhistogram::serialization::{
+    Deserializer, Serializer as _, V2DeflateSerializer, V2Serializer,
+};
+use serde::{Deserialize, Serialize};
 
 /// The smallest latency told apart from zero.
 pub const LATENCY_LOW_NS: u64 = 1;
@@ -22,10 +25,36 @@ const OVERFLOW_COMMENT: &str = "#overflow ";
 ///
 /// Times count from the *intended* start, so that a stalled system cannot hide the requests it
 /// delayed (coordinated omission).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Latency {
     histogram: Histogram<u64>,
     overflow: u64,
+}
+
+/// A [`Latency`] at rest: its histogram in the V2 format, which leaves empty buckets out.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    histogram_v2: Vec<u8>,
+    overflow: u64,
+}
+
+impl From<Latency> for Stored {
+    fn from(latency: Latency) -> Self {
+        let mut histogram_v2 = Vec::new();
+        V2Serializer::new()
+            .serialize(&latency.histogram, &mut histogram_v2)
+            .expect("counts of less than 2^63 are written to memory");
+        Self { histogram_v2, overflow: latency.overflow }
+    }
+}
+
+impl TryFrom<Stored> for Latency {
+    type Error = String;
+
+    fn try_from(stored: Stored) -> Result<Self, String> {
+        with_our_bounds(&stored.histogram_v2, stored.overflow)
+    }
 }
 
 /// The figures of a [`Latency`] that `summary.json` carries. A quantile q is the smallest recorded
@@ -238,10 +267,13 @@ pub fn read_hlog(bytes: &[u8]) -> Result<Vec<Interval>, HlogError> {
 
 /// The latencies in one interval line.
 fn decode(base64: &str, overflow: u64) -> Result<Latency, String> {
-    let bytes = decode_base64(base64).ok_or("not base64")?;
-    let histogram: Histogram<u64> = Deserializer::new()
-        .deserialize(&mut bytes.as_slice())
-        .map_err(|error| error.to_string())?;
+    with_our_bounds(&decode_base64(base64).ok_or("not base64")?, overflow)
+}
+
+/// A histogram in any of the formats, with the buckets of every [`Latency`].
+fn with_our_bounds(mut bytes: &[u8], overflow: u64) -> Result<Latency, String> {
+    let histogram: Histogram<u64> =
+        Deserializer::new().deserialize(&mut bytes).map_err(|error| error.to_string())?;
     let mut latency = Latency { overflow, ..Latency::new() };
     latency.histogram.add(&histogram).map_err(|error| error.to_string())?;
     Ok(latency)
@@ -324,6 +356,19 @@ mod tests {
         assert_eq!((quantiles.count, quantiles.overflow), (4, 2));
         assert_eq!(quantiles.max, Some(LATENCY_HIGH_NS));
         assert_eq!(latency.quantile(0.25), Some(5));
+    }
+
+    #[test]
+    fn a_stored_latency_comes_back_with_every_count() {
+        let mut latency = Latency::new();
+        (0..5_000_u64).for_each(|i| latency.record(i.wrapping_mul(2_654_435_761) % 90_000_000));
+        latency.record(u64::MAX);
+        let mut back = Latency::try_from(Stored::from(latency.clone())).expect("its own format");
+        assert_eq!((&back.histogram, back.overflow), (&latency.histogram, latency.overflow));
+        back.record(7);
+        assert_eq!(back.count(), latency.count() + 1);
+        let torn = Stored { histogram_v2: vec![1, 2, 3], overflow: 0 };
+        assert!(Latency::try_from(torn).is_err());
     }
 
     #[test]

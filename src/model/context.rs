@@ -3,10 +3,11 @@
 
 use agents::cached_attention::{KeyValues, cached_attention};
 use agents::transformer::{AttentionShape, Rotary, causal_attention};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Keys and values of one sequence, by layer of the model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SequenceCache(Vec<KeyValues>);
 
 impl SequenceCache {

@@ -104,6 +104,10 @@ impl Dispatch for ReadWhenUsed<'_> {
         true
     }
 
+    fn so_far(&self) -> Served {
+        Served::default()
+    }
+
     async fn close(self) -> Served {
         Served::default()
     }

@@ -9,6 +9,7 @@ use agents::continuous::{RequestLength, StepPart};
 use agents::expert::Expert;
 use agents::ids::{ExpertId, LayerId, RequestId};
 use agents::transformer::{Rotary, argmax};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -25,6 +26,12 @@ pub trait Generate: ScoreSource {
     /// that end is dropped.
     fn end_step(&mut self) -> Vec<u32>;
 
+    /// What is held of the requests that have begun and not ended, between two steps.
+    fn sequences(&self) -> &Sequences;
+
+    /// Holds this instead, before the next step.
+    fn recall(&mut self, sequences: Sequences);
+
     /// Bytes of keys and values that are held.
     fn cache_bytes(&self) -> usize;
 }
@@ -39,13 +46,16 @@ pub struct GeneratingSource<'a> {
     ids: &'a [u32],
     lengths: &'a [RequestLength],
     rotary: Arc<Rotary>,
-    sequences: BTreeMap<RequestId, Sequence>,
+    sequences: Sequences,
     step: Option<(Pass<'a>, Vec<StepPart>)>,
 }
 
-/// A request that has begun.
-#[derive(Default)]
-struct Sequence {
+/// Requests that have begun and not ended.
+pub type Sequences = BTreeMap<RequestId, Sequence>;
+
+/// What is held of a request that has begun: keys, values and the tokens of its answer so far.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Sequence {
     /// None while a step holds it.
     cache: Option<SequenceCache>,
     generated: Vec<u32>,
@@ -72,7 +82,7 @@ impl<'a> GeneratingSource<'a> {
             return Err(SourceError::ShortPrompts { tokens: ids.len(), longest });
         }
         let rotary = Arc::new(trunk.rotary(context));
-        let sequences = BTreeMap::new();
+        let sequences = Sequences::new();
         Ok(Self { model, trunk, ids, lengths, rotary, sequences, step: None })
     }
 
@@ -184,6 +194,14 @@ impl Generate for GeneratingSource<'_> {
             }
         }
         tokens
+    }
+
+    fn sequences(&self) -> &Sequences {
+        &self.sequences
+    }
+
+    fn recall(&mut self, sequences: Sequences) {
+        self.sequences = sequences;
     }
 
     fn cache_bytes(&self) -> usize {

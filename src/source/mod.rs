@@ -11,7 +11,7 @@ mod synthetic;
 pub mod trace;
 
 pub use checkpoint::{CheckpointSource, SourceError};
-pub use generate::{Generate, GeneratingSource};
+pub use generate::{Generate, GeneratingSource, Sequence, Sequences};
 pub use pruned::{KeptExperts, PrunedSource};
 pub use synthetic::{SyntheticSettings, SyntheticSource};
 

@@ -1,6 +1,6 @@
 //! A source whose pruned experts are gone, with their router rows: the game is played over the rest.
 
-use super::{Generate, LayerInput, ScoreSource, SourceShape};
+use super::{Generate, LayerInput, ScoreSource, Sequences, SourceShape};
 use crate::model::checkpoint::{CheckpointError, ExpertWeights};
 use agents::continuous::StepPart;
 use agents::expert::Expert;
@@ -93,6 +93,14 @@ impl<S: Generate + ?Sized> Generate for PrunedSource<'_, S> {
 
     fn end_step(&mut self) -> Vec<u32> {
         self.whole.end_step()
+    }
+
+    fn sequences(&self) -> &Sequences {
+        self.whole.sequences()
+    }
+
+    fn recall(&mut self, sequences: Sequences) {
+        self.whole.recall(sequences);
     }
 
     fn cache_bytes(&self) -> usize {

@@ -54,6 +54,18 @@ impl Dynamics {
         Self { router, information, prices: VecDeque::new() }
     }
 
+    /// What it remembers: prices, the oldest first. Later plays depend on nothing else that earlier ones
+    /// left.
+    #[must_use]
+    pub fn memory(&self) -> &VecDeque<Vec<f64>> {
+        &self.prices
+    }
+
+    /// Remembers this instead.
+    pub fn recall(&mut self, memory: VecDeque<Vec<f64>>) {
+        self.prices = memory;
+    }
+
     /// Plays the next batch of the same layer, any number of tokens.
     pub fn play(&mut self, game: &Game<'_>) -> Play {
         match self.information {

@@ -72,7 +72,7 @@ impl CongestionCost for SocialCost<'_> {
 ///
 /// `SC(x) = Σ_t (topk-sum(a_t) − Σ_{e∈S_t} a[t,e]) + Σ_e n_e c_e(n_e)`: the affinity that tokens
 /// give up and the congestion that they suffer, in units of the scores, ≥ 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SocialReport {
     /// SC of the play; infinite where it exceeds what an expert allows.
     pub cost: f64,

@@ -7,6 +7,7 @@ mod absorb;
 mod arrive;
 mod certify;
 mod flock;
+mod memory;
 mod motion;
 mod order;
 mod perceive;
@@ -31,6 +32,7 @@ use bevy_ecs::schedule::{LogLevel, ScheduleBuildSettings, ScheduleLabel, SingleT
 use bevy_ecs::system::ScheduleSystem;
 
 pub use absorb::AbsorbError;
+pub use memory::{ArenaMemory, ForeignMemory};
 
 /// The stages of a round, in order. Own systems join one of them through [`Arena::add_systems`].
 #[derive(SystemSet, Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -19,6 +19,7 @@ mod precision_drift;
 mod precision_prune;
 mod properties;
 mod round;
+mod round_memory;
 mod routers;
 mod routers_rules;
 mod routers_traces;

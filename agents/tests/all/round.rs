@@ -26,7 +26,12 @@ fn arena(router: &str, nodes: u32, replicas: u32) -> Arena {
     arena_knowing(router, nodes, replicas, Information::InBatch)
 }
 
-fn arena_knowing(router: &str, nodes: u32, replicas: u32, information: Information) -> Arena {
+pub(crate) fn arena_knowing(
+    router: &str,
+    nodes: u32,
+    replicas: u32,
+    information: Information,
+) -> Arena {
     let hosts = |e: u32| {
         let mut hosts: Vec<NodeId> = (0..replicas).map(|r| NodeId((e + r) % nodes)).collect();
         hosts.sort_unstable();
@@ -86,7 +91,7 @@ fn reply(orders: &Orders) -> Replies {
     Replies { nodes: nodes.collect() }
 }
 
-fn play(arena: &mut Arena, step: u32) -> (Orders, Vec<f32>) {
+pub(crate) fn play(arena: &mut Arena, step: u32) -> (Orders, Vec<f32>) {
     let requests: Vec<RequestId> = (0..60).map(|t| RequestId(t / 10)).collect();
     let logits = random(u64::from(step), TOKENS * EXPERTS);
     let perception = Perception {

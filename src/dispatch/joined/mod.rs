@@ -313,6 +313,10 @@ impl Dispatch for Joined {
         std::mem::take(&mut self.moved).then(|| self.hosts())
     }
 
+    fn so_far(&self) -> Served {
+        Served { membership: Some(self.register.counts()), ..self.remote.so_far() }
+    }
+
     async fn close(mut self) -> Served {
         let has_waiting = self.register.has_waiting();
         self.register.end();

@@ -1,6 +1,6 @@
 //! Consensus-based optimisation on spheres: the rule with a proof, of another problem.
 
-use super::{RowRule, Seen, add, dot, narrow, normalise};
+use super::{RowRule, RuleMemory, Seen, add, dot, narrow, normalise};
 use crate::rng::stream;
 use crate::swarm::weighted_mean;
 use rand_chacha::ChaCha8Rng;
@@ -60,6 +60,15 @@ impl SphereConsensus {
 }
 
 impl RowRule for SphereConsensus {
+    fn memory(&self) -> RuleMemory {
+        RuleMemory { tables: self.particles.clone(), draws: self.rng.get_word_pos() }
+    }
+
+    fn recall(&mut self, memory: RuleMemory) {
+        self.particles = memory.tables;
+        self.rng.set_word_pos(memory.draws);
+    }
+
     fn velocities(&mut self, seen: &Seen<'_>) -> Vec<f32> {
         if self.particles[0].is_empty() {
             self.hatch(seen);

@@ -9,6 +9,7 @@ mod auxiliary;
 mod boids;
 mod consensus;
 mod k_means;
+mod memory;
 mod random_step;
 mod registry;
 
@@ -16,6 +17,7 @@ pub use auxiliary::AuxiliaryLoss;
 pub use boids::Boids;
 pub use consensus::SphereConsensus;
 pub use k_means::KMeans;
+pub use memory::{MotionMemory, RuleMemory};
 pub use random_step::RandomStep;
 pub use registry::{BuildMotion, MotionNameTaken, MotionRegistry};
 
@@ -29,6 +31,14 @@ pub trait RowRule: Send + Sync {
     /// The velocity of each row, `[E, width]`, in radians a batch. The part along the row is taken off, and
     /// what is longer than [`MotionSettings::turn_max`] is cut to it.
     fn velocities(&mut self, seen: &Seen<'_>) -> Vec<f32>;
+
+    /// What later velocities depend on beside what is seen, the settings and the seed. Nothing, by default.
+    fn memory(&self) -> RuleMemory {
+        RuleMemory::default()
+    }
+
+    /// Goes on from that.
+    fn recall(&mut self, _memory: RuleMemory) {}
 }
 
 /// What there is to see of a batch. A local rule reads, of each expert, what is its own or its neighbours'.

@@ -1,6 +1,6 @@
 //! Steps at random, kept where they help. A control.
 
-use super::{RowRule, Seen};
+use super::{RowRule, RuleMemory, Seen};
 use crate::rng::stream;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, StandardNormal};
@@ -22,6 +22,14 @@ impl RandomStep {
 }
 
 impl RowRule for RandomStep {
+    fn memory(&self) -> RuleMemory {
+        RuleMemory { tables: Vec::new(), draws: self.rng.get_word_pos() }
+    }
+
+    fn recall(&mut self, memory: RuleMemory) {
+        self.rng.set_word_pos(memory.draws);
+    }
+
     fn velocities(&mut self, seen: &Seen<'_>) -> Vec<f32> {
         let draw = |_| -> f32 { StandardNormal.sample(&mut self.rng) };
         let mut velocities: Vec<f32> = (0..seen.rows.len()).map(draw).collect();
