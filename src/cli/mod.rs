@@ -9,6 +9,7 @@ mod launch;
 mod progress;
 mod quantize;
 mod report;
+mod resume;
 mod route;
 mod run;
 mod slurm;
@@ -34,6 +35,8 @@ struct Cli {
 enum Command {
     /// Run a scenario
     Run(run::RunArgs),
+    /// Go on with a run that was cut
+    Resume(resume::ResumeArgs),
     /// Find the highest rate that holds a latency goal
     Capacity(capacity::CapacityArgs),
     /// Serve experts as one node
@@ -92,6 +95,7 @@ pub fn main_with(registries: &Registries) -> ExitCode {
     log_to_stderr(matches!(command, Command::Worker(_)));
     let outcome = match command {
         Command::Run(args) => run::run(args, registries),
+        Command::Resume(args) => resume::resume(&args, registries),
         Command::Capacity(args) => capacity::capacity(args, registries),
         Command::Worker(args) => worker::worker(&args),
         Command::Check(args) => check::check(&args, registries),

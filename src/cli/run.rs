@@ -53,9 +53,13 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
     if let Some(task) = task.as_ref().filter(|task| task.rank > 0) {
         return task.work(&scenario);
     }
-    let end = play(&scenario, registries, args.out, task.as_ref())?;
-    let RunEnd { dir, summary, failure } = &end;
-    if args.json {
+    ended(&play(&scenario, registries, args.out, task.as_ref())?, args.json)
+}
+
+/// Prints the summary of a run, and tells how it ended.
+pub(super) fn ended(end: &RunEnd, json: bool) -> Outcome {
+    let RunEnd { dir, summary, failure } = end;
+    if json {
         let value: Value =
             serde_json::from_str(&summary.to_json()).expect("a summary is written as valid JSON");
         print_json(&value)?;

@@ -35,6 +35,12 @@ pub enum ResultsError {
         /// What the system or the encoder said.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Another process has the directory.
+    #[error("{} is in use: the run that writes it goes on; wait for it, or end it first", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A file could not be read.
     #[error("cannot read {}: {source}; is this a run directory?", file.display())]
     Read {

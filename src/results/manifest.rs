@@ -5,7 +5,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::SCHEMA_VERSION;
+use super::{Resumption, SCHEMA_VERSION};
 use crate::measure::Clock;
 use crate::measure::clock::rfc3339_utc;
 
@@ -36,6 +36,9 @@ pub struct Manifest {
     pub started_at: String,
     /// RFC 3339, UTC; null until the run ends.
     pub ended_at: Option<String>,
+    /// Times that the run was cut and went on.
+    #[serde(default)]
+    pub resumes: Vec<Resumption>,
     /// Exit code; null until the run ends, and for good where it was killed.
     pub exit_code: Option<u8>,
 }
@@ -122,8 +125,15 @@ impl Manifest {
             nodes: run.nodes,
             started_at,
             ended_at: None,
+            resumes: Vec::new(),
             exit_code: None,
         }
+    }
+
+    /// Notes that the run goes on.
+    pub fn resume(&mut self, resumption: Resumption) {
+        self.resumes.push(resumption);
+        (self.ended_at, self.exit_code) = (None, None);
     }
 
     /// Notes the end.

@@ -3,6 +3,7 @@
 //! Nothing here measures: rows and figures arrive as plain structs. The report is a function of the
 //! files in the directory alone, so it can be rebuilt from them at any time.
 
+pub mod checkpoint;
 mod error;
 mod format;
 mod layers;
@@ -11,6 +12,7 @@ mod node_load;
 mod parquet;
 mod reallocation;
 pub mod report;
+mod resumed;
 mod rows;
 mod run_dir;
 mod serving;
@@ -18,14 +20,16 @@ mod summary;
 mod table;
 mod theory;
 
+pub use checkpoint::CHECKPOINT_VERSION;
 pub use error::ResultsError;
 pub use layers::{LayerFigures, Layers, StepLoads};
 pub use manifest::{Machine, Manifest, ManifestNode, RunStart, Source};
 pub use node_load::{ExpectedNodeLoads, LoadsFrom, PlacementFigures, ServedNodeLoads};
 pub use parquet::{Row, TableWriter, read_table};
 pub use reallocation::ReallocationFigures;
+pub use resumed::{ResumeFigures, Resumption};
 pub use rows::{RequestRow, RoundRow};
-pub use run_dir::RunDir;
+pub use run_dir::{RunDir, RunLock};
 pub use serving::{GenerationFigures, GeneratorLag};
 pub use summary::{
     Convergence, FaultFigures, FlockComparison, Goal, MembershipFigures, Memory, MotionFigures,

@@ -243,7 +243,7 @@ macro_rules! row {
         $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
     }) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq)]
+        #[derive(Clone, Debug, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
         pub struct $name {
             $($(#[$field_doc])* pub $field: $type,)*
         }

@@ -1,6 +1,6 @@
 //! The run directory: made before anything starts, every file whole or absent.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -17,8 +17,15 @@ use super::{RoundRow, SCHEMA_VERSION};
 use crate::measure::clock::compact_utc;
 use crate::measure::latency::{Interval, Latency, read_hlog, write_hlog};
 
+/// Held by the process that writes the directory.
+const LOCK: &str = "checkpoint/lock";
+
 /// The histogram of request latencies, under `hist/`.
 const REQUESTS_HLOG: &str = "requests";
+
+/// Keeps other processes from writing to a run directory as long as it lives, or its process does.
+#[derive(Debug)]
+pub struct RunLock(#[expect(dead_code, reason = "the lock is that of the open file")] File);
 
 /// A directory that holds one run: `manifest.json`, `scenario.toml`, `summary.json`, `layers.json`,
 /// `rounds.parquet`, `requests.parquet`, `hist/*.hlog` and `report.html`.
@@ -78,6 +85,7 @@ impl RunDir {
             let _ = fs::remove_file(self.path.join(file));
         }
         let _ = fs::remove_dir(self.path.join("hist"));
+        let _ = fs::remove_dir_all(self.path.join("checkpoint"));
         for folder in self.made {
             let _ = fs::remove_dir(folder);
         }
@@ -93,6 +101,33 @@ impl RunDir {
             Ok(_) => Ok(Self { path: path.to_owned(), made: Vec::new() }),
             Err(source) => Err(ResultsError::Read { file: manifest, source }),
         }
+    }
+
+    /// Locks the directory for this process.
+    ///
+    /// # Errors
+    /// Another process has it, or the lock cannot be made.
+    pub fn lock(&self) -> Result<RunLock, ResultsError> {
+        let not_writable = |source| ResultsError::NotWritable { path: self.path.clone(), source };
+        fs::create_dir_all(self.path.join("checkpoint")).map_err(not_writable)?;
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        let file = options.open(self.path.join(LOCK)).map_err(not_writable)?;
+        match file.try_lock() {
+            Ok(()) => Ok(RunLock(file)),
+            Err(TryLockError::WouldBlock) => Err(ResultsError::InUse { path: self.path.clone() }),
+            Err(TryLockError::Error(error)) => Err(not_writable(error)),
+        }
+    }
+
+    /// Removes `checkpoint/`: the run is complete.
+    ///
+    /// # Errors
+    /// Something in it cannot be removed.
+    pub fn remove_checkpoints(&self) -> Result<(), ResultsError> {
+        let file = self.path.join("checkpoint");
+        fs::remove_dir_all(&file)
+            .map_err(|error| ResultsError::Write { file, source: error.into() })
     }
 
     /// Where it is.
@@ -178,7 +213,17 @@ impl RunDir {
     /// # Errors
     /// What [`RunDir::read_record`] and [`RunDir::write`] report.
     pub fn write_report(&self) -> Result<(), ResultsError> {
-        self.write("report.html", report::render(&self.read_record()?).as_bytes())
+        self.write_report_with(self.read_manifest()?)
+    }
+
+    /// The same with a manifest that is written only when the report is: so that a run whose manifest
+    /// says how it ended has all its files.
+    ///
+    /// # Errors
+    /// See [`RunDir::write_report`].
+    pub fn write_report_with(&self, manifest: Manifest) -> Result<(), ResultsError> {
+        let record = self.record_with(manifest)?;
+        self.write("report.html", report::render(&record).as_bytes())
     }
 
     /// Reads back what the report shows. `layers.json`, `rounds.parquet` and the histogram may be
@@ -187,8 +232,12 @@ impl RunDir {
     /// # Errors
     /// `manifest.json` or `summary.json` is missing, or any file is damaged or too new.
     pub fn read_record(&self) -> Result<RunRecord, ResultsError> {
+        self.record_with(self.read_manifest()?)
+    }
+
+    fn record_with(&self, manifest: Manifest) -> Result<RunRecord, ResultsError> {
         Ok(RunRecord {
-            manifest: self.read_manifest()?,
+            manifest,
             summary: self.read_summary()?,
             layers: or_missing(self.read_json("layers.json"))?,
             rounds: or_missing(read_table::<RoundRow>(&self.path))?.unwrap_or_default(),

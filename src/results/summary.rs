@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::SCHEMA_VERSION;
 use super::node_load::PlacementFigures;
 use super::reallocation::ReallocationFigures;
+use super::resumed::ResumeFigures;
 use super::serving::{GenerationFigures, GeneratorLag};
 use super::theory::TailTheory;
 use crate::measure::LatencyQuantiles;
@@ -31,6 +32,9 @@ pub struct Summary {
     /// What stopped it, where it did not complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_detail: Option<String>,
+    /// Cuts that the run went on after; absent where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<ResumeFigures>,
     /// How far play ended from equilibrium, with certificates.
     pub convergence: Convergence,
     /// What the flock rules alone reach on the same scores.
@@ -548,6 +552,7 @@ impl Summary {
             state_hash: String::new(),
             status: Status::Complete,
             status_detail: None,
+            resumed: None,
             convergence: Convergence::default(),
             flock: None,
             motion: None,

@@ -170,6 +170,12 @@ pub fn summary_table(summary: &Summary) -> String {
         count(summary.outcomes.ok),
         std::iter::once(of).chain(ended).collect::<Vec<_>>().join(", "),
     );
+    if let Some(resumed) = &summary.resumed {
+        let gap = duration(Some(resumed.gap_ns));
+        let across = count(resumed.requests_across);
+        let text = format!("times; {gap} are in no latency, {across} requests lay across");
+        row("resumed", count(resumed.count), text);
+    }
     if let Some(placement) = summary.placement.as_ref().filter(|placement| placement.is_chosen()) {
         let served = &placement.served;
         row(

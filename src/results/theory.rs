@@ -120,7 +120,7 @@ pub struct HottestExpert {
 }
 
 /// Batches as they closed and were served.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct BatchTimes {
     service: Times,
     response: Times,

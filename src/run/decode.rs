@@ -1,14 +1,15 @@
 //! Serving answers: steps of continuous batching, in which prompts are read and answers decoded.
 
+use super::checkpoint::{BegunRequests, Boundary};
 use super::demand::{Answers, Demand};
 use super::plan::Plan;
 use super::rounds::play_layers;
-use super::serve::{ServeError, Serving, Watch};
+use super::serve::{GoingOn, ServeError, Serving, Watch};
 use crate::dispatch::Dispatch;
 use agents::continuous::RequestLength;
 use agents::ids::{RequestId, StepId};
 use agents::round::Arena;
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// A step that is done.
@@ -40,8 +41,9 @@ pub(super) struct Answer {
     pub(super) finished_ns: u64,
 }
 
-/// What is known of a request that has begun.
-struct Begun {
+/// What is known of a request that has begun. Times are of the run's clock.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Begun {
     started_ns: u64,
     first_token_ns: Option<u64>,
 }
@@ -51,7 +53,7 @@ impl Plan<'_> {
     /// ended.
     pub(super) async fn serve_steps(
         &self,
-        (demand, answers): (&Demand, &Answers),
+        (demand, answers, from): (&Demand, &Answers, Option<GoingOn>),
         arena: &mut Arena,
         dispatch: &mut impl Dispatch,
         serving: &Serving<'_>,
@@ -60,13 +62,27 @@ impl Plan<'_> {
         let lengths = (answers.lengths.as_slice(), answers.context);
         let mut source = self.materials.generating_source(self.experts.kept(), lengths);
         let clock = serving.clock;
-        let from_ns = clock.now_ns();
-        watch.serving_from(from_ns);
+        let mut free_ns = clock.now_ns();
+        let (from_ns, done, mut begun) = match from {
+            Some(GoingOn { position, decoding, .. }) => {
+                let (begun, sequences) = decoding.unwrap_or_default();
+                source.recall(sequences);
+                (position.serving_from_ns, position.steps_done, begun)
+            }
+            None => {
+                watch.serving_from(free_ns);
+                (free_ns, 0, BegunRequests::new())
+            }
+        };
         let requests = demand.intended_ns.len() as u64;
-        let mut begun: BTreeMap<RequestId, Begun> = BTreeMap::new();
-        let (mut free_ns, mut answered) = (from_ns, 0);
+        let mut answered = 0;
         let mut widths = self.widths_in_flight();
-        for step in answers.steps(&demand.intended_ns) {
+        let mut steps = answers.steps(&demand.intended_ns).peekable();
+        while let Some(step) = steps.next() {
+            if step.step.index() < done {
+                answered += step.parts.iter().filter(|part| part.ends).count() as u64;
+                continue;
+            }
             let due_ns = from_ns + step.starts_ns;
             clock.sleep_until_ns(due_ns).await;
             let started_ns = clock.now_ns();
@@ -118,7 +134,16 @@ impl Plan<'_> {
             serving.progress.answered(answered, requests);
             widths.step_ended(arena, dispatch, clock, watch).await?;
             free_ns = clock.now_ns();
-            if !watch.goes_on()? {
+            let at = Boundary {
+                steps_done: step.step.index() + 1,
+                is_last: steps.peek().is_none(),
+                clock,
+                arena,
+                gate: None,
+                decoding: Some((&begun, source.sequences())),
+                served: &|| dispatch.so_far(),
+            };
+            if !watch.goes_on(&at)? {
                 break;
             }
             // Under overload nothing else waits, and an interrupt would never be heard.

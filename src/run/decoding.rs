@@ -3,9 +3,10 @@
 use super::decode::{Answer, StepDone};
 use crate::measure::Latency;
 use crate::results::{GenerationFigures, Summary};
+use serde::{Deserialize, Serialize};
 
 /// Times of answers, and what steps came to.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub(super) struct Decoding {
     /// From the intended start to the first token.
     pub(super) ttft: Latency,

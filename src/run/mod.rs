@@ -2,10 +2,12 @@
 
 mod calibrate;
 mod capacity;
+mod checkpoint;
 mod controls;
 mod decode;
 mod decoding;
 mod demand;
+mod files;
 mod fit;
 mod interrupt;
 mod materials;
@@ -17,38 +19,49 @@ mod read_when_used;
 mod reallocate;
 mod record;
 mod requests;
+mod resume;
 mod rounds;
 mod rules;
 mod serve;
+mod state_hash;
 mod sums;
 mod width_control;
 
 pub use capacity::{
     ATTEMPTS_MAX, Capacity, CapacityGoal, Probe, Verdict, capacity, requests_needed,
 };
+pub use files::exit_code;
 pub use fit::FitError;
 pub use interrupt::Interrupted;
 pub use materials::MaterialsError;
+pub use resume::{CutRun, ResumeError};
 pub use rounds::RoundError;
 pub use serve::ServeError;
 
+use crate::dispatch::Served;
 use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
-use crate::results::{Manifest, Memory, Quality, ResultsError, RunDir, RunStart, Status, Summary};
+use crate::measure::clock::unix_ns;
+use crate::results::checkpoint::Latest;
+use crate::results::{Quality, ResultsError, RunDir, Summary};
+use crate::scenario::Scenario;
 use crate::scenario::file::Engine;
-use crate::scenario::{self, Scenario};
 use crate::source::trace::TraceError;
 use crate::transport::RunToken;
 use agents::game::Registries;
+use agents::round::Arena;
+use checkpoint::{Checkpoints, State};
 use controls::Controls;
-use demand::Arrivals;
+use demand::{Arrivals, Demand};
+use files::RunFiles;
 use fit::FittedExperts;
 use interrupt::Interrupts;
 use materials::Materials;
 use placement::Placed;
 use plan::Plan;
 use record::Recorder;
-use std::collections::BTreeMap;
+use resume::Parts;
+use serve::GoingOn;
 use std::path::{Path, PathBuf};
 use sums::NodeLoadSums;
 
@@ -133,18 +146,61 @@ pub async fn run(
     settings: RunSettings<'_>,
     clock: &Clock,
 ) -> Result<RunEnd, PlanError> {
-    let mut interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
-    settings.progress.phase("loading");
-    let materials = Materials::load(scenario, &settings.registries.costs)?;
-    let demand =
-        Arrivals::of(scenario, materials.context(&scenario.load.generation))?.of_scenario(scenario);
+    let interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
+    let inputs = Inputs::load(scenario, &settings)?;
     let path = settings
         .out
         .clone()
         .unwrap_or_else(|| RunDir::default_path(&scenario.name, scenario.seed, clock.started_at()));
     let dir = RunDir::create(&path)?;
-    let mut record = RunFiles::open(dir, scenario, &settings, clock)?;
+    let record = RunFiles::open(dir, scenario, &settings, clock)?;
+    play(scenario, (settings, clock), inputs, record, (None, interrupts)).await
+}
 
+/// Goes on with a run that was cut, to its end: likewise, and with the scenario that it was started with.
+/// What was played after its newest checkpoint is played again.
+///
+/// # Errors
+/// What is wrong with the input: then the directory is left as it was.
+pub async fn resume(
+    scenario: &Scenario,
+    cut: CutRun,
+    settings: RunSettings<'_>,
+    clock: &Clock,
+) -> Result<RunEnd, PlanError> {
+    let interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
+    let inputs = Inputs::load(scenario, &settings)?;
+    let state = cut.state()?;
+    let resumption = cut.resumption(state.as_ref(), settings.command.clone(), clock);
+    let (record, latest) = RunFiles::reopen(cut, scenario, resumption, clock);
+    let from = state.zip(latest);
+    play(scenario, (settings, clock), inputs, record, (from, interrupts)).await
+}
+
+/// What a scenario names, loaded.
+struct Inputs {
+    materials: Materials,
+    demand: Demand,
+}
+
+impl Inputs {
+    fn load(scenario: &Scenario, settings: &RunSettings<'_>) -> Result<Self, PlanError> {
+        settings.progress.phase("loading");
+        let materials = Materials::load(scenario, &settings.registries.costs)?;
+        let context = materials.context(&scenario.load.generation);
+        let demand = Arrivals::of(scenario, context)?.of_scenario(scenario);
+        Ok(Self { materials, demand })
+    }
+}
+
+/// Prepares, serves from the start or from a checkpoint, plays the controls and writes the record.
+async fn play(
+    scenario: &Scenario,
+    (settings, clock): (RunSettings<'_>, &Clock),
+    Inputs { materials, demand }: Inputs,
+    mut record: RunFiles,
+    (from, mut interrupts): (Option<(State, Latest)>, Interrupts),
+) -> Result<RunEnd, PlanError> {
     let prepared = interrupts.or(prepare(&materials, scenario, &settings, clock));
     let prepared = match prepared.await {
         Ok(Ok(prepared)) => prepared,
@@ -166,19 +222,22 @@ pub async fn run(
     summary.placement = Some(plan.placed.figures());
     summary.generation = plan.generation();
 
-    let (result, served) = plan.serve(&settings, clock, &mut interrupts, &mut recorder).await;
+    let (arena, going_on, earlier) = recall(&plan, &mut recorder, &mut record, from, clock)?;
+    let on = (arena, going_on);
+    let (result, served) = plan.serve(&settings, clock, &mut interrupts, &mut recorder, on).await;
     let mut failure = result.err();
+    let summary = &mut record.summary;
+    let churned = |counts: &_| plan.has_churned(counts);
+    if [&served, &earlier].iter().any(|part| part.membership.as_ref().is_some_and(churned)) {
+        recorder.nodes_changed();
+    }
+    let served = served.after(&earlier);
     summary.nodes = plan.node_figures(&served.nodes, recorder.requests.span_ns(), failure.as_ref());
     recorder.nodes_ended(&served);
     if scenario.nodes.engine != Engine::InProcess {
         summary.faults = Some(plan::fault_figures(&served.faults));
     }
-    if let Some(counts) = &served.membership {
-        summary.membership = Some(plan::membership_figures(counts));
-        if plan.has_churned(counts) {
-            recorder.nodes_changed();
-        }
-    }
+    summary.membership = served.membership.as_ref().map(plan::membership_figures);
     if let Some((loss, tokens)) = recorder.requests.loss() {
         let loss_uniform = materials.vocabulary().map(|symbols| (symbols as f64).ln());
         summary.quality =
@@ -197,6 +256,39 @@ pub async fn run(
     Ok(record.end(Some(recorder), failure, clock))
 }
 
+/// An arena and a record as a checkpoint left them, or new ones; where serving goes on; and what nodes did
+/// before. From here on checkpoints are written, and the manifest says that the run goes on.
+fn recall(
+    plan: &Plan<'_>,
+    recorder: &mut Recorder,
+    record: &mut RunFiles,
+    from: Option<(State, Latest)>,
+    clock: &Clock,
+) -> Result<(Arena, Option<GoingOn>, Served), ResultsError> {
+    let mut arena = plan.arena(plan.source().as_ref());
+    let every_rounds = plan.scenario.run.checkpoint_every_rounds;
+    let identity = record.manifest.identity();
+    let Some((state, latest)) = from else {
+        let started = (unix_ns(clock.started_at()), Served::default());
+        let files = (&record.dir, identity);
+        recorder.keep(Checkpoints::start(every_rounds, files, None, started)?);
+        record.goes_on()?;
+        return Ok((arena, None, Served::default()));
+    };
+    let (going_on, Parts { arena: memory, served, sums }) = resume::going_on(state, &latest);
+    record.started_at = going_on.position.started_at();
+    arena.recall(memory).map_err(|foreign| ResultsError::Malformed {
+        file: record.dir.path().join("checkpoint"),
+        reason: foreign.to_string(),
+    })?;
+    recorder.restore(&latest, sums)?;
+    let started = (unix_ns(record.started_at), served.clone());
+    let files = (&record.dir, identity);
+    recorder.keep(Checkpoints::start(every_rounds, files, Some(&latest), started)?);
+    record.goes_on()?;
+    Ok((arena, Some(going_on), served))
+}
+
 /// Fits the experts into their budget and places them on the nodes.
 async fn prepare(
     materials: &Materials,
@@ -210,88 +302,4 @@ async fn prepare(
     settings.progress.phase("placing experts");
     let placed = placement::place(materials, scenario, registries, &experts, clock).await?;
     Ok((experts, placed))
-}
-
-/// The files of a run that are written at its start and again at its end.
-struct RunFiles {
-    dir: RunDir,
-    manifest: Manifest,
-    summary: Summary,
-}
-
-impl RunFiles {
-    fn open(
-        dir: RunDir,
-        scenario: &Scenario,
-        settings: &RunSettings<'_>,
-        clock: &Clock,
-    ) -> Result<Self, ResultsError> {
-        let resolved = scenario::resolved(scenario);
-        let start = RunStart {
-            command: settings.command.clone(),
-            scenario: &scenario.name,
-            scenario_toml: &resolved,
-            seed: scenario.seed,
-            threads: scenario.compute.threads,
-            nodes: plan::manifest_nodes(scenario),
-        };
-        let manifest = Manifest::start(start, clock);
-        dir.write("scenario.toml", resolved.as_bytes())?;
-        dir.write_manifest(&manifest)?;
-        let nothing_yet = Memory::new(0, 0, BTreeMap::new());
-        let summary = Summary::new(&scenario.name, scenario.seed, nothing_yet);
-        Ok(Self { dir, manifest, summary })
-    }
-
-    /// Takes the run directory away again: the input was bad and nothing was started.
-    fn discard(self) {
-        self.dir.discard(&["scenario.toml", "manifest.json"]);
-    }
-
-    /// Writes everything that is known, whatever ended the run.
-    fn end(
-        mut self,
-        recorder: Option<Recorder>,
-        mut failure: Option<ServeError>,
-        clock: &Clock,
-    ) -> RunEnd {
-        let Self { dir, manifest, summary } = &mut self;
-        let recorded =
-            recorder.map_or(Ok(()), |recorder| recorder.finish(dir, summary, clock.started_at()));
-        if let Err(error) = recorded {
-            failure.get_or_insert(error.into());
-        }
-        (summary.status, summary.status_detail) = status(failure.as_ref());
-        manifest.end(clock, exit_code(summary, failure.as_ref()));
-        let written = dir
-            .write_summary(summary)
-            .and_then(|()| dir.write_manifest(manifest))
-            .and_then(|()| dir.write_report());
-        if let Err(error) = written {
-            failure.get_or_insert(error.into());
-        }
-        RunEnd { dir: self.dir, summary: self.summary, failure }
-    }
-}
-
-/// The exit code of a run that had started.
-#[must_use]
-pub fn exit_code(summary: &Summary, failure: Option<&ServeError>) -> u8 {
-    match failure {
-        // 128 + SIGINT, as shells report an interrupted program.
-        Some(ServeError::Interrupted(_)) => 130,
-        Some(_) => 4,
-        None if summary.goals_met() => 0,
-        None => 3,
-    }
-}
-
-fn status(failure: Option<&ServeError>) -> (Status, Option<String>) {
-    match failure {
-        None => (Status::Complete, None),
-        Some(ServeError::Interrupted(Interrupted(signal))) => {
-            (Status::Interrupted, Some((*signal).to_owned()))
-        }
-        Some(error) => (Status::Failed, Some(error.to_string())),
-    }
 }

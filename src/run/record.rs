@@ -1,18 +1,22 @@
 //! Records a run as it goes: rows to Parquet, sums for the summary. It reads rounds and replies and
 //! never reaches back into the world.
 
+use super::checkpoint::{AllSums, Boundary, Checkpoints};
 use super::decode::{Answer, StepDone};
 use super::demand::Demand;
 use super::reallocate::WidthsBrought;
 use super::requests::Requests;
 use super::rounds::Round;
 use super::serve::{Refusal, ServeError, Watch};
+use super::state_hash::StateHash;
 use super::sums::{FlockSums, NodeLoadSums, PlaySums};
 use super::width_control::WidthChange;
 use crate::dispatch::Served;
+use crate::results::checkpoint::{Latest, LoggedRow, RowLog};
 use crate::results::{
     BatchTimes, Goal, HottestExpert, LayerFigures, Layers, MotionFigures, Outcomes, Pairs,
-    ReallocationFigures, ResultsError, RoundRow, RunDir, ServedNodeLoads, StepTheory, Summary,
+    ReallocationFigures, ResultsError, ResumeFigures, RoundRow, RunDir, ServedNodeLoads, StepTheory,
+    Summary,
     TableWriter, TailTheory, Throughput,
 };
 use crate::scenario::Scenario;
@@ -21,6 +25,7 @@ use agents::flock::motion::LayerMotion;
 use agents::ids::{ExpertId, RequestId, StepId};
 use agents::queueing::ForkJoin;
 use agents::round::Arena;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::time::SystemTime;
 
@@ -30,12 +35,9 @@ pub(super) struct Recorder {
     shape: SourceShape,
     rounds: TableWriter<RoundRow>,
     pub(super) requests: Requests,
-    state: blake3::Hasher,
-    play: PlaySums,
-    flock: FlockSums,
+    sums: Sums,
     node_loads: NodeLoadSums,
-    nodes_changed: bool,
-    layers: Vec<LayerFigures>,
+    checkpoints: Option<Checkpoints>,
     /// Which experts the loads are of, where some are pruned.
     kept: Option<KeptExperts>,
     /// What following the loads changed; none where widths stay.
@@ -43,11 +45,8 @@ pub(super) struct Recorder {
     width_changes: Vec<WidthChange>,
     pairs: Pairs,
     motion: Option<MotionFigures>,
-    payload_bytes: u64,
     /// Of a request, mean.
     tokens_offered: f64,
-    /// Tokens of all batches or steps.
-    tokens_played: u64,
     /// How long nodes took, and for a pair on average; none before they have ended.
     nodes_took: (Option<ForkJoin>, Option<f64>),
     /// The first error of the rounds' writer; the run goes on to a partial summary.
@@ -57,6 +56,20 @@ pub(super) struct Recorder {
 /// Bits of every expert of the model, pruned ones too; which are kept, where some are pruned; and what there is
 /// to say of widths that follow the loads.
 pub(super) type RecordedExperts = (Vec<Vec<u32>>, Option<KeptExperts>, Option<ReallocationFigures>);
+
+/// What is summed over rounds, and over the cuts of the run.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Sums {
+    state: StateHash,
+    play: PlaySums,
+    flock: FlockSums,
+    nodes_changed: bool,
+    layers: Vec<LayerFigures>,
+    payload_bytes: u64,
+    /// Tokens of all batches or steps.
+    tokens_played: u64,
+    resumed: ResumeFigures,
+}
 
 impl Recorder {
     /// Opens the tables of a run directory.
@@ -84,29 +97,69 @@ impl Recorder {
             scenario: scenario.clone(),
             rounds: dir.table()?,
             requests: Requests::open(dir, scenario, shape.tokens_per_request, demand)?,
-            state: blake3::Hasher::new(),
-            play: PlaySums::default(),
-            flock: FlockSums::over(demand.steps()),
+            sums: Sums {
+                state: StateHash::default(),
+                play: PlaySums::default(),
+                flock: FlockSums::over(demand.steps()),
+                nodes_changed: false,
+                layers: (0..).zip(bits).map(layer).collect(),
+                payload_bytes: 0,
+                tokens_played: 0,
+                resumed: ResumeFigures::default(),
+            },
             node_loads,
-            nodes_changed: false,
-            layers: (0..).zip(bits).map(layer).collect(),
+            checkpoints: None,
             kept,
             reallocation,
             width_changes: Vec::new(),
             pairs: Pairs::default(),
             motion: None,
-            payload_bytes: 0,
-            tokens_played: 0,
             nodes_took: (None, None),
             tokens_offered: demand.tokens_mean(shape.tokens_per_request as u64),
             failure: None,
         })
     }
 
+    /// Writes checkpoints from now on.
+    pub(super) fn keep(&mut self, checkpoints: Option<Checkpoints>) {
+        self.requests.log = checkpoints.is_some().then(RowLog::default);
+        self.checkpoints = checkpoints;
+    }
+
+    /// Takes back what was recorded up to a checkpoint.
+    ///
+    /// # Errors
+    /// Its rows cannot be read, or the tables not be written.
+    pub(super) fn restore(
+        &mut self,
+        latest: &Latest,
+        (sums, node_loads, requests): AllSums,
+    ) -> Result<(), ResultsError> {
+        latest.rows(|row| match row {
+            LoggedRow::Round(row) => self.rounds.push(row),
+            LoggedRow::Request(row) => self.requests.restore(row),
+        })?;
+        (self.sums, self.node_loads.totals) = (sums, node_loads);
+        self.requests.recall(requests);
+        Ok(())
+    }
+
+    /// Notes that serving goes on at `now_ns` of the run's clock, which stood still for `gap_ns`.
+    pub(super) fn goes_on_after(&mut self, gap_ns: u64, intended_ns: &[u64], now_ns: u64) {
+        let resumed = &mut self.sums.resumed;
+        resumed.gap_ns = resumed.gap_ns.saturating_add(gap_ns);
+        resumed.requests_across += self.requests.waiting(intended_ns, now_ns);
+    }
+
+    /// Cuts that the run went on after, but for their number.
+    pub(super) fn resumed(&self) -> ResumeFigures {
+        self.sums.resumed
+    }
+
     /// Notes that experts were not always hosted as they were placed: nothing is said of how well they
     /// were.
     pub(super) fn nodes_changed(&mut self) {
-        self.nodes_changed = true;
+        self.sums.nodes_changed = true;
     }
 
     /// Notes what the nodes say that they did.
@@ -156,21 +209,22 @@ impl Recorder {
     /// # Errors
     /// When a file cannot be written; those already written stay.
     pub(super) fn finish(
-        self,
+        mut self,
         dir: &RunDir,
         summary: &mut Summary,
         started_at: SystemTime,
     ) -> Result<(), ResultsError> {
+        let cut = self.checkpoints.take().map_or(Ok(()), Checkpoints::finish);
         let elapsed_ns = self.requests.span_ns();
-        summary.state_hash = self.state.finalize().to_hex().to_string();
+        summary.state_hash = self.sums.state.finalize().to_hex().to_string();
         let gap_max = self.scenario.goals.relative_gap_max;
-        summary.convergence = self.play.convergence(&self.scenario.game.router, gap_max);
+        summary.convergence = self.sums.play.convergence(&self.scenario.game.router, gap_max);
         if self.scenario.game.social_optimum {
-            summary.convergence.social = Some(self.play.social());
+            summary.convergence.social = Some(self.sums.play.social());
         }
-        summary.flock = self.flock.comparison();
+        summary.flock = self.sums.flock.comparison();
         summary.motion.clone_from(&self.motion);
-        if let Some(placement) = summary.placement.as_mut().filter(|_| !self.nodes_changed) {
+        if let Some(placement) = summary.placement.as_mut().filter(|_| !self.sums.nodes_changed) {
             placement.served = self.node_loads.served();
         }
         summary.throughput = self.throughput(elapsed_ns);
@@ -183,12 +237,13 @@ impl Recorder {
         self.null_reasons(summary);
         self.rounds.finish()?;
         self.requests.finish(dir, started_at)?;
-        dir.write_layers(&Layers::new(self.layers))
+        dir.write_layers(&Layers::new(self.sums.layers))?;
+        cut
     }
 
     /// Why a certificate is absent, where the play itself is the reason.
     fn null_reasons(&self, summary: &mut Summary) {
-        if self.nodes_changed {
+        if self.sums.nodes_changed {
             let reason = "workers came or went, so experts were not always hosted as placed";
             for key in ServedNodeLoads::KEYS {
                 summary.null_reasons.insert(format!("placement.served.{key}"), reason.to_owned());
@@ -223,7 +278,7 @@ impl Recorder {
         let flock = flock.map(|flock| (&flock.relative_gap, "flock.relative_gap"));
         let absent = [Some(router), flock].into_iter().flatten().filter(|(gap, _)| gap.is_none());
         let keys: Vec<&str> = absent.map(|(_, key)| key).collect();
-        if self.play.rounds() > 0 {
+        if self.sums.play.rounds() > 0 {
             for key in keys {
                 summary.null_reasons.insert(key.to_owned(), OVER_QUOTA.to_owned());
                 let epsilon = key.replace("relative_gap", "epsilon_nash");
@@ -234,7 +289,7 @@ impl Recorder {
 
     /// Measured tails beside their bounds; none where nothing was served.
     fn theory(&self, batches: Option<&BatchTimes>, summary: &Summary) -> Option<TailTheory> {
-        (self.tokens_played > 0).then_some(())?;
+        (self.sums.tokens_played > 0).then_some(())?;
         let Outcomes { timeout, shed, error, .. } = summary.outcomes;
         let (fork_join, pair_ns) = &self.nodes_took;
         Some(TailTheory {
@@ -246,14 +301,14 @@ impl Recorder {
 
     fn hottest_expert(&self, pair_ns: Option<f64>, summary: &Summary) -> HottestExpert {
         let nodes = &self.scenario.nodes;
-        let has_copies = nodes.replicas > 1 || nodes.replica_slots > 0 || self.nodes_changed;
-        let tokens = self.tokens_played as f64;
+        let has_copies = nodes.replicas > 1 || nodes.replica_slots > 0 || self.sums.nodes_changed;
+        let tokens = self.sums.tokens_played as f64;
         let largest = |layer: &LayerFigures| layer.loads.iter().copied().max().unwrap_or(0) as f64;
         let mean = |layer: &LayerFigures| {
             layer.loads.iter().sum::<u64>() as f64 / layer.loads.len().max(1) as f64
         };
-        let shares = self.layers.iter().map(|layer| largest(layer) / tokens).sum();
-        let shares_even = self.layers.iter().map(|layer| mean(layer) / tokens).sum();
+        let shares = self.sums.layers.iter().map(|layer| largest(layer) / tokens).sum();
+        let shares_even = self.sums.layers.iter().map(|layer| mean(layer) / tokens).sum();
         HottestExpert::new(
             (shares, shares_even),
             pair_ns,
@@ -271,7 +326,7 @@ impl Recorder {
             goodput_tokens_per_s: rate(in_time),
             offered_tokens_per_s: Some(offered),
             token_experts_per_s: rate(self.pairs.combined),
-            bytes_per_s: rate(self.payload_bytes),
+            bytes_per_s: rate(self.sums.payload_bytes),
             elapsed_ns,
         }
     }
@@ -311,28 +366,28 @@ impl Watch for Recorder {
         route_ns: u64,
         (bytes_sent, bytes_received): (u64, u64),
     ) {
-        let state = &mut self.state;
+        let state = &mut self.sums.state;
         arena.fingerprint(|bytes| {
             state.update(bytes);
         });
-        self.state.update(bytemuck::cast_slice(round.output));
+        self.sums.state.update(bytemuck::cast_slice(round.output));
 
         let (play, flock) = (&round.decision.play, &round.decision.flock);
         let certificate = &play.certificate;
         // Of the control's own loads: a router may drop pairs.
         let max_over_mean_top_k = largest(&play.loads_top_k) / mean(&play.loads_top_k);
         let tokens = (round.output.len() / self.shape.width) as u64;
-        self.play.add(play, tokens, max_over_mean_top_k, route_ns);
+        self.sums.play.add(play, tokens, max_over_mean_top_k, route_ns);
         self.node_loads.add(round.layer, &play.loads, &round.decision.node_loads);
-        self.tokens_played += if round.layer.index() == 0 { tokens } else { 0 };
-        let figures = &mut self.layers[round.layer.index()];
+        self.sums.tokens_played += if round.layer.index() == 0 { tokens } else { 0 };
+        let figures = &mut self.sums.layers[round.layer.index()];
         let kept = self.kept.as_ref().map(|kept| kept[round.layer.index()].as_slice());
         add_loads(&mut figures.loads, &play.loads, kept);
         add_loads(&mut figures.loads_top_k, &play.loads_top_k, kept);
         figures.keep_step(&play.loads_top_k, &play.loads);
-        self.payload_bytes += bytes_sent + bytes_received;
+        self.sums.payload_bytes += bytes_sent + bytes_received;
         if let Some(flock) = flock {
-            self.flock.add(round.step.index(), tokens, flock);
+            self.sums.flock.add(round.step.index(), tokens, flock);
         }
 
         let finite = |value: f64| value.is_finite().then_some(value);
@@ -358,6 +413,12 @@ impl Watch for Recorder {
             bytes_sent,
             bytes_received,
         };
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.round();
+        }
+        if let Some(log) = &mut self.requests.log {
+            log.round(&row);
+        }
         if let Err(error) = self.rounds.push(row) {
             self.failure.get_or_insert(error);
         }
@@ -397,11 +458,19 @@ impl Watch for Recorder {
         }
     }
 
-    fn goes_on(&mut self) -> Result<bool, ServeError> {
-        match self.failure.take().or_else(|| self.requests.failure()) {
-            Some(error) => Err(error.into()),
-            None => Ok(true),
+    fn goes_on(&mut self, at: &Boundary<'_>) -> Result<bool, ServeError> {
+        if let Some(error) = self.failure.take().or_else(|| self.requests.failure()) {
+            return Err(error.into());
         }
+        let log = self.requests.log.as_mut();
+        if let Some((checkpoints, log)) = self.checkpoints.as_mut().zip(log)
+            && checkpoints.is_due(at, log.bytes())
+        {
+            let rows = log.take();
+            let sums = (&self.sums, &self.node_loads.totals, self.requests.sums());
+            checkpoints.cut(at, rows, sums)?;
+        }
+        Ok(true)
     }
 }
 

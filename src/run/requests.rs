@@ -6,26 +6,44 @@ use super::demand::Demand;
 use super::serve::Refusal;
 use crate::measure::Latency;
 use crate::measure::latency::Interval;
+use crate::results::checkpoint::RowLog;
 use crate::results::{
     BatchTimes, GeneratorLag, Outcomes, RequestRow, ResultsError, RunDir, Summary, TableWriter,
 };
 use crate::scenario::Scenario;
 use agents::ids::{RequestId, StepId};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::SystemTime;
+
+const OK: &str = "ok";
+const LATE: &str = "late";
 
 /// Rows and sums of a run's requests.
 pub(super) struct Requests {
     table: TableWriter<RequestRow>,
     tokens_per_request: u64,
     late_after_ns: u64,
-    latency: Latency,
-    generator_lag: Latency,
     /// Of the batch that is served.
     lag_ns: u64,
     /// When each batch closes, from the start of serving, by step.
     closes_ns: Vec<u64>,
+    answered: Vec<Vec<RequestId>>,
+    /// The batch of the row that was restored last.
+    restored_step: Option<u64>,
+    sums: RequestSums,
+    /// Rows of both tables since the last checkpoint; none where there are no checkpoints.
+    pub(super) log: Option<RowLog>,
+    /// The first error of the table's writer.
+    failure: Option<ResultsError>,
+}
+
+/// What is summed over requests.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct RequestSums {
+    latency: Latency,
+    generator_lag: Latency,
     batches: BatchTimes,
     outcomes: Outcomes,
     tokens_answered: u64,
@@ -36,11 +54,15 @@ pub(super) struct Requests {
     next_request: u32,
     ended: BTreeSet<u32>,
     decoding: Option<Decoding>,
-    answered: Vec<Vec<RequestId>>,
     loss: f64,
     tokens_scored: u64,
-    /// The first error of the table's writer.
-    failure: Option<ResultsError>,
+}
+
+impl RequestSums {
+    /// When serving began, on the run's clock.
+    pub(super) fn serving_from_ns(&self) -> u64 {
+        self.serving_ns.start
+    }
 }
 
 impl Requests {
@@ -58,39 +80,63 @@ impl Requests {
             table: dir.table()?,
             tokens_per_request: tokens_per_request as u64,
             late_after_ns: u64::from(scenario.load.deadline_ms) * 1_000_000,
-            latency: Latency::new(),
-            generator_lag: Latency::new(),
             lag_ns: 0,
             closes_ns: demand.batches.iter().map(|batch| batch.closes_ns).collect(),
-            batches: BatchTimes::default(),
-            outcomes: Outcomes::default(),
-            tokens_answered: 0,
-            tokens_in_time: 0,
-            serving_ns: 0..0,
-            next_request: 0,
-            ended: BTreeSet::new(),
-            decoding: None,
             answered: Vec::new(),
-            loss: 0.0,
-            tokens_scored: 0,
+            restored_step: None,
+            sums: RequestSums::default(),
+            log: None,
             failure: None,
         })
     }
 
+    /// Everything but the rows.
+    pub(super) fn sums(&self) -> &RequestSums {
+        &self.sums
+    }
+
+    /// Goes on from these.
+    pub(super) fn recall(&mut self, sums: RequestSums) {
+        self.sums = sums;
+    }
+
+    /// Takes back a row that was recorded before the run was cut.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    pub(super) fn restore(&mut self, row: RequestRow) -> Result<(), ResultsError> {
+        let is_answered = row.outcome == OK || row.outcome == LATE;
+        let step = row.step.filter(|_| is_answered && !self.closes_ns.is_empty());
+        if let (Some(step), Ok(request)) = (step, u32::try_from(row.request)) {
+            if self.restored_step.replace(step) != Some(step) {
+                self.answered.push(Vec::new());
+            }
+            self.answered.last_mut().expect("pushed above").push(RequestId(request));
+        }
+        self.table.push(row)
+    }
+
+    /// Requests that mean to arrive by `now_ns` and have not ended.
+    pub(super) fn waiting(&self, intended_ns: &[u64], now_ns: u64) -> u64 {
+        let arrived_ns = now_ns.saturating_sub(self.sums.serving_ns.start);
+        let arrived = intended_ns.partition_point(|at| *at <= arrived_ns) as u64;
+        arrived.saturating_sub(u64::from(self.sums.next_request) + self.sums.ended.len() as u64)
+    }
+
     /// Notes when serving starts.
     pub(super) fn serving_from(&mut self, now_ns: u64) {
-        self.serving_ns = now_ns..now_ns;
+        self.sums.serving_ns = now_ns..now_ns;
     }
 
     /// Time from the start of serving to the end of the last batch, ns.
     #[must_use]
     pub(super) fn span_ns(&self) -> u64 {
-        self.serving_ns.end - self.serving_ns.start
+        self.sums.serving_ns.end - self.sums.serving_ns.start
     }
 
     /// Notes how long after it could have started a batch was started.
     pub(super) fn released(&mut self, lag_ns: u64) {
-        self.generator_lag.record(lag_ns);
+        self.sums.generator_lag.record(lag_ns);
         self.lag_ns = lag_ns;
     }
 
@@ -103,12 +149,12 @@ impl Requests {
         now_ns: u64,
     ) {
         let (count, outcome) = match why {
-            Refusal::Shed => (&mut self.outcomes.shed, "shed"),
-            Refusal::Timeout => (&mut self.outcomes.timeout, "timeout"),
+            Refusal::Shed => (&mut self.sums.outcomes.shed, "shed"),
+            Refusal::Timeout => (&mut self.sums.outcomes.timeout, "timeout"),
         };
         *count += requests.len() as u64;
         for request in requests {
-            let intended_ns = self.serving_ns.start + intended_ns[request.index()];
+            let intended_ns = self.sums.serving_ns.start + intended_ns[request.index()];
             self.not_served((*request, self.tokens_per_request), intended_ns, now_ns, outcome);
         }
     }
@@ -122,20 +168,20 @@ impl Requests {
         times_ns: Range<u64>,
         losses: Option<&[f64]>,
     ) {
-        self.serving_ns.end = times_ns.end;
+        self.sums.serving_ns.end = times_ns.end;
         if let Some(closes_ns) = self.closes_ns.get(step.index()) {
-            let closed_ns = self.serving_ns.start + closes_ns;
-            self.batches.record(closed_ns, times_ns.clone(), self.lag_ns);
+            let closed_ns = self.sums.serving_ns.start + closes_ns;
+            self.sums.batches.record(closed_ns, times_ns.clone(), self.lag_ns);
         }
         let tokens = self.tokens_per_request;
         for (place, request) in requests.iter().enumerate() {
-            let intended_ns = self.serving_ns.start + intended_ns[request.index()];
+            let intended_ns = self.sums.serving_ns.start + intended_ns[request.index()];
             let latency_ns = times_ns.end.saturating_sub(intended_ns);
-            self.latency.record_from(intended_ns, times_ns.end);
+            self.sums.latency.record_from(intended_ns, times_ns.end);
             let loss_sum = losses.map(|losses| losses[place]);
             if let Some(loss) = loss_sum {
-                self.loss += loss;
-                self.tokens_scored += tokens;
+                self.sums.loss += loss;
+                self.sums.tokens_scored += tokens;
             }
             let outcome = self.answered_after(latency_ns, tokens);
             self.row(RequestRow {
@@ -157,17 +203,17 @@ impl Requests {
 
     /// Records a step of continuous batching.
     pub(super) fn step(&mut self, step: &StepDone) {
-        self.serving_ns.end = step.times_ns.end;
-        self.decoding.get_or_insert_default().step(step);
+        self.sums.serving_ns.end = step.times_ns.end;
+        self.sums.decoding.get_or_insert_default().step(step);
     }
 
     /// Records a request that has its whole answer.
     pub(super) fn answer(&mut self, answer: Answer) {
         let Answer { request, length, step, intended_ns, finished_ns, .. } = answer;
-        self.serving_ns.end = finished_ns;
+        self.sums.serving_ns.end = finished_ns;
         let latency_ns = finished_ns.saturating_sub(intended_ns);
-        self.latency.record(latency_ns);
-        self.decoding.get_or_insert_default().answer(&answer);
+        self.sums.latency.record(latency_ns);
+        self.sums.decoding.get_or_insert_default().answer(&answer);
         let tokens = u64::from(length.total());
         let outcome = self.answered_after(latency_ns, tokens);
         self.row(RequestRow {
@@ -187,20 +233,20 @@ impl Requests {
 
     /// Counts an answered request and gives its outcome.
     fn answered_after(&mut self, latency_ns: u64, tokens: u64) -> &'static str {
-        self.tokens_answered += tokens;
+        self.sums.tokens_answered += tokens;
         if latency_ns > self.late_after_ns {
-            self.outcomes.late += 1;
-            return "late";
+            self.sums.outcomes.late += 1;
+            return LATE;
         }
-        self.outcomes.ok += 1;
-        self.tokens_in_time += tokens;
-        "ok"
+        self.sums.outcomes.ok += 1;
+        self.sums.tokens_in_time += tokens;
+        OK
     }
 
     /// Batches as they closed and were served; none where there are none.
     #[must_use]
     pub(super) fn batches(&self) -> Option<&BatchTimes> {
-        (!self.closes_ns.is_empty()).then_some(&self.batches)
+        (!self.closes_ns.is_empty()).then_some(&self.sums.batches)
     }
 
     /// The requests that were answered, batch by batch.
@@ -212,22 +258,22 @@ impl Requests {
     /// Records as errors the requests that have arrived but will not be answered. Those that had
     /// not arrived yet are no requests of this run.
     pub(super) fn give_up(&mut self, demand: &Demand, now_ns: u64) {
-        if self.serving_ns.is_empty() && self.serving_ns.start == 0 {
+        if self.sums.serving_ns.is_empty() && self.sums.serving_ns.start == 0 {
             // Serving never began, so nothing has arrived.
             return;
         }
-        self.serving_ns.end = now_ns;
-        let start_ns = self.serving_ns.start;
+        self.sums.serving_ns.end = now_ns;
+        let start_ns = self.sums.serving_ns.start;
         for request in
-            self.next_request..u32::try_from(demand.intended_ns.len()).unwrap_or(u32::MAX)
+            self.sums.next_request..u32::try_from(demand.intended_ns.len()).unwrap_or(u32::MAX)
         {
             let request = RequestId(request);
             let intended_ns = start_ns + demand.intended_ns[request.index()];
             if intended_ns > now_ns {
                 break;
             }
-            if !self.ended.contains(&request.0) {
-                self.outcomes.error += 1;
+            if !self.sums.ended.contains(&request.0) {
+                self.sums.outcomes.error += 1;
                 let tokens = demand.tokens(request, self.tokens_per_request);
                 self.not_served((request, tokens), intended_ns, now_ns, "error");
             }
@@ -257,9 +303,12 @@ impl Requests {
     }
 
     fn row(&mut self, row: RequestRow) {
-        self.ended.insert(u32::try_from(row.request).expect("ids of requests have 32 bits"));
-        while self.ended.remove(&self.next_request) {
-            self.next_request += 1;
+        self.sums.ended.insert(u32::try_from(row.request).expect("ids of requests have 32 bits"));
+        while self.sums.ended.remove(&self.sums.next_request) {
+            self.sums.next_request += 1;
+        }
+        if let Some(log) = &mut self.log {
+            log.request(&row);
         }
         if let Err(error) = self.table.push(row) {
             self.failure.get_or_insert(error);
@@ -274,24 +323,24 @@ impl Requests {
     /// Mean loss in nats a token and the tokens it was taken over; none where no text was scored.
     #[must_use]
     pub(super) fn loss(&self) -> Option<(f64, u64)> {
-        (self.tokens_scored > 0)
-            .then(|| (self.loss / self.tokens_scored as f64, self.tokens_scored))
+        (self.sums.tokens_scored > 0)
+            .then(|| (self.sums.loss / self.sums.tokens_scored as f64, self.sums.tokens_scored))
     }
 
     /// Tokens of requests that were answered, and of those that were answered in time.
     #[must_use]
     pub(super) fn tokens(&self) -> (u64, u64) {
-        (self.tokens_answered, self.tokens_in_time)
+        (self.sums.tokens_answered, self.sums.tokens_in_time)
     }
 
     /// Fills what was recorded into `summary`.
     pub(super) fn sum_up(&self, summary: &mut Summary) {
-        summary.latency_ns = self.latency.quantiles();
-        summary.generator_lag_ns = (self.generator_lag.count() > 0)
-            .then(|| GeneratorLag::of(&self.generator_lag, &self.latency));
-        summary.outcomes = self.outcomes;
-        if let Some(decoding) = &self.decoding {
-            decoding.sum_up(&self.latency, summary);
+        summary.latency_ns = self.sums.latency.quantiles();
+        summary.generator_lag_ns = (self.sums.generator_lag.count() > 0)
+            .then(|| GeneratorLag::of(&self.sums.generator_lag, &self.sums.latency));
+        summary.outcomes = self.sums.outcomes;
+        if let Some(decoding) = &self.sums.decoding {
+            decoding.sum_up(&self.sums.latency, summary);
         }
     }
 
@@ -303,14 +352,14 @@ impl Requests {
         let duration_ns = self.span_ns();
         self.table.finish()?;
         let write = |name: &str, latency: Latency| {
-            let (tag, start_ns) = (name.to_owned(), self.serving_ns.start);
+            let (tag, start_ns) = (name.to_owned(), self.sums.serving_ns.start);
             dir.write_hlog(name, started_at, &[Interval { start_ns, duration_ns, tag, latency }])
         };
-        if let Some(Decoding { ttft, tpot, .. }) = self.decoding {
+        if let Some(Decoding { ttft, tpot, .. }) = self.sums.decoding {
             write("ttft", ttft)?;
             write("tpot", tpot)?;
         }
-        write("requests", self.latency)?;
-        write("generator-lag", self.generator_lag)
+        write("requests", self.sums.latency)?;
+        write("generator-lag", self.sums.generator_lag)
     }
 }

@@ -1,5 +1,6 @@
 //! Serving: batches are played when they close.
 
+use super::checkpoint::{BegunRequests, Boundary, Position};
 use super::decode::{Answer, StepDone};
 use super::demand::Demand;
 use super::interrupt::{Interrupted, Interrupts};
@@ -11,13 +12,16 @@ use super::rounds::{Round, RoundError, play_batch};
 use super::{Progress, RunSettings};
 use crate::dispatch::{Dispatch, DispatchError, Served};
 use crate::measure::Clock;
+use crate::measure::clock::unix_ns;
 use crate::model::checkpoint::CheckpointError;
 use crate::results::ResultsError;
 use crate::scenario::file::{self, Engine};
+use crate::source::Sequences;
 use agents::admission::Admission;
 use agents::ids::{RequestId, StepId};
 use agents::queue::{Passed, Queue, QueueLimits};
 use agents::round::{Arena, Stage};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -75,11 +79,11 @@ pub(super) trait Watch {
     /// Other widths came into force between two steps.
     fn widths_brought(&mut self, _brought: &WidthsBrought<'_>) {}
 
-    /// Whether the next batch is worth starting.
+    /// A batch or step has ended and all of it was told: whether the next is worth starting.
     ///
     /// # Errors
     /// What ends serving as a failure.
-    fn goes_on(&mut self) -> Result<bool, ServeError>;
+    fn goes_on(&mut self, at: &Boundary<'_>) -> Result<bool, ServeError>;
 }
 
 /// What serving needs beside what it serves and where.
@@ -110,7 +114,8 @@ pub(super) enum Refusal {
 }
 
 /// Decides which requests of a batch are served.
-enum Gate {
+#[derive(Serialize, Deserialize)]
+pub(super) enum Gate {
     All,
     Deadline(Admission),
     Queue(Queue),
@@ -135,14 +140,29 @@ impl Gate {
     }
 }
 
+/// Where serving goes on.
+pub(super) struct GoingOn {
+    pub(super) position: Position,
+    /// When the checkpoint was written, ns since 1970.
+    pub(super) written_unix_ns: u64,
+    /// Who is served, where batches are.
+    pub(super) gate: Option<Gate>,
+    /// Requests under way, where answers are decoded.
+    pub(super) decoding: Option<(BegunRequests, Sequences)>,
+}
+
 /// Serves a plan's demand once, and records it.
 pub(super) struct ServeOnce<'a> {
     pub(super) plan: &'a Plan<'a>,
-    pub(super) clock: &'a Clock,
+    /// The run's clock: it goes on from a checkpoint as soon as the nodes are ready.
+    pub(super) clock: Clock,
     pub(super) progress: &'a dyn Progress,
     pub(super) recorder: &'a mut Recorder,
     /// Outside of what an interrupt drops: it knows what was ordered when the run was stopped.
     pub(super) arena: Arena,
+    pub(super) from: Option<GoingOn>,
+    /// What the clock showed when it was last known to stand still; none while it goes.
+    pub(super) stands_at_ns: Option<u64>,
 }
 
 impl Job for ServeOnce<'_> {
@@ -150,39 +170,54 @@ impl Job for ServeOnce<'_> {
         self.progress.phase("serving");
         let demand = &self.plan.demand;
         let (arena, recorder) = (&mut self.arena, &mut *self.recorder);
-        let on = (self.progress, self.clock);
-        self.plan.serve_demand(demand, arena, dispatch, on, recorder).await
+        let from = self.from.take();
+        if let Some(from) = &from {
+            let now_ns = from.position.now_ns;
+            let gap_ns = unix_ns(self.clock.wall_now()).saturating_sub(from.written_unix_ns);
+            recorder.goes_on_after(gap_ns, &demand.intended_ns, now_ns);
+            self.clock = Clock::going_on(now_ns, from.position.started_at());
+        }
+        self.stands_at_ns = None;
+        let on = (self.progress, &self.clock);
+        self.plan.serve_demand((demand, from), arena, dispatch, on, recorder).await
     }
 }
 
 impl Plan<'_> {
-    /// Starts the nodes, serves all batches on them, and always ends the nodes.
+    /// Starts the nodes, serves all batches on them, or those after a checkpoint, and always ends the
+    /// nodes.
     pub(super) async fn serve(
         &self,
         settings: &RunSettings<'_>,
         clock: &Clock,
         interrupts: &mut Interrupts,
         recorder: &mut Recorder,
+        (arena, from): (Arena, Option<GoingOn>),
     ) -> (Result<(), ServeError>, Served) {
-        let mut arena = self.arena(self.source().as_ref());
+        let stands_at_ns = from.as_ref().map(|from| from.position.now_ns);
+        let (clock, progress) = (*clock, settings.progress);
+        let mut arena = arena;
         if let Some(follow) = self.follow() {
             arena.follow_loads(follow);
         }
-        let mut job = ServeOnce { plan: self, clock, progress: settings.progress, recorder, arena };
+        let mut job =
+            ServeOnce { plan: self, clock, progress, recorder, arena, from, stands_at_ns };
         let (result, served) = self.on_nodes(settings, interrupts, &mut job).await;
         job.recorder.pairs(job.arena.pairs());
         job.recorder.motion(job.arena.motion());
         job.recorder.widths_ended(self.bits_in(&job.arena));
         if result.is_err() {
-            job.recorder.requests.give_up(&self.demand, clock.now_ns());
+            let now_ns = job.stands_at_ns.unwrap_or_else(|| job.clock.now_ns());
+            job.recorder.requests.give_up(&self.demand, now_ns);
         }
         (result, served)
     }
 
-    /// Serves a demand in steps where answers are generated, in batches otherwise.
+    /// Serves a demand in steps where answers are generated, in batches otherwise; all of it, or what
+    /// comes after a checkpoint.
     pub(super) async fn serve_demand(
         &self,
-        demand: &Demand,
+        (demand, from): (&Demand, Option<GoingOn>),
         arena: &mut Arena,
         dispatch: &mut impl Dispatch,
         (progress, clock): (&dyn Progress, &Clock),
@@ -193,9 +228,9 @@ impl Plan<'_> {
         let sent_width = remote.then(|| self.source().shape().width);
         let serving = Serving { clock, progress, route_ns, sent_width };
         match &demand.answers {
-            None => self.serve_batches(demand, arena, dispatch, &serving, watch).await,
+            None => self.serve_batches((demand, from), arena, dispatch, &serving, watch).await,
             Some(answers) => {
-                self.serve_steps((demand, answers), arena, dispatch, &serving, watch).await
+                self.serve_steps((demand, answers, from), arena, dispatch, &serving, watch).await
             }
         }
     }
@@ -203,7 +238,7 @@ impl Plan<'_> {
     /// The loop. Batches start when they close, or as soon after as the one before has ended.
     async fn serve_batches(
         &self,
-        demand: &Demand,
+        (demand, from): (&Demand, Option<GoingOn>),
         arena: &mut Arena,
         dispatch: &mut impl Dispatch,
         serving: &Serving<'_>,
@@ -211,14 +246,21 @@ impl Plan<'_> {
     ) -> Result<(), ServeError> {
         let mut source = self.source();
         let clock = serving.clock;
-        let serving_from_ns = clock.now_ns();
-        watch.serving_from(serving_from_ns);
-        let requests = demand.intended_ns.len() as u64;
-        let mut gate = self.gate();
         let mut widths = self.widths_in_flight();
         // When the batch before had ended.
-        let mut free_ns = serving_from_ns;
-        for batch in &demand.batches {
+        let mut free_ns = clock.now_ns();
+        let (serving_from_ns, done, mut gate) = match from {
+            Some(GoingOn { position, gate, .. }) => {
+                let gate = gate.unwrap_or_else(|| self.gate());
+                (position.serving_from_ns, position.steps_done, gate)
+            }
+            None => {
+                watch.serving_from(free_ns);
+                (free_ns, 0, self.gate())
+            }
+        };
+        let requests = demand.intended_ns.len() as u64;
+        for (place, batch) in demand.batches.iter().enumerate().skip(done) {
             let closes_ns = serving_from_ns + batch.closes_ns;
             clock.sleep_until_ns(closes_ns).await;
             let started_ns = clock.now_ns();
@@ -249,7 +291,16 @@ impl Plan<'_> {
                 widths.step_ended(arena, dispatch, clock, watch).await?;
                 free_ns = clock.now_ns();
             }
-            if !watch.goes_on()? {
+            let at = Boundary {
+                steps_done: place + 1,
+                is_last: place + 1 == demand.batches.len(),
+                clock,
+                arena,
+                gate: Some(&gate),
+                decoding: None,
+                served: &|| dispatch.so_far(),
+            };
+            if !watch.goes_on(&at)? {
                 break;
             }
             // Under overload nothing else waits, and an interrupt would never be heard.

@@ -6,12 +6,13 @@ use agents::game::SocialReport;
 use agents::ids::{ExpertId, LayerId};
 use agents::placement::placement_lower_bound;
 use agents::report::{FlockReport, NodeLoadReport, PlayReport};
+use serde::{Deserialize, Serialize};
 
 /// A gap that counts as converged when the scenario states no goal of its own.
 const CONVERGED_GAP: f64 = 1e-4;
 
 /// The router over all rounds.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub(super) struct PlaySums {
     rounds: u64,
     tokens: u64,
@@ -107,14 +108,14 @@ impl PlaySums {
 }
 
 /// The flock over the first and the last quarter of a run: one batch alone is mostly noise.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub(super) struct FlockSums {
     steps: usize,
     first: Quarter,
     last: Quarter,
 }
 
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 struct Quarter {
     tokens: u64,
     /// Weighted by tokens, as the router's.
@@ -170,6 +171,12 @@ pub(super) struct NodeLoadSums {
     /// Room for copies by layer and node.
     slots: Vec<Vec<usize>>,
     round_robin: RoundRobin,
+    pub(super) totals: NodeLoadTotals,
+}
+
+/// Sums of largest node loads, in pairs.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct NodeLoadTotals {
     pairs: u64,
     largest: u64,
     dispatch_bound: u64,
@@ -181,48 +188,42 @@ pub(super) struct NodeLoadSums {
 impl NodeLoadSums {
     /// For the slots of each layer's nodes.
     pub(super) fn over(slots: Vec<Vec<usize>>, round_robin: RoundRobin) -> Self {
-        Self {
-            slots,
-            round_robin,
-            pairs: 0,
-            largest: 0,
-            dispatch_bound: 0,
-            placement_bound: 0,
-            even_split: 0,
-            dealt: 0,
-        }
+        Self { slots, round_robin, totals: NodeLoadTotals::default() }
     }
 
     /// Adds one round of a layer, whose experts got `loads`.
     pub(super) fn add(&mut self, layer: LayerId, loads: &[u32], report: &NodeLoadReport) {
-        self.pairs += report.loads.iter().sum::<u64>();
-        self.largest += report.max();
-        self.dispatch_bound += report.lower_bound;
-        self.even_split += report.max_even_split;
+        let totals = &mut self.totals;
+        totals.pairs += report.loads.iter().sum::<u64>();
+        totals.largest += report.max();
+        totals.dispatch_bound += report.lower_bound;
+        totals.even_split += report.max_even_split;
         let mut dealt = vec![0_u64; report.loads.len()];
         for (expert, load) in (0..).map(ExpertId).zip(loads) {
             dealt[self.round_robin.first_host(layer, expert).index()] += u64::from(*load);
         }
-        self.dealt += dealt.into_iter().max().unwrap_or(0);
+        totals.dealt += dealt.into_iter().max().unwrap_or(0);
         let real: Vec<f64> = loads.iter().map(|load| f64::from(*load)).collect();
         let bound = placement_lower_bound(&real, &self.slots[layer.index()]);
         // Node loads are whole, so the bound may be rounded up.
         let bound = bound.expect("the slots hold every expert").ceil();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole")]
         let bound = bound as u64;
-        self.placement_bound += bound;
+        totals.placement_bound += bound;
     }
 
     /// The figures of the summary.
     pub(super) fn served(&self) -> ServedNodeLoads {
         let nodes = self.slots.first().map_or(0, Vec::len) as f64;
-        let over_mean = |sum: u64| (self.pairs > 0).then(|| sum as f64 * nodes / self.pairs as f64);
+        let totals = &self.totals;
+        let over_mean =
+            |sum: u64| (totals.pairs > 0).then(|| sum as f64 * nodes / totals.pairs as f64);
         ServedNodeLoads {
-            max_over_mean: over_mean(self.largest),
-            dispatch_lower_bound: over_mean(self.dispatch_bound),
-            lower_bound: over_mean(self.placement_bound),
-            max_over_mean_even_split: over_mean(self.even_split),
-            max_over_mean_round_robin: over_mean(self.dealt),
+            max_over_mean: over_mean(totals.largest),
+            dispatch_lower_bound: over_mean(totals.dispatch_bound),
+            lower_bound: over_mean(totals.placement_bound),
+            max_over_mean_even_split: over_mean(totals.even_split),
+            max_over_mean_round_robin: over_mean(totals.dealt),
         }
     }
 }

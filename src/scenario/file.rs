@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::budget::Budget;
 pub use super::generation::{Generation, Lengths};
 pub use super::reallocate::Reallocate;
+pub use super::run::Run;
 pub use super::tls::Tls;
 
 /// The one `schema_version` this version reads.
@@ -48,6 +49,9 @@ pub struct Scenario {
     /// The coordinator's own resources.
     #[serde(default)]
     pub compute: Compute,
+    /// How the run itself is kept: checkpoints.
+    #[serde(default)]
+    pub run: Run,
     /// What the run must reach; a missed goal ends it with exit code 3. Goals left out are not checked.
     #[serde(default)]
     pub goals: Goals,

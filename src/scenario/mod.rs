@@ -10,6 +10,7 @@ mod generation;
 mod problem;
 mod read;
 mod reallocate;
+mod run;
 mod set;
 mod shape;
 mod tls;

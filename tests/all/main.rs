@@ -16,6 +16,7 @@ mod cli_placement;
 mod cli_precision;
 mod cli_quantize;
 mod cli_readme;
+mod cli_resume;
 mod cli_route;
 mod cli_run;
 mod cli_scenarios;

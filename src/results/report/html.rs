@@ -75,6 +75,14 @@ fn header(manifest: &Manifest, summary: &Summary) -> Markup {
                 (manifest.threads) " threads · started " (manifest.started_at)
                 @if let Some(ended) = &manifest.ended_at { " · ended " (ended) }
             }
+            @if let Some(resumed) = &summary.resumed {
+                p.banner {
+                    strong { "This run was cut and went on " (count(resumed.count)) " times. " }
+                    "Its clock stood still for " (duration(Some(resumed.gap_ns)))
+                    ", which is in no latency; " (count(resumed.requests_across))
+                    " requests were under way or waiting across a cut."
+                }
+            }
             @if summary.status != Status::Complete {
                 p.banner {
                     strong {

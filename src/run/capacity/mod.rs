@@ -215,7 +215,7 @@ impl Probes<'_> {
             let mut arena = self.plan.arena(self.plan.source().as_ref());
             tally.attempt(u64::from(requests), SHARE, error);
             let on = (self.progress, self.clock);
-            self.plan.serve_demand(&demand, &mut arena, dispatch, on, &mut tally).await?;
+            self.plan.serve_demand((&demand, None), &mut arena, dispatch, on, &mut tally).await?;
             attempts += 1;
             let bounds = tally.bounds(error);
             if tally.is_hopeless() || bounds.upper < SHARE {

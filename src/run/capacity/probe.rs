@@ -3,6 +3,7 @@
 use super::share::{ShareBounds, misses_allowed};
 use crate::measure::Latency;
 use crate::results::GeneratorLag;
+use crate::run::checkpoint::Boundary;
 use crate::run::decode::{Answer, StepDone};
 use crate::run::rounds::Round;
 use crate::run::serve::{Refusal, ServeError, Watch};
@@ -142,7 +143,7 @@ impl Watch for Tally {
         self.answer(answer.intended_ns, answer.finished_ns);
     }
 
-    fn goes_on(&mut self) -> Result<bool, ServeError> {
+    fn goes_on(&mut self, _: &Boundary<'_>) -> Result<bool, ServeError> {
         Ok(!self.is_hopeless())
     }
 }

@@ -1,0 +1,160 @@
+//! Going on with a run that was cut.
+
+use super::checkpoint::State;
+use super::serve::GoingOn;
+use crate::measure::Clock;
+use crate::measure::clock::{at_unix_ns, rfc3339_utc};
+use crate::results::checkpoint::{CheckpointError, Latest, RunIdentity, latest};
+use crate::results::{Machine, Manifest, ResultsError, Resumption, RunDir, RunLock, Source};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A run that was cut, and can go on.
+#[derive(Debug)]
+pub struct CutRun {
+    pub(super) dir: RunDir,
+    pub(super) lock: RunLock,
+    pub(super) manifest: Manifest,
+    /// None where no checkpoint was written: it starts over.
+    latest: Option<Latest>,
+}
+
+/// Why a run cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// The directory.
+    #[error(transparent)]
+    Results(#[from] ResultsError),
+    /// The checkpoints.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// It has come to its end.
+    #[error("{} is complete (exit code {exit_code}): there is nothing to resume; `nashflock replay` plays it again", path.display())]
+    Complete {
+        /// The directory.
+        path: PathBuf,
+        /// How it ended.
+        exit_code: u8,
+    },
+    /// The scenario is not the one that was run.
+    #[error("{} is not the scenario that the run was started with (BLAKE3 {found}, and manifest.json has {expected}): put it back, or run it as a new run", file.display())]
+    OtherScenario {
+        /// The file.
+        file: PathBuf,
+        /// Its hash.
+        found: String,
+        /// The hash in the manifest.
+        expected: String,
+    },
+}
+
+impl ResumeError {
+    /// Whether the input is at fault, and not the machine.
+    #[must_use]
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Results(error) | Self::Checkpoint(CheckpointError::Results(error)) => {
+                error.is_bad_input()
+            }
+            _ => true,
+        }
+    }
+}
+
+impl CutRun {
+    /// Takes the directory of a run that was cut: killed, interrupted, or ended by a failure.
+    ///
+    /// # Errors
+    /// It is complete or still written to, scenario or checkpoints are of another run, or nothing is whole.
+    pub fn open(path: &Path) -> Result<Self, ResumeError> {
+        let dir = RunDir::open(path)?;
+        let manifest = dir.read_manifest()?;
+        // 3: it came to its end and missed a goal.
+        if let Some(exit_code @ (0 | 3)) = manifest.exit_code {
+            return Err(ResumeError::Complete { path: path.to_owned(), exit_code });
+        }
+        let lock = dir.lock()?;
+        let file = path.join("scenario.toml");
+        let text =
+            fs::read(&file).map_err(|source| ResultsError::Read { file: file.clone(), source })?;
+        let found = blake3::hash(&text).to_hex().to_string();
+        if found != manifest.scenario_blake3 {
+            let expected = manifest.scenario_blake3;
+            return Err(ResumeError::OtherScenario { file, found, expected });
+        }
+        let latest = latest(&dir, &manifest.identity())?;
+        Ok(Self { dir, lock, manifest, latest })
+    }
+
+    /// The scenario that it plays, resolved.
+    #[must_use]
+    pub fn scenario(&self) -> PathBuf {
+        self.dir.path().join("scenario.toml")
+    }
+
+    /// A sentence on where it goes on.
+    #[must_use]
+    pub fn says(&self) -> String {
+        match &self.latest {
+            None => "no checkpoint was written: the run starts over".to_owned(),
+            Some(latest) => {
+                let at = rfc3339_utc(at_unix_ns(latest.written_unix_ns()));
+                let passed = latest.passed_over().map_or_else(String::new, |why| {
+                    format!("; a newer checkpoint is damaged and passed over ({why})")
+                });
+                format!("going on from the checkpoint of {at}{passed}")
+            }
+        }
+    }
+
+    /// What it goes on from, decoded.
+    pub(super) fn state(&self) -> Result<Option<State>, ResultsError> {
+        let folder = || self.dir.path().join("checkpoint");
+        self.latest.as_ref().map(|latest| State::decode(latest, folder())).transpose()
+    }
+
+    /// How the manifest lists it.
+    pub(super) fn resumption(
+        &self,
+        state: Option<&State>,
+        command: Vec<String>,
+        clock: &Clock,
+    ) -> Resumption {
+        let latest = self.latest.as_ref();
+        Resumption {
+            resumed_at: rfc3339_utc(clock.started_at()),
+            checkpoint_at: latest.map(|latest| rfc3339_utc(at_unix_ns(latest.written_unix_ns()))),
+            steps_kept: state.map_or(0, |state| state.position.steps_done as u64),
+            passed_over: latest.and_then(|latest| latest.passed_over()).map(str::to_owned),
+            command,
+            source: Source::of_this_build(),
+            machine: Machine::detect(),
+        }
+    }
+
+    pub(super) fn latest(self) -> (RunDir, RunLock, Manifest, Option<Latest>) {
+        (self.dir, self.lock, self.manifest, self.latest)
+    }
+}
+
+impl Manifest {
+    /// Which run its checkpoints are of.
+    #[must_use]
+    pub fn identity(&self) -> RunIdentity {
+        RunIdentity { run_id: self.run_id.clone(), scenario_blake3: self.scenario_blake3.clone() }
+    }
+}
+
+/// Where serving goes on, of a checkpoint of this time.
+pub(super) fn going_on(state: State, latest: &Latest) -> (GoingOn, Parts) {
+    let State { position, arena, gate, decoding, served, sums } = state;
+    let written_unix_ns = latest.written_unix_ns();
+    (GoingOn { position, written_unix_ns, gate, decoding }, Parts { arena, served, sums })
+}
+
+/// What a checkpoint holds beside where serving goes on.
+pub(super) struct Parts {
+    pub(super) arena: agents::round::ArenaMemory,
+    pub(super) served: crate::dispatch::Served,
+    pub(super) sums: super::checkpoint::AllSums,
+}
