@@ -3,19 +3,23 @@
 
 mod capacity;
 mod check;
+mod diff;
 mod eval;
 mod kubernetes;
 mod launch;
 mod progress;
 mod quantize;
+mod replay;
 mod report;
 mod resume;
 mod route;
 mod run;
 mod slurm;
 mod task;
+mod verify;
 mod worker;
 
+use crate::results::ResultsError;
 use agents::game::Registries;
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
@@ -37,6 +41,12 @@ enum Command {
     Run(run::RunArgs),
     /// Go on with a run that was cut
     Resume(resume::ResumeArgs),
+    /// Play the scenario of a run directory once more, into a new one
+    Replay(replay::ReplayArgs),
+    /// Play a run again in this process and compare every figure that no clock enters
+    Verify(verify::VerifyArgs),
+    /// List what two runs were told otherwise and what that moved
+    Diff(diff::DiffArgs),
     /// Find the highest rate that holds a latency goal
     Capacity(capacity::CapacityArgs),
     /// Serve experts as one node
@@ -96,6 +106,9 @@ pub fn main_with(registries: &Registries) -> ExitCode {
     let outcome = match command {
         Command::Run(args) => run::run(args, registries),
         Command::Resume(args) => resume::resume(&args, registries),
+        Command::Replay(args) => replay::replay(args, registries),
+        Command::Verify(args) => verify::verify(&args, registries),
+        Command::Diff(args) => diff::diff(&args),
         Command::Capacity(args) => capacity::capacity(args, registries),
         Command::Worker(args) => worker::worker(&args),
         Command::Check(args) => check::check(&args, registries),
@@ -116,6 +129,10 @@ pub fn main_with(registries: &Registries) -> ExitCode {
     // Standard error may be closed; the exit code still tells.
     let _ = writeln!(io::stderr(), "{text}");
     ExitCode::from(code)
+}
+
+fn results_failure(error: ResultsError) -> Failure {
+    if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }
 }
 
 /// Writes to standard output. A reader that has gone, such as `head`, is no error.

@@ -1,6 +1,6 @@
 //! `nashflock report`: rebuilds `report.html` from the files of a run directory.
 
-use super::{Failure, Outcome, print, print_json};
+use super::{Outcome, print, print_json, results_failure};
 use crate::results::RunDir;
 use clap::Args;
 use serde_json::json;
@@ -16,11 +16,8 @@ pub(super) struct ReportArgs {
 }
 
 pub(super) fn report(args: &ReportArgs) -> Outcome {
-    let failed = |error: crate::results::ResultsError| {
-        if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }
-    };
-    let dir = RunDir::open(&args.run).map_err(failed)?;
-    dir.write_report().map_err(failed)?;
+    let dir = RunDir::open(&args.run).map_err(results_failure)?;
+    dir.write_report().map_err(results_failure)?;
     let path = dir.path().join("report.html");
     if args.json {
         return print_json(&json!({"report": path.to_string_lossy()}));

@@ -5,8 +5,9 @@ use super::task::Task;
 use super::{Failure, Outcome, check, kubernetes, print, print_json, slurm, worker};
 use crate::dispatch::NodeSpec;
 use crate::measure::Clock;
-use crate::results::summary_table;
+use crate::results::{RunDir, summary_table};
 use crate::run::{self, PlanError, RunEnd, RunSettings, ServeError};
+use crate::scenario::file::Engine;
 use crate::scenario::{Scenario, sets_of_nodes};
 use agents::game::Registries;
 use clap::Args;
@@ -78,7 +79,31 @@ pub(super) fn ended(end: &RunEnd, json: bool) -> Outcome {
     }
 }
 
-fn play(
+/// Plays a scenario again, for its state alone: in this process, into `out`, and without waiting for
+/// arrivals.
+pub(super) fn play_again(
+    scenario: &Scenario,
+    registries: &Registries,
+    out: PathBuf,
+) -> Result<RunDir, Failure> {
+    let mut scenario = scenario.clone();
+    if scenario.nodes.engine == Engine::Peers {
+        scenario.nodes.count = u32::try_from(scenario.nodes.peers.len()).unwrap_or(u32::MAX);
+    }
+    scenario.nodes.engine = Engine::InProcess;
+    scenario.nodes.peers.clear();
+    scenario.run.checkpoint_every_rounds = 0;
+    let end = on_runtime(&scenario, registries, Some(out), None, async |settings, clock| {
+        run::run(&scenario, RunSettings { at_once: true, ..settings }, clock).await
+    })?;
+    match end.failure {
+        None => Ok(end.dir),
+        Some(error @ ServeError::Interrupted(_)) => Err(Failure::Interrupted(error.to_string())),
+        Some(error) => Err(Failure::dependency(error)),
+    }
+}
+
+pub(super) fn play(
     scenario: &Scenario,
     registries: &Registries,
     out: Option<PathBuf>,
@@ -120,6 +145,7 @@ pub(super) fn on_runtime<T: Send>(
         progress: &bar,
         run_token: task.map_or_else(worker::run_token, Task::token).into(),
         hosts_worker: task.is_some(),
+        at_once: false,
     };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {

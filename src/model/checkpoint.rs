@@ -183,6 +183,27 @@ pub enum TensorProblem {
 /// Problems listed before the search for more of them ends.
 pub const MAX_PROBLEMS: usize = 16;
 
+/// The files that a checkpoint and its tokenizer are read from, ascending: of a folder those in JSON and
+/// safetensors, else the file itself and a tokenizer beside it. Empty where nothing is there.
+#[must_use]
+pub fn checkpoint_files(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        let beside = path.with_file_name("tokenizer.json");
+        return std::iter::once(path.to_owned())
+            .chain(beside.is_file().then_some(beside))
+            .collect();
+    }
+    let is_read = |path: &PathBuf| {
+        let kind = path.extension().and_then(|kind| kind.to_str());
+        matches!(kind, Some("json" | "safetensors")) && path.is_file()
+    };
+    let entries = std::fs::read_dir(path).into_iter().flatten();
+    let mut files: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_read).collect();
+    files.sort();
+    files
+}
+
 impl Checkpoint {
     /// Opens a folder or a GGUF file and checks every tensor.
     ///

@@ -35,6 +35,16 @@ pub enum ResultsError {
         /// What the system or the encoder said.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The scenario is not the one that was run.
+    #[error("{} is not the scenario that the run was started with (BLAKE3 {found}, and manifest.json has {expected}): put it back, or run it as a new run", file.display())]
+    OtherScenario {
+        /// The file.
+        file: PathBuf,
+        /// Its hash.
+        found: String,
+        /// The hash in the manifest.
+        expected: String,
+    },
     /// Another process has the directory.
     #[error("{} is in use: the run that writes it goes on; wait for it, or end it first", path.display())]
     InUse {

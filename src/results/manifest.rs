@@ -5,7 +5,8 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Resumption, SCHEMA_VERSION};
+use super::checkpoint::RunIdentity;
+use super::{FileRecord, Resumption, SCHEMA_VERSION};
 use crate::measure::Clock;
 use crate::measure::clock::rfc3339_utc;
 
@@ -32,6 +33,13 @@ pub struct Manifest {
     pub threads: u32,
     /// The nodes at the start.
     pub nodes: Vec<ManifestNode>,
+    /// What the run read: checkpoint, tokenizer, texts and trace. Empty where it was killed before they were
+    /// hashed.
+    #[serde(default)]
+    pub inputs: Vec<FileRecord>,
+    /// What it wrote, this file apart; empty until it ends.
+    #[serde(default)]
+    pub outputs: Vec<FileRecord>,
     /// RFC 3339, UTC.
     pub started_at: String,
     /// RFC 3339, UTC; null until the run ends.
@@ -123,11 +131,47 @@ impl Manifest {
             machine: Machine::detect(),
             threads: run.threads,
             nodes: run.nodes,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
             started_at,
             ended_at: None,
             resumes: Vec::new(),
             exit_code: None,
         }
+    }
+
+    /// Whether the run came to its end, with its goals or without.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        matches!(self.exit_code, Some(0 | 3))
+    }
+
+    /// Build and machine where they are not those of this process: what may make other bits.
+    #[must_use]
+    pub fn unlike_this_process(&self) -> Vec<String> {
+        let (source, machine) = (Source::of_this_build(), Machine::detect());
+        let mut notes = Vec::new();
+        if source.git_commit != self.source.git_commit {
+            let (then, now) = (&self.source.git_commit, &source.git_commit);
+            notes.push(format!("the run was played by commit {then}, this binary is of {now}"));
+        }
+        if source.cargo_lock_blake3 != self.source.cargo_lock_blake3 {
+            notes.push("this binary was built with other versions of its libraries".to_owned());
+        }
+        if machine.cpu_features != self.machine.cpu_features {
+            notes.push(
+                "this processor has other instruction sets: equal bits are promised on equal ones"
+                    .to_owned(),
+            );
+        }
+        notes
+    }
+
+    /// Which run its checkpoints are of.
+    #[must_use]
+    pub fn identity(&self) -> RunIdentity {
+        let (run_id, scenario_blake3) = (self.run_id.clone(), self.scenario_blake3.clone());
+        RunIdentity { run_id, scenario_blake3 }
     }
 
     /// Notes that the run goes on.
@@ -145,8 +189,14 @@ impl Manifest {
     /// The command line as one would type it in a POSIX shell.
     #[must_use]
     pub fn command_line(&self) -> String {
-        self.command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
+        shell_line(self.command.iter())
     }
+}
+
+/// Words as one would type them in a POSIX shell.
+#[must_use]
+pub fn shell_line(words: impl IntoIterator<Item = impl AsRef<str>>) -> String {
+    words.into_iter().map(|word| shell_word(word.as_ref())).collect::<Vec<_>>().join(" ")
 }
 
 impl Source {

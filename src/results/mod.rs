@@ -4,7 +4,9 @@
 //! files in the directory alone, so it can be rebuilt from them at any time.
 
 pub mod checkpoint;
+pub mod compare;
 mod error;
+mod files;
 mod format;
 mod layers;
 mod manifest;
@@ -22,8 +24,9 @@ mod theory;
 
 pub use checkpoint::CHECKPOINT_VERSION;
 pub use error::ResultsError;
+pub use files::{FileRecord, Hashing};
 pub use layers::{LayerFigures, Layers, StepLoads};
-pub use manifest::{Machine, Manifest, ManifestNode, RunStart, Source};
+pub use manifest::{Machine, Manifest, ManifestNode, RunStart, Source, shell_line};
 pub use node_load::{ExpectedNodeLoads, LoadsFrom, PlacementFigures, ServedNodeLoads};
 pub use parquet::{Row, TableWriter, read_table};
 pub use reallocation::ReallocationFigures;

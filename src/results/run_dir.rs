@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use serde::de::DeserializeOwned;
 
 use super::error::ResultsError;
+use super::files::{FileRecord, records_under};
 use super::layers::Layers;
 use super::manifest::Manifest;
 use super::parquet::{Row, TableWriter, read_table};
@@ -259,6 +260,36 @@ impl RunDir {
     /// Missing, damaged or too new.
     pub fn read_summary(&self) -> Result<Summary, ResultsError> {
         self.read_json("summary.json")
+    }
+
+    /// Reads `layers.json`.
+    ///
+    /// # Errors
+    /// Missing, damaged or too new.
+    pub fn read_layers(&self) -> Result<Layers, ResultsError> {
+        self.read_json("layers.json")
+    }
+
+    /// Holds `scenario.toml` against the hash in the manifest.
+    ///
+    /// # Errors
+    /// It is missing, or another.
+    pub fn check_scenario(&self, manifest: &Manifest) -> Result<(), ResultsError> {
+        let found = blake3::hash(&self.read("scenario.toml")?).to_hex().to_string();
+        if found == manifest.scenario_blake3 {
+            return Ok(());
+        }
+        let (file, expected) = (self.path.join("scenario.toml"), manifest.scenario_blake3.clone());
+        Err(ResultsError::OtherScenario { file, found, expected })
+    }
+
+    /// Every file of the run as it is now, but for the manifest and checkpoints, ascending.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub fn outputs(&self) -> Result<Vec<FileRecord>, ResultsError> {
+        let is_result = |name: &str| name != "manifest.json" && !name.starts_with("checkpoint/");
+        records_under(&self.path, is_result)
     }
 
     /// Reads a Parquet table.

@@ -84,9 +84,9 @@ impl Plan<'_> {
                 continue;
             }
             let due_ns = from_ns + step.starts_ns;
-            clock.sleep_until_ns(due_ns).await;
+            serving.until(due_ns).await;
             let started_ns = clock.now_ns();
-            watch.released(started_ns - due_ns.max(free_ns));
+            watch.released(started_ns.saturating_sub(due_ns.max(free_ns)));
             let seats: Vec<RequestId> = step
                 .parts
                 .iter()
@@ -128,7 +128,7 @@ impl Plan<'_> {
             watch.step(StepDone {
                 tokens: step.tokens(),
                 times_ns: started_ns..free_ns,
-                behind_ns: started_ns - due_ns,
+                behind_ns: started_ns.saturating_sub(due_ns),
                 cache_bytes: source.cache_bytes(),
             });
             serving.progress.answered(answered, requests);

@@ -8,8 +8,8 @@ use super::{RunEnd, RunSettings, plan};
 use crate::measure::Clock;
 use crate::results::checkpoint::Latest;
 use crate::results::{
-    Manifest, Memory, ResultsError, ResumeFigures, Resumption, RunDir, RunLock, RunStart, Status,
-    Summary,
+    Hashing, Manifest, Memory, ResultsError, ResumeFigures, Resumption, RunDir, RunLock, RunStart,
+    Status, Summary,
 };
 use crate::scenario::{self, Scenario};
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ pub(super) struct RunFiles {
     pub(super) summary: Summary,
     /// Of its first part.
     pub(super) started_at: SystemTime,
+    /// Of what the run reads, until it is known.
+    pub(super) hashing: Option<Hashing>,
 }
 
 impl RunFiles {
@@ -70,16 +72,23 @@ impl RunFiles {
     ) -> Self {
         let nothing_yet = Memory::new(0, 0, BTreeMap::new());
         let summary = Summary::new(&scenario.name, scenario.seed, nothing_yet);
-        Self { dir, _lock: lock, manifest, summary, started_at }
+        Self { dir, _lock: lock, manifest, summary, started_at, hashing: None }
     }
 
     fn is_resumed(&self) -> bool {
         !self.manifest.resumes.is_empty()
     }
 
-    /// Says in the manifest that the run goes on, where it was cut.
-    pub(super) fn goes_on(&self) -> Result<(), ResultsError> {
-        if self.is_resumed() { self.dir.write_manifest(&self.manifest) } else { Ok(()) }
+    /// Says in the manifest that the run goes on, where it was cut, and what it read, where that is
+    /// hashed by now.
+    pub(super) fn begins(&mut self) -> Result<(), ResultsError> {
+        let hashing = self.hashing.take_if(|hashing| hashing.is_done());
+        let is_hashed = hashing.is_some();
+        if let Some(hashing) = hashing {
+            self.manifest.inputs = hashing.finish()?;
+        }
+        let has_news = is_hashed || self.is_resumed();
+        if has_news { self.dir.write_manifest(&self.manifest) } else { Ok(()) }
     }
 
     /// The input was bad and nothing was started: takes a new run's directory away again.
@@ -99,12 +108,19 @@ impl RunFiles {
         let has_record = recorder.is_some();
         let resumed = recorder.as_ref().map(Recorder::resumed).unwrap_or_default();
         let count = self.manifest.resumes.len() as u64;
-        let Self { dir, manifest, summary, started_at, .. } = &mut self;
+        let Self { dir, manifest, summary, started_at, hashing, .. } = &mut self;
         summary.resumed = (count > 0).then_some(ResumeFigures { count, ..resumed });
         let recorded =
             recorder.map_or(Ok(()), |recorder| recorder.finish(dir, summary, *started_at));
         if let Err(error) = recorded {
             failure.get_or_insert(error.into());
+        }
+        match hashing.take().map(Hashing::finish) {
+            Some(Ok(inputs)) => manifest.inputs = inputs,
+            Some(Err(error)) => {
+                failure.get_or_insert(error.into());
+            }
+            None => {}
         }
         (summary.status, summary.status_detail) = status(failure.as_ref());
         if !has_record && count > 0 {
@@ -115,7 +131,10 @@ impl RunFiles {
         let mut written = dir
             .write_summary(summary)
             .and_then(|()| dir.write_report_with(manifest.clone()))
-            .and_then(|()| dir.write_manifest(manifest));
+            .and_then(|()| {
+                manifest.outputs = dir.outputs()?;
+                dir.write_manifest(manifest)
+            });
         if failure.is_none() {
             written = written.and_then(|()| dir.remove_checkpoints());
         }

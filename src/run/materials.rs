@@ -1,6 +1,6 @@
 //! What a scenario names, loaded: checkpoint and texts, or the settings of a synthetic source.
 
-use crate::model::checkpoint::{Checkpoint, CheckpointError};
+use crate::model::checkpoint::{Checkpoint, CheckpointError, checkpoint_files};
 use crate::model::quantize::{ExpertCosts, QuantizeError, expert_costs};
 use crate::model::tokenizer::{TextError, Tokenizer, read_text};
 use crate::model::trunk::Trunk;
@@ -109,6 +109,18 @@ pub enum MaterialsError {
         /// What to do.
         help: String,
     },
+}
+
+/// Files that a scenario's inputs are read from: checkpoint and tokenizer, texts and trace.
+pub(super) fn files_of(scenario: &Scenario) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    if let Source::Checkpoint { checkpoint, text } = &scenario.source {
+        files.extend(checkpoint_files(checkpoint));
+        files.extend(text.iter().cloned());
+    }
+    files.extend(scenario.precision.calibration_text.clone());
+    files.extend(scenario.load.trace.clone());
+    files
 }
 
 impl Materials {

@@ -43,7 +43,7 @@ use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
 use crate::measure::clock::unix_ns;
 use crate::results::checkpoint::Latest;
-use crate::results::{Quality, ResultsError, RunDir, Summary};
+use crate::results::{Hashing, Quality, ResultsError, RunDir, Summary};
 use crate::scenario::Scenario;
 use crate::scenario::file::Engine;
 use crate::source::trace::TraceError;
@@ -81,6 +81,9 @@ pub struct RunSettings<'a> {
     pub run_token: RunToken,
     /// Whether this process starts a worker of its own beside those that join.
     pub hosts_worker: bool,
+    /// Whether batches and steps start as soon as the one before has ended, without waiting for their time:
+    /// the game is the same, and latencies mean nothing.
+    pub at_once: bool,
 }
 
 /// Hears what a run is doing; draws it, or not.
@@ -181,6 +184,7 @@ pub async fn resume(
 struct Inputs {
     materials: Materials,
     demand: Demand,
+    hashing: Hashing,
 }
 
 impl Inputs {
@@ -189,7 +193,8 @@ impl Inputs {
         let materials = Materials::load(scenario, &settings.registries.costs)?;
         let context = materials.context(&scenario.load.generation);
         let demand = Arrivals::of(scenario, context)?.of_scenario(scenario);
-        Ok(Self { materials, demand })
+        let hashing = Hashing::start(materials::files_of(scenario));
+        Ok(Self { materials, demand, hashing })
     }
 }
 
@@ -197,10 +202,11 @@ impl Inputs {
 async fn play(
     scenario: &Scenario,
     (settings, clock): (RunSettings<'_>, &Clock),
-    Inputs { materials, demand }: Inputs,
+    Inputs { materials, demand, hashing }: Inputs,
     mut record: RunFiles,
     (from, mut interrupts): (Option<(State, Latest)>, Interrupts),
 ) -> Result<RunEnd, PlanError> {
+    record.hashing = Some(hashing);
     let prepared = interrupts.or(prepare(&materials, scenario, &settings, clock));
     let prepared = match prepared.await {
         Ok(Ok(prepared)) => prepared,
@@ -257,7 +263,7 @@ async fn play(
 }
 
 /// An arena and a record as a checkpoint left them, or new ones; where serving goes on; and what nodes did
-/// before. From here on checkpoints are written, and the manifest says that the run goes on.
+/// before. From here on checkpoints are written, and the manifest says what was read and that the run goes on.
 fn recall(
     plan: &Plan<'_>,
     recorder: &mut Recorder,
@@ -266,13 +272,15 @@ fn recall(
     clock: &Clock,
 ) -> Result<(Arena, Option<GoingOn>, Served), ResultsError> {
     let mut arena = plan.arena(plan.source().as_ref());
-    let every_rounds = plan.scenario.run.checkpoint_every_rounds;
+    // Widths in flight and the experts that nodes hold by then are in no checkpoint.
+    let stays = plan.scenario.precision.reallocate.is_off();
+    let every_rounds = if stays { plan.scenario.run.checkpoint_every_rounds } else { 0 };
     let identity = record.manifest.identity();
     let Some((state, latest)) = from else {
         let started = (unix_ns(clock.started_at()), Served::default());
         let files = (&record.dir, identity);
         recorder.keep(Checkpoints::start(every_rounds, files, None, started)?);
-        record.goes_on()?;
+        record.begins()?;
         return Ok((arena, None, Served::default()));
     };
     let (going_on, Parts { arena: memory, served, sums }) = resume::going_on(state, &latest);
@@ -285,7 +293,7 @@ fn recall(
     let started = (unix_ns(record.started_at), served.clone());
     let files = (&record.dir, identity);
     recorder.keep(Checkpoints::start(every_rounds, files, Some(&latest), started)?);
-    record.goes_on()?;
+    record.begins()?;
     Ok((arena, Some(going_on), served))
 }
 

@@ -178,6 +178,7 @@ impl WidthsInFlight<'_> {
 mod tests {
     use super::*;
     use crate::dispatch::InProcess;
+    use crate::run::checkpoint::Boundary;
     use crate::run::controls::{Played, shards_on};
     use crate::run::decode::{Answer, StepDone};
     use crate::run::demand::Arrivals;
@@ -260,7 +261,7 @@ batch_requests_max = 4
         fn widths_brought(&mut self, brought: &WidthsBrought<'_>) {
             self.figures.add(brought);
         }
-        fn goes_on(&mut self) -> Result<bool, ServeError> {
+        fn goes_on(&mut self, _: &Boundary<'_>) -> Result<bool, ServeError> {
             Ok(true)
         }
     }
@@ -289,8 +290,9 @@ batch_requests_max = 4
         let mut arena = plan.arena(plan.source().as_ref());
         arena.follow_loads(plan.follow().expect("it is on"));
         let mut eye = Eye::default();
-        let on: (&dyn Progress, &Clock) = (&Silent, &clock);
-        let served = plan.serve_demand(&plan.demand, &mut arena, &mut dispatch, on, &mut eye);
+        let on: (&dyn Progress, &Clock, bool) = (&Silent, &clock, true);
+        let demand = (&plan.demand, None);
+        let served = plan.serve_demand(demand, &mut arena, &mut dispatch, on, &mut eye);
         served.await.expect("nothing fails");
 
         assert_eq!((eye.seen.len(), eye.batches.len()), (20, 10));

@@ -15,9 +15,8 @@ use crate::dispatch::Served;
 use crate::results::checkpoint::{Latest, LoggedRow, RowLog};
 use crate::results::{
     BatchTimes, Goal, HottestExpert, LayerFigures, Layers, MotionFigures, Outcomes, Pairs,
-    ReallocationFigures, ResultsError, ResumeFigures, RoundRow, RunDir, ServedNodeLoads, StepTheory,
-    Summary,
-    TableWriter, TailTheory, Throughput,
+    ReallocationFigures, ResultsError, ResumeFigures, RoundRow, RunDir, ServedNodeLoads,
+    StepTheory, Summary, TableWriter, TailTheory, Throughput,
 };
 use crate::scenario::Scenario;
 use crate::source::{KeptExperts, SourceShape};
@@ -64,6 +63,8 @@ pub(super) struct Sums {
     play: PlaySums,
     flock: FlockSums,
     nodes_changed: bool,
+    /// With fields that are left out where they are empty, which only a format with names can do.
+    #[serde(with = "as_json")]
     layers: Vec<LayerFigures>,
     payload_bytes: u64,
     /// Tokens of all batches or steps.
@@ -200,7 +201,7 @@ impl Recorder {
     pub(super) fn widths_ended(&mut self, bits: Vec<Vec<u32>>) {
         if let Some(figures) = &mut self.reallocation {
             figures.ended(&bits);
-            self.layers.iter_mut().zip(bits).for_each(|(layer, bits)| layer.bits_end = bits);
+            self.sums.layers.iter_mut().zip(bits).for_each(|(layer, bits)| layer.bits_end = bits);
         }
     }
 
@@ -487,4 +488,22 @@ fn mean(loads: &[u32]) -> f64 {
 
 fn largest(loads: &[u32]) -> f64 {
     f64::from(loads.iter().copied().max().unwrap_or(0))
+}
+
+/// Layers as JSON text within another format.
+mod as_json {
+    use crate::results::LayerFigures;
+    use serde::de::Error as _;
+    use serde::ser::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(of: &[LayerFigures], to: S) -> Result<S::Ok, S::Error> {
+        serde_json::to_string(of).map_err(S::Error::custom)?.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<LayerFigures>, D::Error> {
+        serde_json::from_str(&String::deserialize(from)?).map_err(D::Error::custom)
+    }
 }

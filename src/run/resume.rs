@@ -4,9 +4,10 @@ use super::checkpoint::State;
 use super::serve::GoingOn;
 use crate::measure::Clock;
 use crate::measure::clock::{at_unix_ns, rfc3339_utc};
-use crate::results::checkpoint::{CheckpointError, Latest, RunIdentity, latest};
-use crate::results::{Machine, Manifest, ResultsError, Resumption, RunDir, RunLock, Source};
-use std::fs;
+use crate::results::checkpoint::{CheckpointError, Latest, latest};
+use crate::results::{
+    FileRecord, Machine, Manifest, ResultsError, Resumption, RunDir, RunLock, Source,
+};
 use std::path::{Path, PathBuf};
 
 /// A run that was cut, and can go on.
@@ -36,16 +37,9 @@ pub enum ResumeError {
         /// How it ended.
         exit_code: u8,
     },
-    /// The scenario is not the one that was run.
-    #[error("{} is not the scenario that the run was started with (BLAKE3 {found}, and manifest.json has {expected}): put it back, or run it as a new run", file.display())]
-    OtherScenario {
-        /// The file.
-        file: PathBuf,
-        /// Its hash.
-        found: String,
-        /// The hash in the manifest.
-        expected: String,
-    },
+    /// Files that it read are not what they were.
+    #[error("what the run read is not what it was, so it cannot go on: {0}")]
+    OtherInputs(String),
 }
 
 impl ResumeError {
@@ -65,22 +59,20 @@ impl CutRun {
     /// Takes the directory of a run that was cut: killed, interrupted, or ended by a failure.
     ///
     /// # Errors
-    /// It is complete or still written to, scenario or checkpoints are of another run, or nothing is whole.
+    /// It is complete or still written to, what it read has changed, its checkpoints are of another run, or
+    /// none is whole.
     pub fn open(path: &Path) -> Result<Self, ResumeError> {
         let dir = RunDir::open(path)?;
         let manifest = dir.read_manifest()?;
-        // 3: it came to its end and missed a goal.
-        if let Some(exit_code @ (0 | 3)) = manifest.exit_code {
+        if let Some(exit_code) = manifest.exit_code.filter(|_| manifest.is_complete()) {
             return Err(ResumeError::Complete { path: path.to_owned(), exit_code });
         }
         let lock = dir.lock()?;
-        let file = path.join("scenario.toml");
-        let text =
-            fs::read(&file).map_err(|source| ResultsError::Read { file: file.clone(), source })?;
-        let found = blake3::hash(&text).to_hex().to_string();
-        if found != manifest.scenario_blake3 {
-            let expected = manifest.scenario_blake3;
-            return Err(ResumeError::OtherScenario { file, found, expected });
+        dir.check_scenario(&manifest)?;
+        let changed = |record: &FileRecord| record.change(Path::new(&record.path));
+        let changed: Vec<String> = manifest.inputs.iter().filter_map(changed).collect();
+        if !changed.is_empty() {
+            return Err(ResumeError::OtherInputs(changed.join("; ")));
         }
         let latest = latest(&dir, &manifest.identity())?;
         Ok(Self { dir, lock, manifest, latest })
@@ -92,19 +84,22 @@ impl CutRun {
         self.dir.path().join("scenario.toml")
     }
 
-    /// A sentence on where it goes on.
+    /// Where it goes on, and what may keep it from the bits of a whole run.
     #[must_use]
     pub fn says(&self) -> String {
-        match &self.latest {
+        let mut said = match &self.latest {
             None => "no checkpoint was written: the run starts over".to_owned(),
             Some(latest) => {
                 let at = rfc3339_utc(at_unix_ns(latest.written_unix_ns()));
-                let passed = latest.passed_over().map_or_else(String::new, |why| {
-                    format!("; a newer checkpoint is damaged and passed over ({why})")
-                });
-                format!("going on from the checkpoint of {at}{passed}")
+                format!("going on from the checkpoint of {at}")
             }
+        };
+        if let Some(why) = self.latest.as_ref().and_then(Latest::passed_over) {
+            said += &format!("; a newer checkpoint is damaged and passed over ({why})");
         }
+        let notes = self.manifest.unlike_this_process();
+        notes.iter().for_each(|note| said += &format!("\nnote: {note}"));
+        said
     }
 
     /// What it goes on from, decoded.
@@ -134,14 +129,6 @@ impl CutRun {
 
     pub(super) fn latest(self) -> (RunDir, RunLock, Manifest, Option<Latest>) {
         (self.dir, self.lock, self.manifest, self.latest)
-    }
-}
-
-impl Manifest {
-    /// Which run its checkpoints are of.
-    #[must_use]
-    pub fn identity(&self) -> RunIdentity {
-        RunIdentity { run_id: self.run_id.clone(), scenario_blake3: self.scenario_blake3.clone() }
     }
 }
 

@@ -90,6 +90,8 @@ pub(super) trait Watch {
 pub(super) struct Serving<'a> {
     pub(super) clock: &'a Clock,
     pub(super) progress: &'a dyn Progress,
+    /// Whether nothing waits for its time.
+    at_once: bool,
     /// The router's time of the latest round.
     route_ns: Arc<AtomicU64>,
     /// Columns of hidden rows that go to other processes; none where all is in this one.
@@ -97,6 +99,13 @@ pub(super) struct Serving<'a> {
 }
 
 impl Serving<'_> {
+    /// Waits until a batch or step may start.
+    pub(super) async fn until(&self, due_ns: u64) {
+        if !self.at_once {
+            self.clock.sleep_until_ns(due_ns).await;
+        }
+    }
+
     /// Hands a round on, with the router's time and the payload.
     pub(super) fn round(&self, round: &Round<'_>, arena: &Arena, watch: &mut impl Watch) {
         let payload = self.sent_width.map_or((0, 0), |width| payload_bytes(round, width));
@@ -161,6 +170,7 @@ pub(super) struct ServeOnce<'a> {
     /// Outside of what an interrupt drops: it knows what was ordered when the run was stopped.
     pub(super) arena: Arena,
     pub(super) from: Option<GoingOn>,
+    pub(super) at_once: bool,
     /// What the clock showed when it was last known to stand still; none while it goes.
     pub(super) stands_at_ns: Option<u64>,
 }
@@ -178,7 +188,7 @@ impl Job for ServeOnce<'_> {
             self.clock = Clock::going_on(now_ns, from.position.started_at());
         }
         self.stands_at_ns = None;
-        let on = (self.progress, &self.clock);
+        let on = (self.progress, &self.clock, self.at_once);
         self.plan.serve_demand((demand, from), arena, dispatch, on, recorder).await
     }
 }
@@ -192,16 +202,15 @@ impl Plan<'_> {
         clock: &Clock,
         interrupts: &mut Interrupts,
         recorder: &mut Recorder,
-        (arena, from): (Arena, Option<GoingOn>),
+        (mut arena, from): (Arena, Option<GoingOn>),
     ) -> (Result<(), ServeError>, Served) {
         let stands_at_ns = from.as_ref().map(|from| from.position.now_ns);
-        let (clock, progress) = (*clock, settings.progress);
-        let mut arena = arena;
+        let (clock, progress, at_once) = (*clock, settings.progress, settings.at_once);
         if let Some(follow) = self.follow() {
             arena.follow_loads(follow);
         }
         let mut job =
-            ServeOnce { plan: self, clock, progress, recorder, arena, from, stands_at_ns };
+            ServeOnce { plan: self, clock, progress, recorder, arena, from, at_once, stands_at_ns };
         let (result, served) = self.on_nodes(settings, interrupts, &mut job).await;
         job.recorder.pairs(job.arena.pairs());
         job.recorder.motion(job.arena.motion());
@@ -220,13 +229,13 @@ impl Plan<'_> {
         (demand, from): (&Demand, Option<GoingOn>),
         arena: &mut Arena,
         dispatch: &mut impl Dispatch,
-        (progress, clock): (&dyn Progress, &Clock),
+        (progress, clock, at_once): (&dyn Progress, &Clock, bool),
         watch: &mut impl Watch,
     ) -> Result<(), ServeError> {
         let route_ns = time_router(arena, *clock);
         let remote = self.scenario.nodes.engine != Engine::InProcess;
         let sent_width = remote.then(|| self.source().shape().width);
-        let serving = Serving { clock, progress, route_ns, sent_width };
+        let serving = Serving { clock, progress, at_once, route_ns, sent_width };
         match &demand.answers {
             None => self.serve_batches((demand, from), arena, dispatch, &serving, watch).await,
             Some(answers) => {
@@ -262,9 +271,9 @@ impl Plan<'_> {
         let requests = demand.intended_ns.len() as u64;
         for (place, batch) in demand.batches.iter().enumerate().skip(done) {
             let closes_ns = serving_from_ns + batch.closes_ns;
-            clock.sleep_until_ns(closes_ns).await;
+            serving.until(closes_ns).await;
             let started_ns = clock.now_ns();
-            watch.released(started_ns - closes_ns.max(free_ns));
+            watch.released(started_ns.saturating_sub(closes_ns.max(free_ns)));
             free_ns = started_ns;
             let intended = |id: RequestId| (id, demand.intended_ns[id.index()]);
             let asked: Vec<_> = batch.request_ids().map(intended).collect();

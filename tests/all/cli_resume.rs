@@ -224,6 +224,13 @@ fn the_loss_of_a_text_and_its_controls_are_those_of_a_whole_run() {
     let run = start(&folder, &sets);
     until_two_checkpoints(&folder);
     kill(run);
+    let text = fs::read_to_string(folder.path("text.txt")).expect("readable");
+    fs::write(folder.path("text.txt"), text.replacen('e', "a", 1)).expect("writable");
+    let refused = resume(&folder);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    let words = "what the run read is not what it was, so it cannot go on";
+    assert!(refused.stderr.contains(words), "{}", refused.stderr);
+    fs::write(folder.path("text.txt"), text).expect("writable");
     assert_eq!(resumed(&folder).0, expected);
 }
 

@@ -231,6 +231,11 @@ pub(crate) fn check_run_dir(path: &Path, requests_min: u64, requests_max: u64) -
     value
 }
 
+/// Relative paths of the files under a directory, ascending.
+pub(crate) fn names_under(path: &Path) -> Vec<String> {
+    files_under(path).into_iter().map(|(name, _)| name).collect()
+}
+
 /// Every file under a directory by its relative path, with its bytes, ascending.
 fn files_under(path: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();

@@ -21,6 +21,7 @@ mod cli_route;
 mod cli_run;
 mod cli_scenarios;
 mod cli_stored;
+mod cli_verify;
 mod combine;
 mod decode;
 mod families;

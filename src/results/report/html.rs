@@ -279,8 +279,8 @@ fn again(manifest: &Manifest, summary: &Summary) -> Markup {
     html! {
         p { "The command of this run:" }
         pre { code { (manifest.command_line()) } }
-        p { "The same from the resolved scenario in this directory:" }
-        pre { code { "nashflock run scenario.toml --seed " (manifest.seed) } }
+        p { "To replay this run, from the resolved scenario in its directory, and to hold a repetition against it:" }
+        pre { code { "nashflock replay ." br; "nashflock verify ." } }
         p.soft { "Same scenario and seed give the same state hash on the same processor type, at any number of threads and nodes." }
         div.text { (table(["", ""], rows)) }
         @if !summary.null_reasons.is_empty() {

@@ -214,7 +214,7 @@ impl Probes<'_> {
             let demand = self.arrivals.demand(scenario, (rate_per_s, requests), seed);
             let mut arena = self.plan.arena(self.plan.source().as_ref());
             tally.attempt(u64::from(requests), SHARE, error);
-            let on = (self.progress, self.clock);
+            let on = (self.progress, self.clock, false);
             self.plan.serve_demand((&demand, None), &mut arena, dispatch, on, &mut tally).await?;
             attempts += 1;
             let bounds = tally.bounds(error);
