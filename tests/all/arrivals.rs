@@ -3,7 +3,7 @@
 use nashflock::source::trace::read_arrivals;
 use std::path::Path;
 
-use crate::binary::{Folder, SYNTHETIC};
+use crate::binary::{Folder, SYNTHETIC, skipped};
 
 /// Requests a second, and the gaps' coefficient of variation.
 fn rate_and_variation(arrivals_ns: &[u64]) -> (f64, f64) {
@@ -19,7 +19,7 @@ fn rate_and_variation(arrivals_ns: &[u64]) -> (f64, f64) {
 fn recorded_traces_have_the_rates_and_burstiness_that_are_known_of_them() {
     let traces = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/azure-llm-2023");
     if !traces.exists() {
-        eprintln!("skipped: {} is not there", traces.display());
+        skipped(&format!("{} is not there", traces.display()));
         return;
     }
     for (file, rows, rate, variation) in

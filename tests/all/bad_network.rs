@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::binary::{Ended, Folder, Running, SYNTHETIC, until};
+use crate::binary::{Ended, Folder, Running, SYNTHETIC, skipped, until};
 
 /// Batches for some seconds.
 fn folder(requests: u32) -> Folder {
@@ -220,11 +220,11 @@ fn a_network_that_drops_packets_changes_no_result() {
     match tried {
         Ok(tried) if tried.status.success() => {}
         Ok(tried) => {
-            eprintln!("skipped: {}", String::from_utf8_lossy(&tried.stderr).trim());
+            skipped(String::from_utf8_lossy(&tried.stderr).trim());
             return;
         }
         Err(error) => {
-            eprintln!("skipped: unshare: {error}");
+            skipped(&format!("unshare: {error}"));
             return;
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nashflock::results::{RunDir, Status};
 use tempfile::TempDir;
 
-use crate::binary::{Ended, Folder, Running, SYNTHETIC, is_alive, signal, until};
+use crate::binary::{Ended, Folder, Running, SYNTHETIC, is_alive, signal, skipped, until};
 use crate::cli_run::check_run_dir;
 
 /// Requests of a run that goes on for minutes unless it is stopped.
@@ -124,7 +124,7 @@ fn a_full_disk_ends_the_run_with_4_and_names_the_file() {
     // Room for no file, for the first ones, and for all but the last one.
     for bytes in [8 << 10, 24 << 10, 60 << 10] {
         let Some(disk) = SmallDisk::mount(bytes) else {
-            return eprintln!("skipped: this process may not mount a tmpfs");
+            return skipped("this process may not mount a tmpfs");
         };
         let folder = Folder::with(SYNTHETIC);
         let out = disk.0.path().join("out");

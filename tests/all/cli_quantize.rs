@@ -14,7 +14,7 @@ use nashflock::model::quantize::{Measured, Pruning, QuantizedModel, Rounding};
 use nashflock::model::tokenizer::{Tokenizer, read_text};
 use serde_json::Value;
 
-use crate::binary::Ended;
+use crate::binary::{Ended, skipped};
 use crate::cli_ended_early::SmallDisk;
 
 fn repository(path: &str) -> PathBuf {
@@ -219,7 +219,7 @@ fn experts_that_saw_no_token_are_quantized_and_counted() {
 fn a_full_disk_ends_it_with_4_and_leaves_no_checkpoint() {
     // Room for the configuration, not for the weights.
     let Some(disk) = SmallDisk::mount(600 << 10) else {
-        return eprintln!("skipped: this process may not mount a tmpfs");
+        return skipped("this process may not mount a tmpfs");
     };
     let out = disk.0.path().join("out");
     let ended = quantize(DENSE, "85%", &out, &[]);
@@ -426,11 +426,11 @@ fn what_cannot_be_quantized_is_refused_before_anything_is_written() {
 fn held_out_loss_of_quantized_64_experts_stays_within_its_bar() {
     let texts = ["../shared/data/books/train.txt", "../shared/data/books/valid.txt"];
     if std::env::var_os("RUN_SLOW").is_none() {
-        eprintln!("skipped: minutes of work; set RUN_SLOW=1");
+        skipped("minutes of work; set RUN_SLOW=1");
         return;
     }
     if texts.iter().any(|text| !repository(text).exists()) {
-        eprintln!("skipped: {texts:?} are not there");
+        skipped(&format!("{texts:?} are not there"));
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");

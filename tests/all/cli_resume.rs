@@ -9,7 +9,7 @@ use std::time::Duration;
 use nashflock::results::{Layers, Manifest, RequestRow, RoundRow, RunDir, Status, Summary};
 use serde_json::{Value, json};
 
-use crate::binary::{Ended, Folder, Running, SYNTHETIC, signal, until};
+use crate::binary::{Ended, Folder, Running, SYNTHETIC, signal, skipped, until};
 use crate::cli_ended_early::SmallDisk;
 use crate::cli_run::check_run_dir;
 
@@ -403,7 +403,7 @@ fn what_cannot_go_on_is_refused_with_2_and_a_reason_and_nothing_is_changed() {
 #[test]
 fn a_run_that_a_full_disk_ended_goes_on_when_there_is_room() {
     let Some(disk) = SmallDisk::mount(64 << 10) else {
-        return eprintln!("skipped: this process may not mount a tmpfs");
+        return skipped("this process may not mount a tmpfs");
     };
     let folder = slow();
     let expected = whole(&folder, &AT_ONCE);

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::binary::{Folder, SYNTHETIC};
+use crate::binary::{Folder, SYNTHETIC, skipped};
 
 const IMPORTS: &str = "import grpc, grpc_health.v1.health_pb2, grpc_reflection.v1alpha";
 
@@ -24,9 +24,9 @@ fn python() -> Option<PathBuf> {
 #[test]
 fn pythons_grpcio_lists_the_services_checks_health_and_is_told_what_is_wrong() {
     let Some(python) = python() else {
-        eprintln!(
-            "skipped: no Python with grpcio, grpcio-health-checking and grpcio-reflection; .ci/run \
-             makes one in target/grpc-venv, and GRPC_PYTHON names another"
+        skipped(
+            "no Python with grpcio, grpcio-health-checking and grpcio-reflection; .ci/run makes one in \
+             target/grpc-venv, and GRPC_PYTHON names another",
         );
         return;
     };
@@ -53,7 +53,10 @@ fn pythons_grpcio_lists_the_services_checks_health_and_is_told_what_is_wrong() {
     for name in ["nashflock.v1.ExpertService", "grpc.health.v1.Health"] {
         assert!(services.iter().any(|service| service == name), "{services:?}");
     }
-    assert_eq!(found["methods"], serde_json::json!(["Compute", "LoadShard", "Status"]));
+    assert_eq!(
+        found["methods"],
+        serde_json::json!(["Compute", "DropShards", "LoadShard", "Status"])
+    );
     let health = &found["health"];
     assert_eq!([&health[""], &health["nashflock.v1.ExpertService"]], ["SERVING", "SERVING"]);
     assert_eq!(found["status"]["messageBytesMax"], "2097152", "{}", found["status"]);

@@ -1,6 +1,7 @@
 //! The forward pass against oracles that another library computed in f64, and broken checkpoints
 //! against the messages they deserve.
 
+use crate::binary::skipped;
 use agents::expert::BitWidth;
 use agents::linear::Weights;
 use nashflock::model::checkpoint::Checkpoint;
@@ -240,7 +241,7 @@ fn ids_of_another_vocabulary_and_long_windows_are_refused() {
 fn held_out(model: &str) -> Option<Document> {
     let path = root().join("../shared/data/books/valid.txt");
     if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
+        skipped(&format!("{} is not there", path.display()));
         return None;
     }
     let tokenizer = Tokenizer::open(&model_directory(model)).expect("shipped tokenizer");
@@ -258,7 +259,7 @@ fn first_windows(document: Document, windows: usize) -> Document {
 /// Scores the whole held-out text; the figures are those of the training library.
 fn check_held_out(name: &str, loss: f64, bits_per_char: f64) {
     if std::env::var_os("RUN_SLOW").is_none() {
-        eprintln!("skipped: RUN_SLOW is not set; this takes more than a minute on two cores");
+        skipped("RUN_SLOW is not set; this takes more than a minute on two cores");
         return;
     }
     let Some(document) = held_out(name) else { return };

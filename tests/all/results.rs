@@ -1,5 +1,6 @@
 //! Run directories: what is written can be read back, and nothing is lost or overwritten.
 
+use crate::binary::skipped;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,10 +92,10 @@ fn other_parquet_readers_see_the_same_columns_and_sums() {
         t.schema.field('step').type, t.schema.metadata[b'nashflock.schema_version'].decode())";
     let file = dir.path().join("rounds.parquet");
     let Ok(output) = Command::new("python3").arg("-c").arg(script).arg(&file).output() else {
-        return eprintln!("skipped: no python3");
+        return skipped("no python3");
     };
     if output.status.code() == Some(77) {
-        return eprintln!("skipped: python3 has no pyarrow");
+        return skipped("python3 has no pyarrow");
     }
     let rows: Vec<RoundRow> = (0..20_000).map(round).collect();
     let tokens: u64 = rows.iter().map(|row| row.tokens).sum();
@@ -199,7 +200,7 @@ fn a_write_that_fails_names_its_file_and_keeps_the_old_one() {
 #[test]
 fn a_full_disk_is_an_error_that_names_the_file() {
     let Ok(()) = fs::metadata("/dev/full").map(|_| ()) else {
-        return eprintln!("skipped: no /dev/full");
+        return skipped("no /dev/full");
     };
     let (_temporary, dir) = run_dir();
     dir.write("scenario.toml", b"seed = 1").expect("can be written");

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::binary::{Folder, SYNTHETIC};
+use crate::binary::{Folder, SYNTHETIC, skipped};
 
 /// Why there can be no cluster here; none where there can.
 fn missing() -> Option<String> {
@@ -28,7 +28,7 @@ fn missing() -> Option<String> {
 /// can be no cluster.
 fn on_four_nodes(folder: &Folder, script: &str, arguments: &[&str]) -> Option<Output> {
     if let Some(why) = missing() {
-        eprintln!("skipped: {why}");
+        skipped(&why);
         return None;
     }
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slurm");
