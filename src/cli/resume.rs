@@ -2,7 +2,9 @@
 
 use super::run::{ended, on_runtime};
 use super::{Failure, Outcome, check};
+use crate::dispatch::NodeSpec;
 use crate::run::{self, CutRun};
+use crate::scenario::{Scenario, sets_of_nodes};
 use agents::game::Registries;
 use clap::Args;
 use std::io::{self, Write as _};
@@ -12,6 +14,10 @@ use std::path::PathBuf;
 pub(super) struct ResumeArgs {
     /// Run directory of a run that was killed, interrupted, or ended by a failure
     run: PathBuf,
+    /// Other nodes than those it was cut on, as many of them: `in-process`, `local:N`, `peers:HOST:PORT,…`, or
+    /// `join:IP:PORT:N`
+    #[arg(long, value_name = "SPEC")]
+    nodes: Option<NodeSpec>,
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
@@ -21,11 +27,44 @@ pub(super) fn resume(args: &ResumeArgs, registries: &Registries) -> Outcome {
     let cut = CutRun::open(&args.run).map_err(|error| {
         if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }
     })?;
-    let scenario = check::load(&cut.scenario(), &[], registries, args.json)?;
+    let mut scenario = check::load(&cut.scenario(), &[], registries, args.json)?;
+    if let Some(nodes) = &args.nodes {
+        scenario = on_other_nodes(&cut, nodes, scenario.nodes.seats(), registries, args.json)?;
+    }
     // Standard error may be closed; the manifest says it too.
     let _ = writeln!(io::stderr(), "{}", cut.says());
     let end = on_runtime(&scenario, registries, None, None, async |settings, clock| {
         run::resume(&scenario, cut, settings, clock).await
     })?;
     ended(&end, args.json)
+}
+
+/// The scenario with other nodes, as many as the world that was cut has.
+fn on_other_nodes(
+    cut: &CutRun,
+    nodes: &NodeSpec,
+    count: usize,
+    registries: &Registries,
+    json: bool,
+) -> Result<Scenario, Failure> {
+    if matches!(nodes, NodeSpec::Slurm | NodeSpec::Kubernetes) {
+        let help =
+            "within a job, name the address that its other tasks join: --nodes join:IP:PORT:N";
+        return Err(Failure::BadInput(format!(
+            "--nodes: a cut run is resumed by one process\nhelp: {help}"
+        )));
+    }
+    let mut sets = sets_of_nodes(nodes);
+    if matches!(nodes, NodeSpec::InProcess) {
+        sets.push(format!("nodes.count={count}"));
+    }
+    let scenario = check::load(&cut.scenario(), &sets, registries, json)?;
+    let named = scenario.nodes.seats();
+    if named == count {
+        return Ok(scenario);
+    }
+    Err(Failure::BadInput(format!(
+        "--nodes: the run was cut on {count} nodes, and {named} are named: its experts are placed on as many\n\
+         help: name {count}, or start it anew with `nashflock replay`"
+    )))
 }

@@ -87,9 +87,7 @@ pub(super) fn play_again(
     out: PathBuf,
 ) -> Result<RunDir, Failure> {
     let mut scenario = scenario.clone();
-    if scenario.nodes.engine == Engine::Peers {
-        scenario.nodes.count = u32::try_from(scenario.nodes.peers.len()).unwrap_or(u32::MAX);
-    }
+    scenario.nodes.count = u32::try_from(scenario.nodes.seats()).unwrap_or(u32::MAX);
     scenario.nodes.engine = Engine::InProcess;
     scenario.nodes.peers.clear();
     scenario.run.checkpoint_every_rounds = 0;

@@ -16,6 +16,7 @@ use crate::results::checkpoint::{CheckpointWriter, Cut, Latest, RunIdentity};
 use crate::results::{ResultsError, RunDir};
 use crate::source::Sequences;
 use agents::ids::RequestId;
+use agents::precision::WidthDecision;
 use agents::round::{Arena, ArenaMemory};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ pub(super) struct Boundary<'a> {
     pub(super) gate: Option<&'a Gate>,
     /// Requests under way, where answers are decoded.
     pub(super) decoding: Option<(&'a BegunRequests, &'a Sequences)>,
+    /// Widths that were decided and are not in force yet.
+    pub(super) decided: Option<&'a WidthDecision>,
     /// What the nodes have done so far.
     pub(super) served: &'a dyn Fn() -> Served,
 }
@@ -72,6 +75,7 @@ pub(super) struct State {
     pub(super) arena: ArenaMemory,
     pub(super) gate: Option<Gate>,
     pub(super) decoding: Option<(BegunRequests, Sequences)>,
+    pub(super) decided: Option<WidthDecision>,
     /// What the nodes had done.
     pub(super) served: Served,
     pub(super) sums: AllSums,
@@ -84,6 +88,7 @@ struct StateRef<'a> {
     arena: ArenaMemory,
     gate: Option<&'a Gate>,
     decoding: Option<(&'a BegunRequests, &'a Sequences)>,
+    decided: Option<&'a WidthDecision>,
     served: Served,
     sums: (&'a Sums, &'a NodeLoadTotals, &'a RequestSums),
 }
@@ -162,6 +167,7 @@ impl Checkpoints {
             arena: at.arena.memory(),
             gate: at.gate,
             decoding: at.decoding,
+            decided: at.decided,
             served: (at.served)().after(&self.earlier),
             sums,
         };

@@ -63,8 +63,10 @@ impl Plan<'_> {
         let mut source = self.materials.generating_source(self.experts.kept(), lengths);
         let clock = serving.clock;
         let mut free_ns = clock.now_ns();
+        let mut widths = self.widths_in_flight();
         let (from_ns, done, mut begun) = match from {
-            Some(GoingOn { position, decoding, .. }) => {
+            Some(GoingOn { position, decoding, decided, .. }) => {
+                widths.going_on(decided, arena, dispatch).await?;
                 let (begun, sequences) = decoding.unwrap_or_default();
                 source.recall(sequences);
                 (position.serving_from_ns, position.steps_done, begun)
@@ -76,7 +78,6 @@ impl Plan<'_> {
         };
         let requests = demand.intended_ns.len() as u64;
         let mut answered = 0;
-        let mut widths = self.widths_in_flight();
         let mut steps = answers.steps(&demand.intended_ns).peekable();
         while let Some(step) = steps.next() {
             if step.step.index() < done {
@@ -141,6 +142,7 @@ impl Plan<'_> {
                 arena,
                 gate: None,
                 decoding: Some((&begun, source.sequences())),
+                decided: widths.decided(),
                 served: &|| dispatch.so_far(),
             };
             if !watch.goes_on(&at)? {

@@ -272,9 +272,10 @@ fn recall(
     clock: &Clock,
 ) -> Result<(Arena, Option<GoingOn>, Served), ResultsError> {
     let mut arena = plan.arena(plan.source().as_ref());
-    // Widths in flight and the experts that nodes hold by then are in no checkpoint.
-    let stays = plan.scenario.precision.reallocate.is_off();
-    let every_rounds = if stays { plan.scenario.run.checkpoint_every_rounds } else { 0 };
+    if let Some(follow) = plan.follow() {
+        arena.follow_loads(follow);
+    }
+    let every_rounds = plan.scenario.run.checkpoint_every_rounds;
     let identity = record.manifest.identity();
     let Some((state, latest)) = from else {
         let started = (unix_ns(clock.started_at()), Served::default());

@@ -43,7 +43,7 @@ impl<'a> Plan<'a> {
         demand: Demand,
         (experts, placed): (FittedExperts, Placed),
     ) -> Self {
-        let node_count = node_count(scenario);
+        let node_count = scenario.nodes.seats();
         Self { scenario, registries, materials, experts, placed, node_count, demand }
     }
 
@@ -244,7 +244,7 @@ pub(super) fn membership_figures(counts: &MembershipCounts) -> MembershipFigures
 /// The nodes that a scenario names, and how each is reached.
 pub(super) fn manifest_nodes(scenario: &Scenario) -> Vec<ManifestNode> {
     let nodes = &scenario.nodes;
-    let count = node_count(scenario);
+    let count = nodes.seats();
     let address = |node: usize| match nodes.engine {
         Engine::InProcess => "in-process".to_owned(),
         Engine::Local => "local".to_owned(),
@@ -255,11 +255,4 @@ pub(super) fn manifest_nodes(scenario: &Scenario) -> Vec<ManifestNode> {
         .zip(0..count)
         .map(|(id, node)| ManifestNode { node: id, address: address(node) })
         .collect()
-}
-
-fn node_count(scenario: &Scenario) -> usize {
-    match scenario.nodes.engine {
-        Engine::Peers => scenario.nodes.peers.len(),
-        Engine::Local | Engine::InProcess | Engine::Join => scenario.nodes.count as usize,
-    }
 }

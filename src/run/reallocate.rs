@@ -11,8 +11,8 @@ use crate::dispatch::{Dispatch, ShardAssignment};
 use crate::measure::Clock;
 use crate::model::checkpoint::ExpertWeights;
 use crate::results::ReallocationFigures;
-use agents::expert::Expert;
-use agents::ids::NodeId;
+use agents::expert::{BitWidth, Expert};
+use agents::ids::{ExpertId, LayerId, NodeId};
 use agents::precision::{
     Follow, FollowSettings, FollowedUnits, ReallocateLimits, WidthDecision, WidthMove,
 };
@@ -36,6 +36,22 @@ pub(super) struct WidthsInFlight<'a> {
     /// Decided, and quantized while a step is served.
     pending: Option<Pending>,
 }
+
+/// What an expert is computed at.
+struct Width {
+    layer: LayerId,
+    expert: ExpertId,
+    bits: BitWidth,
+}
+
+impl From<&WidthMove> for Width {
+    fn from(of: &WidthMove) -> Self {
+        Self { layer: of.layer, expert: of.expert, bits: of.to }
+    }
+}
+
+/// Experts whose weights are in memory together where a run goes on.
+const QUANTIZED_AT_ONCE: usize = 32;
 
 type Pending = (WidthDecision, JoinHandle<Vec<Arc<Expert>>>);
 
@@ -123,41 +139,82 @@ impl WidthsInFlight<'_> {
         let from_ns = clock.now_ns();
         if let Some((decision, quantized)) = self.pending.take() {
             let experts = quantized.await.expect("quantizing an expert does not panic");
-            let sent_bytes = self.bring(&decision.moves, &experts, arena, dispatch).await?;
+            let widths: Vec<Width> = decision.moves.iter().map(Width::from).collect();
+            let sent_bytes = self.bring(&widths, &experts, arena, dispatch).await?;
             let pause_ns = clock.now_ns() - from_ns;
             watch.widths_brought(&WidthsBrought { decision: &decision, sent_bytes, pause_ns });
         }
         if let Some(decision) = arena.take_width_decision() {
-            self.pending = Some(self.quantize(decision)?);
+            self.pending = Some(self.begin(decision)?);
         }
         Ok(())
     }
 
+    /// What was decided and is not in force yet.
+    pub(super) fn decided(&self) -> Option<&WidthDecision> {
+        self.pending.as_ref().map(|(decision, _)| decision)
+    }
+
+    /// Goes on after a cut, with nodes that hold the experts of the start: brings the widths that were in force,
+    /// and has what was `decided` by then quantized.
+    ///
+    /// # Errors
+    /// An expert that cannot be read, or nodes that cannot be brought what they need.
+    pub(super) async fn going_on(
+        &mut self,
+        decided: Option<WidthDecision>,
+        arena: &mut Arena,
+        dispatch: &mut impl Dispatch,
+    ) -> Result<(), ServeError> {
+        let mut changed = Vec::new();
+        for (layer, held) in self.plan.experts.served.iter().enumerate() {
+            let layer = LayerId::from_index(layer);
+            for (place, (bits, held)) in arena.bits(layer).into_iter().zip(held).enumerate() {
+                if bits != held.bits() {
+                    changed.push(Width { layer, expert: ExpertId::from_index(place), bits });
+                }
+            }
+        }
+        for some in changed.chunks(QUANTIZED_AT_ONCE) {
+            let quantized = self.quantize(some)?.await.expect("quantizing does not panic");
+            self.bring(some, &quantized, arena, dispatch).await?;
+        }
+        if let Some(decision) = decided {
+            self.pending = Some(self.begin(decision)?);
+        }
+        Ok(())
+    }
+
+    fn begin(&self, decision: WidthDecision) -> Result<Pending, ServeError> {
+        let widths: Vec<Width> = decision.moves.iter().map(Width::from).collect();
+        let quantized = self.quantize(&widths)?;
+        Ok((decision, quantized))
+    }
+
     /// Weights are read here, for a source lives as long as the run; the rest takes its own time.
-    fn quantize(&self, decision: WidthDecision) -> Result<Pending, ServeError> {
+    fn quantize(&self, widths: &[Width]) -> Result<JoinHandle<Vec<Arc<Expert>>>, ServeError> {
         let group = self.plan.scenario.precision.group as usize;
         let source = self.plan.source();
-        let read = |step: &WidthMove| Ok((step.to, source.expert(step.layer, step.expert)?));
-        let read = decision.moves.iter().map(read).collect::<Result<Vec<_>, ServeError>>()?;
-        let quantized = spawn_blocking(move || {
+        let read = |of: &Width| Ok((of.bits, source.expert(of.layer, of.expert)?));
+        let read = widths.iter().map(read).collect::<Result<Vec<_>, ServeError>>()?;
+        Ok(spawn_blocking(move || {
             let expert = |(bits, weights)| {
                 let ExpertWeights { shape, gate, up, down } = weights;
                 Arc::new(Expert::quantize(shape, &gate, &up, &down, bits, group))
             };
             read.into_iter().map(expert).collect()
-        });
-        Ok((decision, quantized))
+        }))
     }
 
     async fn bring(
         &self,
-        moves: &[WidthMove],
+        widths: &[Width],
         experts: &[Arc<Expert>],
         arena: &mut Arena,
         dispatch: &mut impl Dispatch,
     ) -> Result<u64, ServeError> {
         let mut shards = Vec::new();
-        for (WidthMove { layer, expert, to, .. }, weights) in moves.iter().zip(experts) {
+        for (Width { layer, expert, bits }, weights) in widths.iter().zip(experts) {
             let shard = |node: NodeId| ShardAssignment {
                 node,
                 layer: *layer,
@@ -165,7 +222,7 @@ impl WidthsInFlight<'_> {
                 expert_weights: Arc::clone(weights),
             };
             shards.extend(self.plan.placed.hosts(*layer, *expert).into_iter().map(shard));
-            arena.set_bits(*layer, *expert, *to);
+            arena.set_bits(*layer, *expert, *bits);
         }
         if shards.is_empty() {
             return Ok(0);
@@ -187,9 +244,8 @@ mod tests {
     use crate::run::serve::Refusal;
     use crate::run::{Progress, fit, placement, rules};
     use crate::scenario::{self, Known};
-    use agents::expert::BitWidth;
     use agents::game::Registries;
-    use agents::ids::{LayerId, RequestId, StepId};
+    use agents::ids::{RequestId, StepId};
     use std::ops::Range;
 
     const SCENARIO: &str = r#"schema_version = 1

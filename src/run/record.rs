@@ -39,9 +39,6 @@ pub(super) struct Recorder {
     checkpoints: Option<Checkpoints>,
     /// Which experts the loads are of, where some are pruned.
     kept: Option<KeptExperts>,
-    /// What following the loads changed; none where widths stay.
-    reallocation: Option<ReallocationFigures>,
-    width_changes: Vec<WidthChange>,
     pairs: Pairs,
     motion: Option<MotionFigures>,
     /// Of a request, mean.
@@ -70,6 +67,10 @@ pub(super) struct Sums {
     /// Tokens of all batches or steps.
     tokens_played: u64,
     resumed: ResumeFigures,
+    /// What following the loads changed; none where widths stay.
+    #[serde(with = "as_json")]
+    reallocation: Option<ReallocationFigures>,
+    width_changes: Vec<WidthChange>,
 }
 
 impl Recorder {
@@ -107,12 +108,12 @@ impl Recorder {
                 payload_bytes: 0,
                 tokens_played: 0,
                 resumed: ResumeFigures::default(),
+                reallocation,
+                width_changes: Vec::new(),
             },
             node_loads,
             checkpoints: None,
             kept,
-            reallocation,
-            width_changes: Vec::new(),
             pairs: Pairs::default(),
             motion: None,
             nodes_took: (None, None),
@@ -194,12 +195,12 @@ impl Recorder {
 
     /// How the widths changed while batches were answered.
     pub(super) fn width_changes(&self) -> &[WidthChange] {
-        &self.width_changes
+        &self.sums.width_changes
     }
 
     /// Notes the bits of every expert of the model at the end.
     pub(super) fn widths_ended(&mut self, bits: Vec<Vec<u32>>) {
-        if let Some(figures) = &mut self.reallocation {
+        if let Some(figures) = &mut self.sums.reallocation {
             figures.ended(&bits);
             self.sums.layers.iter_mut().zip(bits).for_each(|(layer, bits)| layer.bits_end = bits);
         }
@@ -233,7 +234,7 @@ impl Recorder {
         self.requests.sum_up(summary);
         summary.theory = self.theory(batches.as_ref(), summary);
         summary.pairs = Some(self.pairs);
-        summary.reallocation.clone_from(&self.reallocation);
+        summary.reallocation.clone_from(&self.sums.reallocation);
         summary.goals = self.goals(summary);
         self.null_reasons(summary);
         self.rounds.finish()?;
@@ -452,10 +453,10 @@ impl Watch for Recorder {
     }
 
     fn widths_brought(&mut self, brought: &WidthsBrought<'_>) {
-        if let Some(figures) = &mut self.reallocation {
+        if let Some(figures) = &mut self.sums.reallocation {
             figures.add(brought);
             let answered = self.requests.answered().len();
-            self.width_changes.push((answered, brought.decision.moves.clone()));
+            self.sums.width_changes.push((answered, brought.decision.moves.clone()));
         }
     }
 
@@ -490,20 +491,25 @@ fn largest(loads: &[u32]) -> f64 {
     f64::from(loads.iter().copied().max().unwrap_or(0))
 }
 
-/// Layers as JSON text within another format.
+/// Figures as JSON text within another format.
 mod as_json {
-    use crate::results::LayerFigures;
-    use serde::de::Error as _;
+    use serde::de::{DeserializeOwned, Error as _};
     use serde::ser::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+    use serde::{Deserialize as _, Deserializer, Serialize, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(of: &[LayerFigures], to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<T, S>(of: &T, to: S) -> Result<S::Ok, S::Error>
+    where
+        T: Serialize,
+        S: Serializer,
+    {
         serde_json::to_string(of).map_err(S::Error::custom)?.serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Vec<LayerFigures>, D::Error> {
+    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: DeserializeOwned,
+        D: Deserializer<'de>,
+    {
         serde_json::from_str(&String::deserialize(from)?).map_err(D::Error::custom)
     }
 }

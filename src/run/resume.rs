@@ -134,9 +134,9 @@ impl CutRun {
 
 /// Where serving goes on, of a checkpoint of this time.
 pub(super) fn going_on(state: State, latest: &Latest) -> (GoingOn, Parts) {
-    let State { position, arena, gate, decoding, served, sums } = state;
+    let State { position, arena, gate, decoding, decided, served, sums } = state;
     let written_unix_ns = latest.written_unix_ns();
-    (GoingOn { position, written_unix_ns, gate, decoding }, Parts { arena, served, sums })
+    (GoingOn { position, written_unix_ns, gate, decoding, decided }, Parts { arena, served, sums })
 }
 
 /// What a checkpoint holds beside where serving goes on.

@@ -19,6 +19,7 @@ use crate::scenario::file::{self, Engine};
 use crate::source::Sequences;
 use agents::admission::Admission;
 use agents::ids::{RequestId, StepId};
+use agents::precision::WidthDecision;
 use agents::queue::{Passed, Queue, QueueLimits};
 use agents::round::{Arena, Stage};
 use serde::{Deserialize, Serialize};
@@ -158,6 +159,8 @@ pub(super) struct GoingOn {
     pub(super) gate: Option<Gate>,
     /// Requests under way, where answers are decoded.
     pub(super) decoding: Option<(BegunRequests, Sequences)>,
+    /// Widths that were decided and not in force at the cut.
+    pub(super) decided: Option<WidthDecision>,
 }
 
 /// Serves a plan's demand once, and records it.
@@ -202,13 +205,10 @@ impl Plan<'_> {
         clock: &Clock,
         interrupts: &mut Interrupts,
         recorder: &mut Recorder,
-        (mut arena, from): (Arena, Option<GoingOn>),
+        (arena, from): (Arena, Option<GoingOn>),
     ) -> (Result<(), ServeError>, Served) {
         let stands_at_ns = from.as_ref().map(|from| from.position.now_ns);
         let (clock, progress, at_once) = (*clock, settings.progress, settings.at_once);
-        if let Some(follow) = self.follow() {
-            arena.follow_loads(follow);
-        }
         let mut job =
             ServeOnce { plan: self, clock, progress, recorder, arena, from, at_once, stands_at_ns };
         let (result, served) = self.on_nodes(settings, interrupts, &mut job).await;
@@ -259,7 +259,8 @@ impl Plan<'_> {
         // When the batch before had ended.
         let mut free_ns = clock.now_ns();
         let (serving_from_ns, done, mut gate) = match from {
-            Some(GoingOn { position, gate, .. }) => {
+            Some(GoingOn { position, gate, decided, .. }) => {
+                widths.going_on(decided, arena, dispatch).await?;
                 let gate = gate.unwrap_or_else(|| self.gate());
                 (position.serving_from_ns, position.steps_done, gate)
             }
@@ -307,6 +308,7 @@ impl Plan<'_> {
                 arena,
                 gate: Some(&gate),
                 decoding: None,
+                decided: widths.decided(),
                 served: &|| dispatch.so_far(),
             };
             if !watch.goes_on(&at)? {

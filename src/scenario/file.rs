@@ -416,6 +416,17 @@ pub struct Nodes {
     pub tls: Tls,
 }
 
+impl Nodes {
+    /// Nodes that experts are placed on.
+    #[must_use]
+    pub fn seats(&self) -> usize {
+        match self.engine {
+            Engine::Peers => self.peers.len(),
+            Engine::Local | Engine::InProcess | Engine::Join => self.count as usize,
+        }
+    }
+}
+
 impl Default for Nodes {
     fn default() -> Self {
         Self {

@@ -57,11 +57,17 @@ fn played(path: &Path) -> (Played, Summary, Manifest) {
     let generation = summary.generation.as_ref().map(|of| {
         (of.steps, of.prompt_tokens, of.generated_tokens, of.tokens_per_step, of.cache_bytes_max)
     });
+    let mut reallocation = summary.reallocation.clone();
+    if let Some(of) = &mut reallocation {
+        // Whoever goes on brings what is in force to new workers, and takes its time.
+        (of.pause_ns_max, of.bytes_sent) = (None, 0);
+    }
     let figures = json!({
         "state_hash": summary.state_hash,
         "convergence": convergence,
         "flock": summary.flock,
         "motion": summary.motion,
+        "reallocation": reallocation,
         "pairs": summary.pairs,
         "memory": summary.memory,
         "precision": summary.precision,
@@ -234,6 +240,56 @@ fn the_loss_of_a_text_and_its_controls_are_those_of_a_whole_run() {
     assert_eq!(resumed(&folder).0, expected);
 }
 
+/// A decision after every second batch, in force from the second after it on: cuts fall before, between and
+/// after.
+#[test]
+fn widths_that_follow_the_loads_are_those_of_a_whole_run() {
+    let folder = slow();
+    let mut args = vec!["--nodes", "local:2"];
+    for set in [
+        "game.router=top_k",
+        "precision.reallocate.every_steps=2",
+        "precision.reallocate.load_step=1.0",
+        "run.checkpoint_every_rounds=2",
+    ] {
+        args.extend(["--set", set]);
+    }
+    let expected = whole(&folder, &args);
+    let moves = |of: &Played| of.figures["reallocation"]["moves"].as_u64().expect("they follow");
+    assert!(moves(&expected) > 20, "{}", expected.figures["reallocation"]);
+    for wait_ms in [90, 130, 450] {
+        let run = start(&folder, &args);
+        until_two_checkpoints(&folder);
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        kill(run);
+        let (got, summary, manifest) = resumed(&folder);
+        assert!(manifest.resumes[0].steps_kept >= 2, "{:?}", manifest.resumes[0]);
+        assert_eq!(got, expected, "{wait_ms} ms after two checkpoints");
+        let sent = summary.reallocation.expect("they follow").bytes_sent;
+        assert!(sent > 0, "they were brought to the workers");
+        fs::remove_dir_all(folder.path("out")).expect("it is there");
+    }
+}
+
+#[test]
+fn a_run_goes_on_on_other_nodes_if_they_are_as_many() {
+    let folder = slow();
+    let expected = whole(&folder, &AT_ONCE).figures["state_hash"].clone();
+    let run = start(&folder, &["--nodes", "local:2"]);
+    until_two_checkpoints(&folder);
+    kill(run);
+    let on = |nodes: &str| folder.nashflock(&["resume", "out", "--nodes", nodes]);
+    let refused = on("local:3");
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    let said = "cut on 2 nodes, and 3 are named";
+    assert!(refused.stderr.contains(said), "{}", refused.stderr);
+    let ended = on("in-process");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let (got, _, manifest) = played(&folder.path("out"));
+    assert_eq!(got.figures["state_hash"], expected);
+    assert!(manifest.resumes[0].command.contains(&"in-process".to_owned()), "it is noted");
+}
+
 #[test]
 fn on_worker_processes_on_peers_and_on_workers_that_join_it_is_the_same() {
     let folder = slow();
@@ -381,7 +437,7 @@ fn what_cannot_go_on_is_refused_with_2_and_a_reason_and_nothing_is_changed() {
         bytes[12..44].copy_from_slice(hash.as_bytes());
         fs::write(file, bytes).expect("writable");
     }
-    refused("has layout 2 and this nashflock goes on from layout 1");
+    refused("has layout 3 and this nashflock goes on from layout 2");
     checkpoints(&folder).iter().for_each(|file| fs::write(file, b"NFLCHKPT").expect("writable"));
     refused("no checkpoint is whole");
     for (file, bytes) in checkpoints(&folder).iter().zip(&states) {

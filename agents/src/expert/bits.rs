@@ -3,7 +3,9 @@
 use std::fmt;
 
 /// Bits a weight code has; `Full` keeps f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum BitWidth {
     /// 2-bit codes.
     Two,

@@ -6,6 +6,7 @@ use super::reallocate::{
 use super::{Unit, evaluate};
 use crate::expert::BitWidth;
 use crate::ids::{ExpertId, LayerId};
+use serde::{Deserialize, Serialize};
 
 /// When widths are decided anew, and what that may change.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,7 +49,7 @@ pub struct Follow {
 }
 
 /// An expert gets another width.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WidthMove {
     /// Its layer.
     pub layer: LayerId,
@@ -61,7 +62,7 @@ pub struct WidthMove {
 }
 
 /// A decision.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WidthDecision {
     /// What changes, in an order in which the budget holds after each.
     pub moves: Vec<WidthMove>,
@@ -71,6 +72,14 @@ pub struct WidthDecision {
     pub cost_kept: f64,
     /// Bytes of all experts after it.
     pub bytes: u64,
+}
+
+/// What the steps so far have left: loads, and the options that were decided last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FollowMemory {
+    running: Vec<RunningLoads>,
+    options: Vec<usize>,
+    steps: u64,
 }
 
 impl Follow {
@@ -105,6 +114,27 @@ impl Follow {
         }
         self.steps += 1;
         self.steps.is_multiple_of(self.settings.every_steps).then(|| self.decide())
+    }
+
+    /// What the steps so far have left.
+    #[must_use]
+    pub fn memory(&self) -> FollowMemory {
+        let Self { running, options, steps, .. } = self;
+        FollowMemory { running: running.clone(), options: options.clone(), steps: *steps }
+    }
+
+    /// Whether a memory is that of as many layers, experts and options.
+    pub(crate) fn fits(&self, memory: &FollowMemory) -> bool {
+        let options = self.of.units.iter().map(|unit| unit.costs.len());
+        memory.running.len() == self.running.len()
+            && memory.running.iter().all(|running| running.loads().len() == self.of.experts)
+            && memory.options.len() == self.of.units.len()
+            && memory.options.iter().zip(options).all(|(option, options)| *option < options)
+    }
+
+    /// Goes on from a memory that fits.
+    pub(crate) fn recall(&mut self, memory: FollowMemory) {
+        (self.running, self.options, self.steps) = (memory.running, memory.options, memory.steps);
     }
 
     fn decide(&mut self) -> WidthDecision {

@@ -2,9 +2,10 @@
 
 use super::allocate::slack;
 use super::{AllocationError, Allocator as _, Hull, Problem, Unit, evaluate};
+use serde::{Deserialize, Serialize};
 
 /// The exponential moving average of each expert's load in pairs: `n̄ ← n̄ + s (n − n̄)`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunningLoads {
     step: f64,
     loads: Vec<f64>,
@@ -86,7 +87,7 @@ pub struct ReallocateLimits {
 }
 
 /// A unit takes another option.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BitsMove {
     /// The unit.
     pub unit: usize,
@@ -99,7 +100,7 @@ pub struct BitsMove {
 }
 
 /// What changes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reallocation {
     /// The moves, in an order in which the budget holds after each.
     pub moves: Vec<BitsMove>,

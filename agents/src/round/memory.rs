@@ -2,14 +2,17 @@
 
 use super::{Arena, motion::Motions};
 use crate::components::{FlockPrice, Load, NodeWork, Precision, Price};
+use crate::expert::BitWidth;
 use crate::flock::motion::{LayerMotion, MotionMemory};
-use crate::world::{LayerDynamics, Roster};
+use crate::precision::FollowMemory;
+use crate::world::{LayerDynamics, Roster, Widths};
 use bevy_ecs::prelude::Entity;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Everything that earlier batches left in a world: a few numbers an expert and a node, whatever the
-/// batches were, and the router rows where they move. A world of the same settings that recalls it plays on
+/// batches were, the router rows where they move, and bits
+/// where they follow the loads. A world of the same settings that recalls it plays on
 /// with the same bits. Of random streams it has those of rules of motion: no other is drawn from by
 /// rounds. What own systems keep is not in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +24,8 @@ pub struct ArenaMemory {
     nodes: Vec<NodeWork>,
     /// By layer, where router rows move.
     motion: Option<Vec<MotionMemory>>,
+    /// Where widths follow the loads.
+    follow: Option<FollowMemory>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +34,8 @@ struct ExpertMemory {
     price: f64,
     flock: FlockPrice,
     routed_gate: f64,
+    /// In force.
+    bits: BitWidth,
 }
 
 /// The memory is that of a world with other layers, experts or nodes.
@@ -46,11 +53,13 @@ impl Arena {
         let roster = world.resource::<Roster>();
         let expert = |entity: &Entity| {
             let entity = world.entity(*entity);
+            let precision = entity.get::<Precision>().expect(KNOWN);
             ExpertMemory {
                 load: entity.get::<Load>().expect(KNOWN).0,
                 price: entity.get::<Price>().expect(KNOWN).0,
                 flock: *entity.get::<FlockPrice>().expect(KNOWN),
-                routed_gate: entity.get::<Precision>().expect(KNOWN).routed_gate,
+                routed_gate: precision.routed_gate,
+                bits: precision.bits,
             }
         };
         let dynamics = &world.resource::<LayerDynamics>().0;
@@ -63,6 +72,7 @@ impl Arena {
                 .map(|node| *world.get::<NodeWork>(*node).expect(KNOWN))
                 .collect(),
             motion: self.motion().map(|l| l.iter().map(LayerMotion::memory).collect()),
+            follow: world.get_resource::<Widths>().map(|widths| widths.follow.memory()),
         }
     }
 
@@ -71,7 +81,7 @@ impl Arena {
     /// # Errors
     /// When it is that of a world of another shape: nothing is changed then.
     pub fn recall(&mut self, memory: ArenaMemory) -> Result<(), ForeignMemory> {
-        let ArenaMemory { prices, experts, nodes, motion } = memory;
+        let ArenaMemory { prices, experts, nodes, motion, follow } = memory;
         let roster = self.world.resource::<Roster>();
         let of_experts = roster.experts.clone();
         let of_nodes = roster.nodes.clone();
@@ -86,6 +96,11 @@ impl Arena {
                         && layers.iter().zip(motion).all(|(layer, memory)| layer.fits(memory))
                 }
                 _ => false,
+            }
+            && match (self.world.get_resource::<Widths>(), &follow) {
+                (None, None) => true,
+                (Some(widths), Some(memory)) => widths.follow.fits(memory),
+                _ => false,
             };
         if !fits {
             return Err(ForeignMemory);
@@ -98,11 +113,15 @@ impl Arena {
             entity.get_mut::<Load>().expect(KNOWN).0 = memory.load;
             entity.get_mut::<Price>().expect(KNOWN).0 = memory.price;
             *entity.get_mut::<FlockPrice>().expect(KNOWN) = memory.flock;
-            entity.get_mut::<Precision>().expect(KNOWN).routed_gate = memory.routed_gate;
+            let mut precision = entity.get_mut::<Precision>().expect(KNOWN);
+            (precision.routed_gate, precision.bits) = (memory.routed_gate, memory.bits);
         }
         if let Some(motion) = motion {
             let mut motions = self.world.resource_mut::<Motions>();
             motions.layers.iter_mut().zip(motion).for_each(|(layer, of)| layer.recall(of));
+        }
+        if let Some(follow) = follow {
+            self.world.resource_mut::<Widths>().follow.recall(follow);
         }
         for (entity, work) in of_nodes.into_iter().zip(nodes) {
             *self.world.get_mut::<NodeWork>(entity).expect(KNOWN) = work;

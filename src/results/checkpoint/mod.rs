@@ -14,7 +14,7 @@ use super::{RequestRow, RoundRow};
 use serde::{Deserialize, Serialize};
 
 /// The layout of state files and log. One of another version is refused.
-pub const CHECKPOINT_VERSION: u32 = 1;
+pub const CHECKPOINT_VERSION: u32 = 2;
 
 const FOLDER: &str = "checkpoint";
 const LOG: &str = "checkpoint/rows.log";
