@@ -1,7 +1,8 @@
-//! Time, latency histograms and throughput.
+//! Time, latency histograms, throughput, and how sure a share is.
 
 pub mod clock;
 pub mod latency;
+pub mod share;
 
 pub use clock::Clock;
 pub use latency::{Latency, LatencyQuantiles};

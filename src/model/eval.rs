@@ -126,13 +126,13 @@ pub fn evaluate(
     for (index, (inputs, targets)) in
         cut.inputs.chunks(batch).zip(cut.targets.chunks(batch)).enumerate()
     {
-        let pass = run_layers(&mut model, inputs, |routed, batch_loads| {
+        let pass = run_layers(&mut model, inputs, WINDOW_TOKENS, |routed, batch_loads| {
             add_loads(&mut loads, routed, batch_loads);
         })?;
         losses.extend(match &mut reference {
             None => by_window(&pass.losses(targets)),
             Some(reference) => {
-                let other = run_layers(reference, inputs, |_, _| {})?;
+                let other = run_layers(reference, inputs, WINDOW_TOKENS, |_, _| {})?;
                 against.add(&pass.logits(), &other.logits(), targets, vocab)
             }
         });
@@ -176,12 +176,13 @@ pub fn half_width_95(values: &[f64]) -> Option<f64> {
 }
 
 /// Runs all layers of a batch and reports the loads of each routed one.
-fn run_layers<'a>(
+pub(super) fn run_layers<'a>(
     model: &mut Scored<'a>,
     inputs: &[u32],
+    window: usize,
     mut report: impl FnMut(usize, &[u32]),
 ) -> Result<Pass<'a>, TokensError> {
-    let mut pass = model.trunk.begin(inputs, WINDOW_TOKENS)?;
+    let mut pass = model.trunk.begin(inputs, window)?;
     for layer in 0..model.trunk.layers.len() {
         let Some(input) = pass.up_to_router(layer) else { continue };
         let MoeOutput { output, loads } = (model.moe)(layer, input.hidden, input.router_logits);

@@ -4,6 +4,7 @@
 pub mod architecture;
 mod blocks;
 pub mod checkpoint;
+pub mod choice;
 pub mod config;
 pub mod context;
 pub mod eval;

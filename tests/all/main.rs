@@ -9,6 +9,7 @@ mod checkpoints;
 mod cli_bad_input;
 mod cli_capacity;
 mod cli_ended_early;
+mod cli_eval_task;
 mod cli_faults;
 mod cli_membership;
 mod cli_motion;

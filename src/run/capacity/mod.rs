@@ -7,7 +7,6 @@
 
 mod probe;
 mod search;
-mod share;
 
 use super::demand::Arrivals;
 use super::interrupt::Interrupts;
@@ -17,10 +16,10 @@ use super::serve::ServeError;
 use super::{PlanError, Progress, RunSettings, prepare};
 use crate::dispatch::Dispatch;
 use crate::measure::Clock;
+use crate::measure::share::ShareBounds;
 use crate::scenario::Scenario;
 use probe::Tally;
 use search::Search;
-use share::ShareBounds;
 
 use super::materials::Materials;
 

@@ -1,7 +1,7 @@
 //! One probe: the scenario's requests at one rate, and how many were answered within the goal.
 
-use super::share::{ShareBounds, misses_allowed};
 use crate::measure::Latency;
+use crate::measure::share::{ShareBounds, misses_allowed};
 use crate::results::GeneratorLag;
 use crate::run::checkpoint::Boundary;
 use crate::run::decode::{Answer, StepDone};

@@ -4,11 +4,11 @@ use statrs::distribution::{Beta, ContinuousCDF as _};
 
 /// What the requests within a goal say of the share in the long run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct ShareBounds {
+pub struct ShareBounds {
     /// The share is below this with at most the probability that was asked for.
-    pub(super) lower: f64,
+    pub lower: f64,
     /// The share is above this with at most that probability.
-    pub(super) upper: f64,
+    pub upper: f64,
 }
 
 impl ShareBounds {
@@ -16,7 +16,8 @@ impl ShareBounds {
     ///
     /// # Panics
     /// When there are more successes than trials, or `error` is not inside 0 to 1.
-    pub(super) fn of(successes: u64, trials: u64, error: f64) -> Self {
+    #[must_use]
+    pub fn of(successes: u64, trials: u64, error: f64) -> Self {
         assert!(successes <= trials && error > 0.0 && error < 1.0, "a share and a probability");
         let (hits, misses) = (successes as f64, (trials - successes) as f64);
         let quantile = |a, b, p| Beta::new(a, b).expect("counts are not negative").inverse_cdf(p);
@@ -32,7 +33,8 @@ impl ShareBounds {
 }
 
 /// Misses among `trials` with which the upper bound still reaches `share`; none where it never does.
-pub(super) fn misses_allowed(trials: u64, share: f64, error: f64) -> Option<u64> {
+#[must_use]
+pub fn misses_allowed(trials: u64, share: f64, error: f64) -> Option<u64> {
     let reaches = |misses: u64| ShareBounds::of(trials - misses, trials, error).upper >= share;
     if !reaches(0) {
         return None;
