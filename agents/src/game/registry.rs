@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::routers::{
-    Auction, BestResponse, BestResponseBatched, Bip, DropBy, ExpertChoice, FlockPrices,
+    Auction, BestResponse, BestResponseBatched, Bip, CachePrior, DropBy, ExpertChoice, FlockPrices,
     GroupLimited, Hash, Hedge, Logit, LossFreeBias, Migration, Quantile, QuantileBalancing,
     Sinkhorn, SmoothStale, TopKCapacity,
 };
@@ -110,6 +110,11 @@ impl RouterRegistry {
             "loss_free_bias_proportional",
             "bias corrected in proportion to the excess load (tested)",
             Box::new(|| Box::new(LossFreeBias::proportional())),
+        );
+        add(
+            "cache_prior",
+            "top-k with a bonus of 0.05 for experts that worked lately (tested)",
+            Box::new(|| Box::new(CachePrior { bonus: 0.05 })),
         );
         add(
             "bip",

@@ -133,6 +133,7 @@ fn permuted_experts_have_permuted_loads_under_every_rule_without_draws() {
         "sinkhorn",
         "auction",
         "expert_choice",
+        "cache_prior",
         "loss_free_bias",
         "loss_free_bias_proportional",
         "quantile_balancing_histogram",

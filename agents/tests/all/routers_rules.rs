@@ -1,8 +1,8 @@
 //! What each rule and each kind of information guarantees.
 
 use agents::game::routers::{
-    Auction, BestResponse, BestResponseBatched, DropBy, ExpertChoice, GroupLimited, Hash,
-    TopKCapacity,
+    Auction, BestResponse, BestResponseBatched, CachePrior, DropBy, ExpertChoice, GroupLimited,
+    Hash, TopKCapacity,
 };
 use agents::game::{
     CostSettings, Dynamics, Equilibrium, Information, Play, Router as _, TokenSets, TopK, certify,
@@ -237,4 +237,40 @@ fn partial_information_costs_score_and_one_dispatcher_is_the_whole() {
         let certificate = certify(&linear.game(), &play.choices, &play.prices);
         assert!(certificate.relative_gap < 0.01 && certificate.max_over_mean < 1.5);
     }
+}
+
+/// One token a step, through a cache of the experts used last in each.
+#[test]
+fn a_prior_on_cached_experts_saves_misses_and_costs_at_most_its_bonus() {
+    let (experts, k, cached) = (32, 4, 8);
+    let values = skewed(600, experts, 11, false);
+    let run = |bonus: f64| {
+        let mut dynamics = Dynamics::new(Box::new(CachePrior { bonus }), Information::InBatch);
+        let (mut recent, mut misses): (Vec<ExpertId>, usize) = (Vec::new(), 0);
+        let mut chosen = Vec::new();
+        for row in values.chunks(experts) {
+            let table = Table::new(row.to_vec(), experts, k, &QUOTA);
+            let play = dynamics.play(&table.game());
+            let set = play.choices.row(0).to_vec();
+            let least = set.iter().map(|e| row[e.index()]).fold(f32::INFINITY, f32::min);
+            let left = (0..experts).filter(|e| !set.contains(&ExpertId::from_index(*e)));
+            let best_left = left.map(|e| row[e]).fold(f32::NEG_INFINITY, f32::max);
+            assert!(f64::from(best_left) <= f64::from(least) + bonus + 1e-7);
+            misses += set.iter().filter(|expert| !recent.contains(expert)).count();
+            recent.retain(|expert| !set.contains(expert));
+            recent.splice(0..0, set.iter().copied());
+            recent.truncate(cached);
+            chosen.push(set);
+        }
+        (misses, chosen)
+    };
+    let (without, plain) = run(0.0);
+    let top_k = values.chunks(experts).map(|row| {
+        let table = Table::new(row.to_vec(), experts, k, &QUOTA);
+        table.play(&TopK, None).0.choices.row(0).to_vec()
+    });
+    assert!(plain.into_iter().eq(top_k), "without a bonus it is top-k");
+    let (some, _) = run(0.05);
+    let (more, _) = run(0.2);
+    assert!(some < without && more < some, "{without} {some} {more}");
 }
