@@ -104,7 +104,12 @@ impl Bench<'_> {
     /// Bytes of the larger state file and of a row in the log, of a run that is killed.
     fn sizes(&self) -> Result<(String, String), Failure> {
         let out = self.folder.join("killed");
-        let mut run = self.command(1, &out).spawn()?;
+        // One that is still under way when it is killed.
+        let mut command = self.command(1, &out);
+        let requests = self.sets.iter().find_map(|set| set.strip_prefix("load.requests="));
+        let requests: u32 = requests.ok_or("every scenario sets its requests")?.parse()?;
+        command.args(["--set", &format!("load.requests={}", 20 * requests)]);
+        let mut run = command.spawn()?;
         let clock = Clock::start();
         let bytes =
             |name: &str| fs::metadata(out.join("checkpoint").join(name)).map_or(0, |of| of.len());
