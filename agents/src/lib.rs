@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod arrival;
 pub mod cached_attention;
+pub mod cluster;
 pub mod components;
 pub mod continuous;
 pub mod expert;

@@ -1,5 +1,6 @@
 //! Properties of the pure core, and comparisons with slow definitions of the same thing.
 
+mod cluster;
 mod expert;
 mod flock;
 mod flock_migration;
