@@ -32,6 +32,9 @@ pub(super) struct RunArgs {
     /// Seed of every random stream
     #[arg(long)]
     seed: Option<u64>,
+    /// Write `trace.json` into the results: stages, orders and requests in time, for Perfetto or Chrome
+    #[arg(long)]
+    trace: bool,
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
@@ -54,7 +57,8 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
     if let Some(task) = task.as_ref().filter(|task| task.rank > 0) {
         return task.work(&scenario);
     }
-    ended(&play(&scenario, registries, args.out, task.as_ref())?, args.json)
+    let end = play(&scenario, registries, args.out, task.as_ref(), args.trace)?;
+    ended(&end, args.json)
 }
 
 /// Prints the summary of a run, and tells how it ended.
@@ -106,9 +110,10 @@ pub(super) fn play(
     registries: &Registries,
     out: Option<PathBuf>,
     task: Option<&Task>,
+    trace: bool,
 ) -> Result<RunEnd, Failure> {
     on_runtime(scenario, registries, out, task, async |settings, clock| {
-        run::run(scenario, settings, clock).await
+        run::run(scenario, RunSettings { trace, ..settings }, clock).await
     })
 }
 
@@ -144,6 +149,7 @@ pub(super) fn on_runtime<T: Send>(
         run_token: task.map_or_else(worker::run_token, Task::token).into(),
         hosts_worker: task.is_some(),
         at_once: false,
+        trace: false,
     };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {

@@ -33,6 +33,8 @@ pub(super) struct Delivery<'a> {
     pub(super) identity: &'a mut Identity,
     /// How long the nodes of each round took.
     pub(super) fork_join: &'a mut ForkJoin,
+    /// When each order's own node answered, from the start.
+    pub(super) legs: &'a mut Vec<(NodeId, u64)>,
     pub(super) clock: Clock,
     /// For each message.
     pub(super) deadline: Duration,
@@ -60,8 +62,6 @@ struct Course<'c, 'a, 'o> {
     awaited: BTreeMap<u64, Awaited>,
     /// When each order's own node answered, from the start, ascending.
     answered_ns: Vec<u64>,
-    /// The same by node.
-    legs: Vec<(NodeId, u64)>,
     started_ns: u64,
     /// Orders that hedging was considered for, by place.
     considered: Vec<bool>,
@@ -113,7 +113,6 @@ impl Delivery<'_> {
             orders,
             awaited: BTreeMap::new(),
             answered_ns: Vec::with_capacity(orders.nodes.len()),
-            legs: Vec::with_capacity(orders.nodes.len()),
             started_ns,
             considered: vec![false; orders.nodes.len()],
             hedged: Vec::new(),
@@ -276,7 +275,7 @@ impl Course<'_, '_, '_> {
                 if is_first {
                     let took_ns = self.with.clock.now_ns() - self.started_ns;
                     self.answered_ns.push(took_ns);
-                    self.legs.push((node, took_ns));
+                    self.with.legs.push((node, took_ns));
                 }
                 Ok(())
             }
@@ -429,8 +428,8 @@ impl Course<'_, '_, '_> {
             }
         }
         self.with.health.ended(self.orders.nodes.len(), &self.answered_ns);
-        if self.legs.len() == self.orders.nodes.len() {
-            self.with.fork_join.record(self.legs.drain(..));
+        if self.with.legs.len() == self.orders.nodes.len() {
+            self.with.fork_join.record(self.with.legs.iter().copied());
         } else {
             self.with.fork_join.record_incomplete();
         }

@@ -176,6 +176,10 @@ impl Dispatch for Local {
         self.remote.is_available(node)
     }
 
+    fn legs(&self) -> &[(NodeId, u64)] {
+        self.remote.legs()
+    }
+
     fn node_load(&self, node: NodeId) -> NodeLoad {
         self.remote.node_load(node)
     }

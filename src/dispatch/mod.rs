@@ -103,6 +103,12 @@ pub trait Dispatch {
         NodeLoad::default()
     }
 
+    /// How long each node took to answer in the latest round, from its start, ns, in the order of the answers. Empty
+    /// where all experts are in this process.
+    fn legs(&self) -> &[(NodeId, u64)] {
+        &[]
+    }
+
     /// The nodes that host each expert, where that changed since it was last asked for; never where
     /// nodes do not come and go. Orders to other nodes are carried out all the same.
     fn moved(&mut self) -> Option<BTreeMap<(LayerId, ExpertId), Vec<NodeId>>> {

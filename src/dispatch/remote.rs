@@ -36,6 +36,8 @@ pub struct Remote {
     departures: Departures,
     pub(super) spot_check: SpotCheck,
     fork_join: ForkJoin,
+    /// Of the latest round.
+    legs: Vec<(NodeId, u64)>,
     clock: Clock,
     identity: Identity,
 }
@@ -101,6 +103,7 @@ impl Remote {
             faults: Faults::default(),
             departures: Departures::default(),
             fork_join: ForkJoin::default(),
+            legs: Vec::new(),
             clock: Clock::start(),
             identity: Identity::new(),
         }
@@ -312,6 +315,7 @@ impl Dispatch for Remote {
             let detail = format!("its order follows that of node {}", pair[0].node);
             return Err(DispatchError::Refused { node: pair[1].node, detail });
         }
+        self.legs.clear();
         let delivery = Delivery {
             peers: &mut self.peers,
             health: &mut self.health,
@@ -321,6 +325,7 @@ impl Dispatch for Remote {
             spot_check: &self.spot_check,
             identity: &mut self.identity,
             fork_join: &mut self.fork_join,
+            legs: &mut self.legs,
             clock: self.clock,
             deadline: self.deadlines.compute,
             gates,
@@ -332,6 +337,10 @@ impl Dispatch for Remote {
 
     fn is_available(&self, node: NodeId) -> bool {
         self.health.is_available(node, self.clock.now_ns())
+    }
+
+    fn legs(&self) -> &[(NodeId, u64)] {
+        &self.legs
     }
 
     fn node_load(&self, node: NodeId) -> NodeLoad {

@@ -21,6 +21,7 @@ mod serving;
 mod summary;
 mod table;
 mod theory;
+mod trace;
 
 pub use checkpoint::CHECKPOINT_VERSION;
 pub use error::ResultsError;
@@ -41,6 +42,7 @@ pub use summary::{
 };
 pub use table::summary_table;
 pub use theory::{BatchTimes, HottestExpert, QueueTheory, StepTheory, TailTheory};
+pub use trace::{TraceWriter, Track};
 
 /// The version of every file of a run directory; readers refuse newer ones.
 pub const SCHEMA_VERSION: u32 = 1;

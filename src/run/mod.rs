@@ -25,6 +25,7 @@ mod rules;
 mod serve;
 mod state_hash;
 mod sums;
+mod trace;
 mod width_control;
 
 pub use capacity::{
@@ -64,6 +65,7 @@ use resume::Parts;
 use serve::GoingOn;
 use std::path::{Path, PathBuf};
 use sums::NodeLoadSums;
+use trace::Trace;
 
 /// What a run needs beside its scenario.
 pub struct RunSettings<'a> {
@@ -84,6 +86,8 @@ pub struct RunSettings<'a> {
     /// Whether batches and steps start as soon as the one before has ended, without waiting for their time:
     /// the game is the same, and latencies mean nothing.
     pub at_once: bool,
+    /// Whether `trace.json` is written.
+    pub trace: bool,
 }
 
 /// Hears what a run is doing; draws it, or not.
@@ -222,6 +226,9 @@ async fn play(
     let experts = (plan.bits(), plan.experts.kept().cloned(), plan.reallocation());
     let mut recorder =
         Recorder::open(&record.dir, scenario, shape, experts, &plan.demand, node_loads)?;
+    if settings.trace {
+        recorder.draw(Some(Trace::start(&record.dir, scenario.nodes.seats())?));
+    }
     let summary = &mut record.summary;
     (summary.memory, summary.precision) = (plan.memory(), plan.precision());
     summary.pruning = plan.pruning();

@@ -241,7 +241,7 @@ mod tests {
     use crate::run::demand::Arrivals;
     use crate::run::materials::Materials;
     use crate::run::rounds::{Round, play_batch};
-    use crate::run::serve::Refusal;
+    use crate::run::serve::{Refusal, StageEnds};
     use crate::run::{Progress, fit, placement, rules};
     use crate::scenario::{self, Known};
     use agents::game::Registries;
@@ -298,7 +298,7 @@ batch_requests_max = 4
 
     impl Watch for Eye {
         fn serving_from(&mut self, _: u64) {}
-        fn round(&mut self, round: &Round<'_>, arena: &Arena, _: u64, _: (u64, u64)) {
+        fn round(&mut self, round: &Round<'_>, arena: &Arena, _: &StageEnds, _: (u64, u64)) {
             self.seen.push((round.step, round.layer, bits(arena), round.output.to_vec()));
         }
         fn released(&mut self, _: u64) {}

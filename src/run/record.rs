@@ -7,9 +7,10 @@ use super::demand::Demand;
 use super::reallocate::WidthsBrought;
 use super::requests::Requests;
 use super::rounds::Round;
-use super::serve::{Refusal, ServeError, Watch};
+use super::serve::{Refusal, ServeError, StageEnds, Watch};
 use super::state_hash::StateHash;
 use super::sums::{FlockSums, NodeLoadSums, PlaySums};
+use super::trace::Trace;
 use super::width_control::WidthChange;
 use crate::dispatch::Served;
 use crate::results::checkpoint::{Latest, LoggedRow, RowLog};
@@ -37,6 +38,8 @@ pub(super) struct Recorder {
     sums: Sums,
     node_loads: NodeLoadSums,
     checkpoints: Option<Checkpoints>,
+    /// Where one was asked for.
+    trace: Option<Trace>,
     /// Which experts the loads are of, where some are pruned.
     kept: Option<KeptExperts>,
     pairs: Pairs,
@@ -113,6 +116,7 @@ impl Recorder {
             },
             node_loads,
             checkpoints: None,
+            trace: None,
             kept,
             pairs: Pairs::default(),
             motion: None,
@@ -126,6 +130,11 @@ impl Recorder {
     pub(super) fn keep(&mut self, checkpoints: Option<Checkpoints>) {
         self.requests.log = checkpoints.is_some().then(RowLog::default);
         self.checkpoints = checkpoints;
+    }
+
+    /// Writes a trace from now on.
+    pub(super) fn draw(&mut self, trace: Option<Trace>) {
+        self.trace = trace;
     }
 
     /// Takes back what was recorded up to a checkpoint.
@@ -217,6 +226,7 @@ impl Recorder {
         started_at: SystemTime,
     ) -> Result<(), ResultsError> {
         let cut = self.checkpoints.take().map_or(Ok(()), Checkpoints::finish);
+        let drawn = self.trace.take().map_or(Ok(()), Trace::finish);
         let elapsed_ns = self.requests.span_ns();
         summary.state_hash = self.sums.state.finalize().to_hex().to_string();
         let gap_max = self.scenario.goals.relative_gap_max;
@@ -240,7 +250,7 @@ impl Recorder {
         self.rounds.finish()?;
         self.requests.finish(dir, started_at)?;
         dir.write_layers(&Layers::new(self.sums.layers))?;
-        cut
+        cut.and(drawn)
     }
 
     /// Why a certificate is absent, where the play itself is the reason.
@@ -365,9 +375,13 @@ impl Watch for Recorder {
         &mut self,
         round: &Round<'_>,
         arena: &Arena,
-        route_ns: u64,
+        stages: &StageEnds,
         (bytes_sent, bytes_received): (u64, u64),
     ) {
+        if let Some(trace) = &mut self.trace {
+            trace.round(round, stages);
+        }
+        let route_ns = stages.route_ns();
         let state = &mut self.sums.state;
         arena.fingerprint(|bytes| {
             state.update(bytes);
@@ -441,14 +455,29 @@ impl Watch for Recorder {
         times_ns: Range<u64>,
         losses: Option<&[f64]>,
     ) {
+        if let Some(trace) = &mut self.trace {
+            let from_ns = self.requests.sums().serving_from_ns();
+            let (step, requests) = (u64::from(batch.0.0), &batch.1);
+            trace.batch(step, requests.len(), (times_ns.start, times_ns.end));
+            for request in requests {
+                let intended_ns = from_ns + intended_ns[request.index()];
+                trace.request(request.index() as u64, (intended_ns, times_ns.end));
+            }
+        }
         self.requests.batch(batch, intended_ns, times_ns, losses);
     }
 
     fn step(&mut self, step: StepDone) {
+        if let Some(trace) = &mut self.trace {
+            trace.step(step.tokens, (step.times_ns.start, step.times_ns.end));
+        }
         self.requests.step(&step);
     }
 
     fn answered(&mut self, answer: Answer) {
+        if let Some(trace) = &mut self.trace {
+            trace.answer(&answer);
+        }
         self.requests.answer(answer);
     }
 

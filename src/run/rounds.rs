@@ -4,8 +4,8 @@ use crate::dispatch::{Dispatch, DispatchError};
 use crate::measure::Clock;
 use crate::source::{LayerInput, ScoreSource};
 use agents::game::GameError;
-use agents::ids::{LayerId, RequestId, StepId};
-use agents::orders::Orders;
+use agents::ids::{LayerId, NodeId, RequestId, StepId};
+use agents::orders::{NodeReply, Orders};
 use agents::round::{AbsorbError, Arena, Decision, Perception};
 
 /// One round as it is recorded.
@@ -23,6 +23,25 @@ pub(super) struct Round<'a> {
     pub output: &'a [f32],
     /// Time from the orders to the combined output, ns.
     pub dispatch_ns: u64,
+    /// When its parts were done.
+    pub times: RoundTimes,
+    /// How long each node took, [`Dispatch::legs`].
+    pub legs: &'a [(NodeId, u64)],
+    /// Of it, computing, ns.
+    pub computed: &'a [(NodeId, u64)],
+}
+
+/// When the parts of a round began and ended, on the run's clock, ns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RoundTimes {
+    /// The decision begins.
+    pub(super) decide_ns: u64,
+    /// The orders go out.
+    pub(super) sent_ns: u64,
+    /// All replies are here.
+    pub(super) replied_ns: u64,
+    /// They are combined.
+    pub(super) combined_ns: u64,
 }
 
 /// Why a round ended the run.
@@ -103,6 +122,7 @@ pub(super) async fn play_layers(
         arena.set_node_loads(|node| dispatch.node_load(node));
         let (logits, hidden) = (&input.logits, &input.hidden);
         let perception = Perception { step, layer, requests: seats, logits, hidden };
+        let decide_ns = clock.now_ns();
         let decision =
             arena.decide(&perception).map_err(|source| RoundError::Game { step, layer, source })?;
 
@@ -112,13 +132,25 @@ pub(super) async fn play_layers(
             .deliver(&orders, decision.gates.as_ref(), &input.hidden, shape.width)
             .await
             .map_err(|source| RoundError::Dispatch { step, layer, source })?;
+        let replied_ns = clock.now_ns();
+        let spent = |reply: &NodeReply| (reply.node, reply.compute_ns);
+        let computed: Vec<(NodeId, u64)> = replies.nodes.iter().map(spent).collect();
         let output = arena
             .absorb(orders, replies, shape.width)
             .map_err(|source| RoundError::Absorb { step, layer, source })?;
-        let dispatch_ns = clock.now_ns() - sent_ns;
+        let combined_ns = clock.now_ns();
 
-        let round =
-            Round { step, layer, input: &input, decision: &decision, output: &output, dispatch_ns };
+        let round = Round {
+            step,
+            layer,
+            input: &input,
+            decision: &decision,
+            output: &output,
+            dispatch_ns: combined_ns - sent_ns,
+            times: RoundTimes { decide_ns, sent_ns, replied_ns, combined_ns },
+            legs: dispatch.legs(),
+            computed: &computed,
+        };
         watch(&round, arena);
         source.absorb(layer, &output);
     }

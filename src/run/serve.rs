@@ -52,8 +52,8 @@ pub(super) trait Watch {
     /// Serving starts.
     fn serving_from(&mut self, now_ns: u64);
 
-    /// A round is done; `route_ns` is the router's time, the last are payload bytes sent and received.
-    fn round(&mut self, round: &Round<'_>, arena: &Arena, route_ns: u64, payload: (u64, u64));
+    /// A round is done; the last are payload bytes sent and received.
+    fn round(&mut self, round: &Round<'_>, arena: &Arena, stages: &StageEnds, payload: (u64, u64));
 
     /// A batch starts this long after it could have: it had closed and the one before had ended.
     fn released(&mut self, lag_ns: u64);
@@ -93,8 +93,8 @@ pub(super) struct Serving<'a> {
     pub(super) progress: &'a dyn Progress,
     /// Whether nothing waits for its time.
     at_once: bool,
-    /// The router's time of the latest round.
-    route_ns: Arc<AtomicU64>,
+    /// Of the latest decision.
+    stages: Arc<StageClock>,
     /// Columns of hidden rows that go to other processes; none where all is in this one.
     sent_width: Option<usize>,
 }
@@ -107,10 +107,10 @@ impl Serving<'_> {
         }
     }
 
-    /// Hands a round on, with the router's time and the payload.
+    /// Hands a round on, with the times of its stages and the payload.
     pub(super) fn round(&self, round: &Round<'_>, arena: &Arena, watch: &mut impl Watch) {
         let payload = self.sent_width.map_or((0, 0), |width| payload_bytes(round, width));
-        watch.round(round, arena, self.route_ns.load(Ordering::Relaxed), payload);
+        watch.round(round, arena, &read(&self.stages), payload);
     }
 }
 
@@ -232,10 +232,10 @@ impl Plan<'_> {
         (progress, clock, at_once): (&dyn Progress, &Clock, bool),
         watch: &mut impl Watch,
     ) -> Result<(), ServeError> {
-        let route_ns = time_router(arena, *clock);
+        let stages = time_stages(arena, *clock);
         let remote = self.scenario.nodes.engine != Engine::InProcess;
         let sent_width = remote.then(|| self.source().shape().width);
-        let serving = Serving { clock, progress, at_once, route_ns, sent_width };
+        let serving = Serving { clock, progress, at_once, stages, sent_width };
         match &demand.answers {
             None => self.serve_batches((demand, from), arena, dispatch, &serving, watch).await,
             Some(answers) => {
@@ -338,19 +338,36 @@ impl Plan<'_> {
     }
 }
 
-/// Measures the respond stage of each round; the latest time is in the returned cell.
-fn time_router(arena: &mut Arena, clock: Clock) -> Arc<AtomicU64> {
-    let route_ns = Arc::new(AtomicU64::new(0));
-    let cell = Arc::clone(&route_ns);
-    let began_ns = AtomicU64::new(0);
-    arena.observe_stages(move |stage| match stage {
-        Stage::Perceive => began_ns.store(clock.now_ns(), Ordering::Relaxed),
-        Stage::Respond => {
-            cell.store(clock.now_ns() - began_ns.load(Ordering::Relaxed), Ordering::Relaxed);
+/// When the stages of a decision ended, on the run's clock, ns, in the order of [`Stage::DECIDE`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StageEnds(pub(super) [u64; Stage::DECIDE.len()]);
+
+impl StageEnds {
+    /// The router's time, ns.
+    pub(super) fn route_ns(&self) -> u64 {
+        let ended = |stage: Stage| Stage::DECIDE.iter().zip(self.0).find(|(of, _)| **of == stage);
+        let ended = |stage| ended(stage).map_or(0, |(_, at_ns)| at_ns);
+        ended(Stage::Respond).saturating_sub(ended(Stage::Perceive))
+    }
+}
+
+/// Times of the latest decision.
+type StageClock = [AtomicU64; Stage::DECIDE.len()];
+
+fn read(clock: &StageClock) -> StageEnds {
+    StageEnds(std::array::from_fn(|at| clock[at].load(Ordering::Relaxed)))
+}
+
+/// Notes when the stages of each decision end.
+fn time_stages(arena: &mut Arena, clock: Clock) -> Arc<StageClock> {
+    let ends = Arc::new(StageClock::default());
+    let cells = Arc::clone(&ends);
+    arena.observe_stages(move |stage| {
+        if let Some(at) = Stage::DECIDE.iter().position(|of| *of == stage) {
+            cells[at].store(clock.now_ns(), Ordering::Relaxed);
         }
-        _ => {}
     });
-    route_ns
+    ends
 }
 
 /// Bytes of the tensors that a round sends and receives: each distinct row once a node.

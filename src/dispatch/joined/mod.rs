@@ -303,6 +303,10 @@ impl Dispatch for Joined {
         self.remote.is_available(node) && !self.seats[node.index()].is_draining
     }
 
+    fn legs(&self) -> &[(NodeId, u64)] {
+        self.remote.legs()
+    }
+
     fn node_load(&self, node: NodeId) -> NodeLoad {
         self.remote.node_load(node)
     }

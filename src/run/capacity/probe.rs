@@ -6,7 +6,7 @@ use crate::results::GeneratorLag;
 use crate::run::checkpoint::Boundary;
 use crate::run::decode::{Answer, StepDone};
 use crate::run::rounds::Round;
-use crate::run::serve::{Refusal, ServeError, Watch};
+use crate::run::serve::{Refusal, ServeError, StageEnds, Watch};
 use agents::ids::{RequestId, StepId};
 use agents::round::Arena;
 use std::ops::Range;
@@ -109,9 +109,9 @@ impl Watch for Tally {
         (self.since_ns, self.counted_to_ns) = (now_ns, now_ns);
     }
 
-    fn round(&mut self, round: &Round<'_>, _: &Arena, route_ns: u64, _: (u64, u64)) {
+    fn round(&mut self, round: &Round<'_>, _: &Arena, stages: &StageEnds, _: (u64, u64)) {
         self.dispatch_ns += round.dispatch_ns;
-        self.route_ns += route_ns;
+        self.route_ns += stages.route_ns();
     }
 
     fn released(&mut self, lag_ns: u64) {
