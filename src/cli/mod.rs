@@ -9,6 +9,7 @@ mod kubernetes;
 mod launch;
 mod progress;
 mod quantize;
+mod reference;
 mod replay;
 mod report;
 mod resume;
@@ -55,6 +56,12 @@ enum Command {
     Check(check::CheckArgs),
     /// Print the JSON Schema of scenario files
     Schema,
+    /// Print the reference of scenario keys, commands or results as Markdown
+    Reference(reference::ReferenceArgs),
+    /// Print completions of the command line for a shell
+    Completions(reference::CompletionsArgs),
+    /// Write manual pages into a folder
+    Man(reference::ManArgs),
     /// Play one game on a score matrix and print its certificate
     Route(route::RouteArgs),
     /// Score a text with a checkpoint
@@ -112,6 +119,9 @@ pub fn main_with(registries: &Registries) -> ExitCode {
         Command::Capacity(args) => capacity::capacity(args, registries),
         Command::Worker(args) => worker::worker(&args),
         Command::Check(args) => check::check(&args, registries),
+        Command::Reference(args) => reference::reference(&args),
+        Command::Completions(args) => reference::completions(&args),
+        Command::Man(args) => reference::man(&args),
         Command::Schema => check::schema(),
         Command::Route(args) => route::route(&args, registries),
         Command::Eval(args) => eval::eval(&args),

@@ -29,7 +29,7 @@ pub use files::{FileRecord, Hashing};
 pub use layers::{LayerFigures, Layers, StepLoads};
 pub use manifest::{Machine, Manifest, ManifestNode, RunStart, Source, shell_line};
 pub use node_load::{ExpectedNodeLoads, LoadsFrom, PlacementFigures, ServedNodeLoads};
-pub use parquet::{Row, TableWriter, read_table};
+pub use parquet::{Column, Row, TableWriter, read_table};
 pub use reallocation::ReallocationFigures;
 pub use resumed::{ResumeFigures, Resumption};
 pub use rows::{RequestRow, RoundRow};

@@ -22,6 +22,17 @@ const ROW_GROUP_ROWS: usize = 4096;
 /// Key of the schema version in the file's metadata.
 const VERSION_KEY: &str = "nashflock.schema_version";
 
+/// What a column holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Its name, with the unit.
+    pub name: &'static str,
+    /// Its type in Parquet's schema language.
+    pub kind: String,
+    /// What it holds, in a sentence.
+    pub says: String,
+}
+
 /// A struct whose fields are the columns of one table.
 pub trait Row: Sized {
     /// The table: its file is `NAME.parquet`.
@@ -29,6 +40,9 @@ pub trait Row: Sized {
 
     /// The columns in Parquet's schema language.
     fn schema() -> String;
+
+    /// The same, with what each holds.
+    fn columns() -> Vec<Column>;
 
     /// Writes every column of one row group.
     ///
@@ -240,12 +254,12 @@ optional_cell!(u64, "optional int64");
 /// Declares a row struct and its table.
 macro_rules! row {
     ($(#[$doc:meta])* $name:ident in $table:literal {
-        $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
+        $($(#[doc = $field_doc:literal])* $field:ident: $type:ty,)*
     }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
         pub struct $name {
-            $($(#[$field_doc])* pub $field: $type,)*
+            $($(#[doc = $field_doc])* pub $field: $type,)*
         }
 
         impl $crate::results::Row for $name {
@@ -261,6 +275,15 @@ macro_rules! row {
                     schema.push(';');
                 )*
                 schema + "}"
+            }
+
+            fn columns() -> Vec<$crate::results::Column> {
+                use $crate::results::parquet::Cell;
+                vec![$($crate::results::Column {
+                    name: stringify!($field),
+                    kind: format!("{}{}", <$type as Cell>::TYPE, <$type as Cell>::LOGICAL),
+                    says: [$($field_doc),*].concat().trim().to_owned(),
+                }),*]
             }
 
             fn write_group(

@@ -17,14 +17,22 @@ const PREFIXES: [&str; 4] = [
 fn every_command_of_the_pages_is_understood() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut commands = Vec::new();
-    for page in ["README.md", "scenarios/README.md", "docs/quantization.md"] {
+    for page in [
+        "README.md",
+        "scenarios/README.md",
+        "docs/tutorial.md",
+        "docs/reading-results.md",
+        "docs/runs.md",
+        "docs/quantization.md",
+    ] {
         let text = fs::read_to_string(root.join(page)).expect("the page is in the repository");
         let before = commands.len();
         commands.extend(self::commands(&text));
         assert!(commands.len() > before, "{page} shows how to call the binary");
     }
     let folder = Folder::with("");
-    for link in ["scenarios", "README.md"] {
+    fs::write(folder.path("mine.toml"), crate::book::of_the_tutorial()).expect("writable");
+    for link in ["scenarios", "tests", "README.md"] {
         let made = std::os::unix::fs::symlink(root.join(link), folder.path(link));
         made.expect("a link is made");
     }

@@ -4,6 +4,7 @@ mod arrivals;
 mod attacks;
 mod bad_network;
 mod binary;
+mod book;
 mod certificates;
 mod checkpoints;
 mod cli_bad_input;
