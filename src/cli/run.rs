@@ -22,7 +22,7 @@ pub(super) struct RunArgs {
     /// Override a key, as `game.top_k=4`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Nodes: `in-process`, `local:N`, `peers:HOST:PORT,…`, `join:IP:PORT:N` for
+    /// Nodes: `in-process`, `virtual:N` in virtual time, `local:N`, `peers:HOST:PORT,…`, `join:IP:PORT:N` for
     /// workers that join, or `slurm` or `kubernetes` for the tasks of such a job
     #[arg(long, value_name = "SPEC")]
     nodes: Option<NodeSpec>,
@@ -154,7 +154,10 @@ pub(super) fn on_runtime<T: Send>(
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {
         runtime.block_on(async {
-            let clock = Clock::start();
+            let clock = match scenario.nodes.engine {
+                Engine::Virtual => Clock::simulated(),
+                _ => Clock::start(),
+            };
             work(settings, &clock).await
         })
     });

@@ -16,6 +16,7 @@ mod round_trip;
 mod served;
 mod settings;
 mod spot_check;
+mod virtual_nodes;
 
 pub use crate::transport::endpoint;
 pub use in_process::InProcess;
@@ -26,6 +27,7 @@ pub use node_spec::{NodeSpec, NodeSpecError};
 pub(crate) use node_spec::{is_host_and_port, is_ip_and_port};
 pub use remote::Remote;
 pub use settings::RemoteSettings;
+pub use virtual_nodes::{Virtual, VirtualSettings};
 
 use agents::{
     expert::Expert,

@@ -8,11 +8,16 @@ const LOCAL_MAX: u32 = 256;
 /// More seats than this are a slip of the keyboard, too.
 const JOIN_MAX: u32 = 4096;
 
-/// `in-process`, `local:N`, `peers:HOST:PORT,…`, `join:IP:PORT:N`, `slurm` or `kubernetes`.
+/// More virtual nodes than this are a slip of the keyboard, too.
+const VIRTUAL_MAX: u32 = 1_000_000;
+
+/// `in-process`, `virtual:N`, `local:N`, `peers:HOST:PORT,…`, `join:IP:PORT:N`, `slurm` or `kubernetes`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeSpec {
     /// No workers: the experts compute in this process.
     InProcess,
+    /// Nodes in virtual time: the experts compute in this process.
+    Virtual(NonZeroU32),
     /// Worker processes on this machine.
     Local(NonZeroU32),
     /// Running workers, each as `HOST:PORT`; node ids follow this order.
@@ -28,7 +33,7 @@ pub enum NodeSpec {
 /// Why text is not a [`NodeSpec`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{detail}; the forms are in-process, local:N, peers:HOST:PORT,…, join:IP:PORT:N, slurm and kubernetes"
+    "{detail}; the forms are in-process, local:N, peers:HOST:PORT,…, virtual:N, join:IP:PORT:N, slurm and kubernetes"
 )]
 pub struct NodeSpecError {
     detail: String,
@@ -43,7 +48,10 @@ impl FromStr for NodeSpec {
             None if text == "in-process" => Ok(Self::InProcess),
             None if text == "slurm" => Ok(Self::Slurm),
             None if text == "kubernetes" => Ok(Self::Kubernetes),
-            Some(("virtual", _)) => error("virtual:N is not available in this version".into()),
+            Some(("virtual", count)) => match count.parse::<NonZeroU32>() {
+                Ok(count) if count.get() <= VIRTUAL_MAX => Ok(Self::Virtual(count)),
+                _ => error(format!("virtual:N takes 1 to {VIRTUAL_MAX} nodes, not \"{count}\"")),
+            },
             Some(("local", count)) => match count.parse::<NonZeroU32>() {
                 Ok(count) if count.get() <= LOCAL_MAX => Ok(Self::Local(count)),
                 _ => error(format!("local:N takes 1 to {LOCAL_MAX} workers, not \"{count}\"")),
@@ -80,6 +88,7 @@ impl fmt::Display for NodeSpec {
         match self {
             Self::InProcess => f.write_str("in-process"),
             Self::Local(count) => write!(f, "local:{count}"),
+            Self::Virtual(count) => write!(f, "virtual:{count}"),
             Self::Peers(peers) => write!(f, "peers:{}", peers.join(",")),
             Self::Slurm => f.write_str("slurm"),
             Self::Kubernetes => f.write_str("kubernetes"),
@@ -117,6 +126,8 @@ mod tests {
             "in-process",
             "local:1",
             "local:256",
+            "virtual:1",
+            "virtual:1000000",
             "peers:a:1",
             "peers:[::1]:5001,n-2.x:9",
             "slurm",
@@ -152,7 +163,8 @@ mod tests {
             ("join:127.0.0.1:5000:0", "1 to 4096 seats"),
             ("join:127.0.0.1:5000:5000", "1 to 4096 seats"),
             ("slurm:4", "names no nodes"),
-            ("virtual:4", "not available in this version"),
+            ("virtual:0", "1 to 1000000 nodes"),
+            ("virtual:1000001", "not \"1000001\""),
         ] {
             let error = text.parse::<NodeSpec>().expect_err(text).to_string();
             assert!(error.contains(says), "{text}: {error}");

@@ -1,6 +1,7 @@
 //! The only file that reads time. Everything else is given nanoseconds since the start of the run.
 #![allow(clippy::disallowed_methods, reason = "this is the file the ban points to")]
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The clock of one run: monotonic nanoseconds since its start, and the wall-clock time of that start.
@@ -12,25 +13,51 @@ pub struct Clock {
     /// What the clock showed at `start`.
     shown_ns: u64,
     started_at: SystemTime,
+    /// What it shows where nothing but [`Clock::advance_to_ns`] moves it.
+    simulated_ns: Option<&'static AtomicU64>,
 }
 
 impl Clock {
     /// Starts now.
     #[must_use]
     pub fn start() -> Self {
-        Self { start: tokio::time::Instant::now(), shown_ns: 0, started_at: SystemTime::now() }
+        Self::going_on(0, SystemTime::now())
+    }
+
+    /// Shows zero, and then what it is told: the clock of a run in virtual time. Copies are the same clock;
+    /// its eight bytes are never freed, and a process makes one a run.
+    #[must_use]
+    pub fn simulated() -> Self {
+        let simulated_ns: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
+        Self { simulated_ns: Some(simulated_ns), ..Self::start() }
+    }
+
+    /// Whether it shows virtual time.
+    #[must_use]
+    pub fn is_simulated(&self) -> bool {
+        self.simulated_ns.is_some()
+    }
+
+    /// Has a clock of virtual time show at least this; any other goes by itself.
+    pub fn advance_to_ns(&self, at_ns: u64) {
+        if let Some(simulated_ns) = self.simulated_ns {
+            simulated_ns.fetch_max(at_ns, Ordering::Relaxed);
+        }
     }
 
     /// Goes on, from now, with a clock that was stopped when it showed `shown_ns`: the time that it stood
     /// still is not counted.
     #[must_use]
     pub fn going_on(shown_ns: u64, started_at: SystemTime) -> Self {
-        Self { start: tokio::time::Instant::now(), shown_ns, started_at }
+        Self { start: tokio::time::Instant::now(), shown_ns, started_at, simulated_ns: None }
     }
 
     /// Nanoseconds since the start, without those that it stood still; saturates after 584 years.
     #[must_use]
     pub fn now_ns(&self) -> u64 {
+        if let Some(simulated_ns) = self.simulated_ns {
+            return simulated_ns.load(Ordering::Relaxed);
+        }
         let since_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.shown_ns.saturating_add(since_ns)
     }
@@ -41,6 +68,9 @@ impl Clock {
     /// last two milliseconds the thread itself sleeps, which is right to some tens of microseconds.
     pub async fn sleep_until_ns(&self, at_ns: u64) {
         const ROUNDED_NS: u64 = 2_000_000;
+        if self.is_simulated() {
+            return self.advance_to_ns(at_ns);
+        }
         let instant =
             |at_ns: u64| self.start + Duration::from_nanos(at_ns.saturating_sub(self.shown_ns));
         tokio::time::sleep_until(instant(at_ns.saturating_sub(ROUNDED_NS))).await;
@@ -143,6 +173,17 @@ mod tests {
         clock.sleep_until_ns(5_003_000_000).await;
         assert!((5_003_000_000..6_000_000_000).contains(&clock.now_ns()));
         assert_eq!(unix_ns(clock.started_at()), 1_773_039_901_250_000_000);
+    }
+
+    #[tokio::test]
+    async fn a_clock_of_virtual_time_shows_what_it_is_told_and_sleeps_at_once() {
+        let clock = Clock::simulated();
+        let copy = clock;
+        clock.advance_to_ns(7);
+        copy.sleep_until_ns(3_600_000_000_000).await;
+        copy.advance_to_ns(9);
+        assert_eq!(clock.now_ns(), 3_600_000_000_000);
+        assert!(clock.is_simulated() && !Clock::start().is_simulated());
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! Nothing here measures: rows and figures arrive as plain structs. The report is a function of the
 //! files in the directory alone, so it can be rebuilt from them at any time.
 
+mod blocks;
 pub mod checkpoint;
 pub mod compare;
 mod error;
@@ -22,7 +23,11 @@ mod summary;
 mod table;
 mod theory;
 mod trace;
+mod virtual_time;
 
+pub use blocks::{
+    BlockFigures, JointFigures, JointPlayFigures, LimitFigure, StretchFigures, TokenFigures,
+};
 pub use checkpoint::CHECKPOINT_VERSION;
 pub use error::ResultsError;
 pub use files::{FileRecord, Hashing};
@@ -43,6 +48,7 @@ pub use summary::{
 pub use table::summary_table;
 pub use theory::{BatchTimes, HottestExpert, QueueTheory, StepTheory, TailTheory};
 pub use trace::{TraceWriter, Track};
+pub use virtual_time::VirtualTime;
 
 /// The version of every file of a run directory; readers refuse newer ones.
 pub const SCHEMA_VERSION: u32 = 1;

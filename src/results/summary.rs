@@ -12,6 +12,7 @@ use super::reallocation::ReallocationFigures;
 use super::resumed::ResumeFigures;
 use super::serving::{GenerationFigures, GeneratorLag};
 use super::theory::TailTheory;
+use super::virtual_time::VirtualTime;
 use crate::measure::LatencyQuantiles;
 
 /// The figures of one run. A figure that was not measured, or is not a finite number, is `null`, and
@@ -35,6 +36,9 @@ pub struct Summary {
     /// Cuts that the run went on after; absent where there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed: Option<ResumeFigures>,
+    /// Which figures are in virtual time; absent where nodes are real.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_time: Option<VirtualTime>,
     /// How far play ended from equilibrium, with certificates.
     pub convergence: Convergence,
     /// What the flock rules alone reach on the same scores.
@@ -553,6 +557,7 @@ impl Summary {
             status: Status::Complete,
             status_detail: None,
             resumed: None,
+            virtual_time: None,
             convergence: Convergence::default(),
             flock: None,
             motion: None,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::BlockFigures;
 use super::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
 use super::serving::GeneratorLag;
 use super::summary::{FaultFigures, MembershipFigures, Quality, Status, Summary};
@@ -112,6 +113,14 @@ pub fn summary_table(summary: &Summary) -> String {
         let (of, by) = (count(pruning.experts), &pruning.by);
         let text = format!("of {of} experts by {by}{}", losses.unwrap_or_default());
         row("pruned", count(pruning.pruned), text);
+    }
+    if let Some(of) = &summary.virtual_time {
+        let span = duration(Some(of.span_ns));
+        let text = format!("{} virtual nodes: times and rates below are theirs", count(of.nodes));
+        row("virtual time", span, text);
+        if let Some(blocks) = &of.blocks {
+            block_rows(blocks, &mut row);
+        }
     }
     let rate = &summary.throughput;
     row(
@@ -283,4 +292,46 @@ fn aligned(summary: &Summary, rows: &[[String; 3]]) -> String {
     }
     writeln!(text, "  state {}", summary.state_hash).expect("a string takes any text");
     text
+}
+
+/// What blocks of tokens at many front ends came to.
+fn block_rows(blocks: &BlockFigures, row: &mut impl FnMut(&str, String, String)) {
+    let seconds = blocks.machine_ns.max(1) as f64 / 1e9;
+    let text = format!(
+        "{} events in {} of this machine, {} of memory",
+        count(blocks.events),
+        duration(Some(blocks.machine_ns)),
+        bytes(blocks.bytes)
+    );
+    let rate = format!("{} a second", number(Some(blocks.events as f64 / seconds)));
+    row("events", rate, text);
+    let tokens = &blocks.tokens;
+    let text = format!(
+        "of {}: {} late, {} lost, {} shed",
+        count(tokens.arrived),
+        count(tokens.late),
+        count(tokens.lost),
+        count(tokens.shed)
+    );
+    row("tokens ok", count(tokens.ok), text);
+    let text = format!(
+        "{} between racks, {} asked anew, {} answers too late",
+        count(blocks.between_racks),
+        count(blocks.asked_again),
+        count(blocks.late_answers)
+    );
+    row("messages", count(blocks.questions), text);
+    if let Some(joint) = blocks.joint.last() {
+        let of = |gap: f64| percent(Some(gap));
+        let text = format!(
+            "{} by plain top-k, {} by who knows all; {} front ends",
+            of(joint.plain.relative_gap),
+            of(joint.informed.relative_gap),
+            count(blocks.front_ends)
+        );
+        row("joint play, gap", of(joint.played.relative_gap), text);
+    }
+    for limit in &blocks.limits {
+        row(&limit.name, number(limit.measured), format!("{} {}", number(limit.limit), limit.says));
+    }
 }

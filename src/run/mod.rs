@@ -1,5 +1,6 @@
 //! A run: load, fit, serve, record, report.
 
+mod blocks;
 mod calibrate;
 mod capacity;
 mod checkpoint;
@@ -26,6 +27,7 @@ mod serve;
 mod state_hash;
 mod sums;
 mod trace;
+mod virtual_nodes;
 mod width_control;
 
 pub use capacity::{
@@ -44,11 +46,12 @@ use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
 use crate::measure::clock::unix_ns;
 use crate::results::checkpoint::Latest;
-use crate::results::{Hashing, Quality, ResultsError, RunDir, Summary};
+use crate::results::{Hashing, Quality, ResultsError, RunDir, Summary, VirtualTime};
 use crate::scenario::Scenario;
 use crate::scenario::file::Engine;
 use crate::source::trace::TraceError;
 use crate::transport::RunToken;
+use agents::cluster::TooSmall;
 use agents::game::Registries;
 use agents::round::Arena;
 use checkpoint::{Checkpoints, State};
@@ -123,6 +126,9 @@ pub enum PlanError {
     /// Nodes and replicas.
     #[error("nodes: {0}")]
     Placement(#[from] PlacementError),
+    /// Virtual nodes.
+    #[error("virtual.blocks: {0}")]
+    Copies(#[from] TooSmall),
     /// The run directory.
     #[error(transparent)]
     Results(#[from] ResultsError),
@@ -138,7 +144,11 @@ impl PlanError {
         match self {
             Self::Results(error) => error.is_bad_input(),
             Self::Signals(_) => false,
-            Self::Materials(_) | Self::Trace(_) | Self::Fit(_) | Self::Placement(_) => true,
+            Self::Materials(_)
+            | Self::Trace(_)
+            | Self::Fit(_)
+            | Self::Placement(_)
+            | Self::Copies(_) => true,
         }
     }
 }
@@ -153,6 +163,9 @@ pub async fn run(
     settings: RunSettings<'_>,
     clock: &Clock,
 ) -> Result<RunEnd, PlanError> {
+    if !scenario.virtual_nodes.blocks.is_off() {
+        return blocks::run(scenario, &settings, clock);
+    }
     let interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
     let inputs = Inputs::load(scenario, &settings)?;
     let path = settings
@@ -247,6 +260,11 @@ async fn play(
     let served = served.after(&earlier);
     summary.nodes = plan.node_figures(&served.nodes, recorder.requests.span_ns(), failure.as_ref());
     recorder.nodes_ended(&served);
+    if scenario.nodes.engine == Engine::Virtual {
+        let nodes = u64::from(scenario.nodes.count);
+        let span_ns = recorder.requests.span_ns();
+        summary.virtual_time = Some(VirtualTime { nodes, span_ns, blocks: None });
+    }
     if scenario.nodes.engine != Engine::InProcess {
         summary.faults = Some(plan::fault_figures(&served.faults));
     }
@@ -282,7 +300,9 @@ fn recall(
     if let Some(follow) = plan.follow() {
         arena.follow_loads(follow);
     }
-    let every_rounds = plan.scenario.run.checkpoint_every_rounds;
+    // The time that a virtual run stands at is in no checkpoint: it is soon played from its start.
+    let is_virtual = plan.scenario.nodes.engine == Engine::Virtual;
+    let every_rounds = if is_virtual { 0 } else { plan.scenario.run.checkpoint_every_rounds };
     let identity = record.manifest.identity();
     let Some((state, latest)) = from else {
         let started = (unix_ns(clock.started_at()), Served::default());

@@ -5,10 +5,12 @@ use super::controls::shards_on;
 use super::interrupt::Interrupts;
 use super::plan::Plan;
 use super::serve::ServeError;
+use super::virtual_nodes;
 use crate::dispatch::{
     Deadlines, Dispatch, DispatchError, InProcess, Joined, JoinedSettings, Local, LocalSettings,
-    OwnWorker, Remote, RemoteSettings, Served, SocketKind,
+    OwnWorker, Remote, RemoteSettings, Served, SocketKind, Virtual,
 };
+use crate::measure::Clock;
 use crate::scenario::file::{self, Engine, Sockets};
 use crate::transport::{Access, Identity, RunToken};
 use agents::ids::NodeId;
@@ -16,6 +18,9 @@ use std::time::Duration;
 
 /// What is done on nodes that hold their experts.
 pub(super) trait Job {
+    /// The clock that it goes by.
+    fn clock(&self) -> Clock;
+
     /// Does it; an interrupt drops it at any await.
     async fn work(&mut self, dispatch: &mut impl Dispatch) -> Result<(), ServeError>;
 }
@@ -40,6 +45,10 @@ impl Plan<'_> {
         settings.progress.phase("starting nodes");
         match nodes.engine {
             Engine::InProcess => self.on_started(InProcess::new(), settings, interrupts, job).await,
+            Engine::Virtual => {
+                let nodes = Virtual::new(virtual_nodes::settings(self.scenario), job.clock());
+                self.on_started(nodes, settings, interrupts, job).await
+            }
             Engine::Local => {
                 let threads = nodes.threads as usize;
                 let local = LocalSettings {

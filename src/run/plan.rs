@@ -247,6 +247,7 @@ pub(super) fn manifest_nodes(scenario: &Scenario) -> Vec<ManifestNode> {
     let count = nodes.seats();
     let address = |node: usize| match nodes.engine {
         Engine::InProcess => "in-process".to_owned(),
+        Engine::Virtual => "virtual".to_owned(),
         Engine::Local => "local".to_owned(),
         Engine::Peers => nodes.peers[node].clone(),
         Engine::Join => "joined".to_owned(),

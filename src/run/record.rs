@@ -20,6 +20,7 @@ use crate::results::{
     StepTheory, Summary, TableWriter, TailTheory, Throughput,
 };
 use crate::scenario::Scenario;
+use crate::scenario::file::Goals;
 use crate::source::{KeptExperts, SourceShape};
 use agents::flock::motion::LayerMotion;
 use agents::ids::{ExpertId, RequestId, StepId};
@@ -245,7 +246,7 @@ impl Recorder {
         summary.theory = self.theory(batches.as_ref(), summary);
         summary.pairs = Some(self.pairs);
         summary.reallocation.clone_from(&self.sums.reallocation);
-        summary.goals = self.goals(summary);
+        summary.goals = goals(&self.scenario.goals, summary);
         self.null_reasons(summary);
         self.rounds.finish()?;
         self.requests.finish(dir, started_at)?;
@@ -341,28 +342,6 @@ impl Recorder {
             bytes_per_s: rate(self.sums.payload_bytes),
             elapsed_ns,
         }
-    }
-
-    fn goals(&self, summary: &Summary) -> Vec<Goal> {
-        let goals = &self.scenario.goals;
-        let p99_ms = summary.latency_ns.p99.map(|ns| ns as f64 / 1e6);
-        let stated = [
-            ("relative_gap", goals.relative_gap_max, summary.convergence.relative_gap),
-            (
-                "max_over_mean_worst",
-                goals.max_over_mean_max,
-                summary.convergence.max_over_mean_worst,
-            ),
-            ("p99_ms", goals.p99_ms_max, p99_ms),
-        ];
-        stated
-            .into_iter()
-            .filter_map(|(name, limit, measured)| {
-                let limit = limit?;
-                let met = measured.is_some_and(|measured| measured <= limit);
-                Some(Goal { name: name.to_owned(), limit, measured, met })
-            })
-            .collect()
     }
 }
 
@@ -503,6 +482,24 @@ impl Watch for Recorder {
         }
         Ok(true)
     }
+}
+
+/// What a run had to reach, and whether it did.
+pub(super) fn goals(goals: &Goals, summary: &Summary) -> Vec<Goal> {
+    let p99_ms = summary.latency_ns.p99.map(|ns| ns as f64 / 1e6);
+    let stated = [
+        ("relative_gap", goals.relative_gap_max, summary.convergence.relative_gap),
+        ("max_over_mean_worst", goals.max_over_mean_max, summary.convergence.max_over_mean_worst),
+        ("p99_ms", goals.p99_ms_max, p99_ms),
+    ];
+    stated
+        .into_iter()
+        .filter_map(|(name, limit, measured)| {
+            let limit = limit?;
+            let met = measured.is_some_and(|measured| measured <= limit);
+            Some(Goal { name: name.to_owned(), limit, measured, met })
+        })
+        .collect()
 }
 
 /// Adds the loads of a layer's experts in play, which are all or those that are kept.

@@ -179,6 +179,10 @@ pub(super) struct ServeOnce<'a> {
 }
 
 impl Job for ServeOnce<'_> {
+    fn clock(&self) -> Clock {
+        self.clock
+    }
+
     async fn work(&mut self, dispatch: &mut impl Dispatch) -> Result<(), ServeError> {
         self.progress.phase("serving");
         let demand = &self.plan.demand;

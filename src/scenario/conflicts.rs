@@ -4,6 +4,7 @@
 mod generation;
 mod precision;
 mod security;
+mod virtual_nodes;
 
 use std::path::Path;
 
@@ -207,6 +208,7 @@ fn nodes(scenario: &Scenario, found: &mut Found<'_>) {
     });
     placement(scenario, found);
     joining(nodes, found);
+    virtual_nodes::find(scenario, found);
     security::find(nodes, found);
     let has_copies = nodes.replicas > 1 || nodes.replica_slots > 0;
     let checks = nodes.spot_check_share > 0.0;
@@ -375,7 +377,8 @@ fn synthetic(scenario: &Scenario, found: &mut Found<'_>) {
     let sizes = [layers, experts, width, expert_hidden];
     let weights: u128 = 3 * sizes.into_iter().map(u128::from).product::<u128>();
     let keys = ["source.experts", "source.layers", "source.width", "source.expert_hidden"];
-    found.unless(weights <= SYNTHETIC_WEIGHTS_MAX, &keys, || {
+    let are_computed = scenario.virtual_nodes.blocks.is_off();
+    found.unless(weights <= SYNTHETIC_WEIGHTS_MAX || !are_computed, &keys, || {
         let message = format!(
             "the experts would have {weights} weights, more than {SYNTHETIC_WEIGHTS_MAX}: three times \
              experts, layers, width and expert_hidden multiplied"

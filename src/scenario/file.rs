@@ -8,11 +8,13 @@ use agents::precision::pruned_count;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::blocks::Blocks;
 use super::budget::Budget;
 pub use super::generation::{Generation, Lengths};
 pub use super::reallocate::Reallocate;
 pub use super::run::Run;
 pub use super::tls::Tls;
+pub use super::virtual_nodes::{Shape, Topology, VirtualFault, VirtualNodes};
 
 /// The one `schema_version` this version reads.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -44,6 +46,9 @@ pub struct Scenario {
     /// The worker nodes that host the experts.
     #[serde(default)]
     pub nodes: Nodes,
+    /// What nodes of engine `virtual` are like; others do not read it.
+    #[serde(default, rename = "virtual")]
+    pub virtual_nodes: VirtualNodes,
     /// The requests that arrive.
     pub load: Load,
     /// The coordinator's own resources.
@@ -355,8 +360,8 @@ pub enum PruneBy {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Nodes {
-    /// Nodes, 1 to 4096. Default 1.
-    #[schemars(range(min = 1, max = 4096))]
+    /// Nodes, 1 to 4096, with engine `virtual` to 1000000. Default 1.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub count: u32,
     /// Nodes that host each expert under placement `round_robin`, 1 to `count`. Default 1.
     #[schemars(range(min = 1, max = 4096))]
@@ -422,7 +427,9 @@ impl Nodes {
     pub fn seats(&self) -> usize {
         match self.engine {
             Engine::Peers => self.peers.len(),
-            Engine::Local | Engine::InProcess | Engine::Join => self.count as usize,
+            Engine::Local | Engine::InProcess | Engine::Virtual | Engine::Join => {
+                self.count as usize
+            }
         }
     }
 }
@@ -537,6 +544,9 @@ pub enum Engine {
     /// In the coordinator's process, without a network.
     #[default]
     InProcess,
+    /// `count` nodes in virtual time, as `[virtual]` describes them: experts compute in the coordinator's
+    /// process, and latencies are those that such nodes would have.
+    Virtual,
     /// `count` worker processes on this machine.
     Local,
     /// The workers that `peers` lists.

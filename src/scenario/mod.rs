@@ -3,6 +3,7 @@
 //! [`load`] turns TOML text and `--set` overrides into a [`Scenario`], or into all problems at once,
 //! each with its line, column and remedy. It reads files and runs nothing.
 
+mod blocks;
 mod budget;
 mod conflicts;
 pub mod file;
@@ -14,6 +15,7 @@ mod run;
 mod set;
 mod shape;
 mod tls;
+mod virtual_nodes;
 
 pub use budget::Budget;
 pub(crate) use conflicts::slots_problem;

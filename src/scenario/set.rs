@@ -14,6 +14,7 @@ pub fn sets_of_nodes(spec: &NodeSpec) -> Vec<String> {
     };
     match spec {
         NodeSpec::InProcess => sets("in-process", None, &[]),
+        NodeSpec::Virtual(count) => sets("virtual", Some(count.get() as usize), &[]),
         NodeSpec::Local(count) => sets("local", Some(count.get() as usize), &[]),
         NodeSpec::Peers(peers) => sets("peers", Some(peers.len()), peers),
         // The caller adds what the engine says of the job: `nodes.count` and `nodes.listen`.
@@ -92,6 +93,7 @@ mod tests {
         let sets = |spec: &str| sets_of_nodes(&spec.parse().expect(spec));
         assert_eq!(sets("in-process"), ["nodes.engine=in-process", "nodes.peers=[]"]);
         assert_eq!(sets("local:3")[2], "nodes.count=3");
+        assert_eq!(sets("virtual:3")[0], "nodes.engine=virtual");
         assert_eq!(
             sets("peers:a:1,[::1]:2"),
             ["nodes.engine=peers", "nodes.peers=[\"a:1\", \"[::1]:2\"]", "nodes.count=2"]

@@ -46,7 +46,7 @@ fn a_bad_scenario_starts_nothing() {
         ("pruned below k", "run scenario.toml --set precision.prune=0.9 --set flock.enabled=false", &["`game.top_k` is 3 but `precision.prune` 0.9 leaves 2 of 12 experts", "prune less"]),
         ("times of pruned experts", "run scenario.toml --set precision.prune=0.5 --set flock.enabled=false --set game.cost=latency --set game.service_ms=[1,1] --set game.window_ms=999", &["`game.service_ms` lists 2 times but `precision.prune` is 0.5", "one time for all"]),
         ("no nodes", "run scenario.toml --nodes local:0", &["--nodes", "local:N takes 1 to 256 workers, not \"0\""]),
-        ("virtual nodes", "run scenario.toml --nodes virtual:3", &["--nodes", "virtual:N is not available", "the forms are in-process, local:N"]),
+        ("virtual nodes", "run scenario.toml --nodes virtual:0", &["--nodes", "virtual:N takes 1 to 1000000 nodes, not \"0\"", "the forms are in-process, local:N"]),
         ("replicas", "run scenario.toml --nodes local:2 --set nodes.replicas=3", &["`nodes.replicas` is 3 but `nodes.count` is 2", "fewer replicas or more nodes"]),
         ("replica slots", "run scenario.toml --nodes local:2 --set nodes.placement=planned --set nodes.replica_slots=13", &["`nodes.replica_slots` is 13 but 12 experts on 2 nodes can have 12 further copies", "at most 12, or more nodes"]),
         ("EPLB divides", "run scenario.toml --nodes local:5 --set nodes.placement=eplb", &["12 experts and 0 replica_slots) do not divide over 5 nodes", "write replica_slots = 3, or placement = \"planned\""]),

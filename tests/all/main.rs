@@ -25,6 +25,7 @@ mod cli_scenarios;
 mod cli_stored;
 mod cli_trace;
 mod cli_verify;
+mod cli_virtual;
 mod combine;
 mod decode;
 mod families;

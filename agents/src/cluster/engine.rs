@@ -12,6 +12,9 @@ use crate::ids::NodeId;
 use rayon::prelude::*;
 use std::ops::Range;
 
+/// A window with fewer events is sooner played than handed to other threads.
+const WORTH_THREADS: usize = 128;
+
 /// What a cluster has come to.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -135,12 +138,12 @@ pub fn simulate(settings: &Settings) -> Report {
             period += 1;
         }
         let ends = begin_ns..begin_ns + window_ns;
-        if let [only] = parts.as_mut_slice() {
-            only.play(window, ends, settings, &shares);
+        let play = |part: &mut Partition| part.play(window, ends.clone(), settings, &shares);
+        let events: usize = parts.iter().map(|part| part.calendar.waiting(window)).sum();
+        if parts.len() == 1 || events < WORTH_THREADS {
+            parts.iter_mut().for_each(play);
         } else {
-            parts
-                .par_iter_mut()
-                .for_each(|part| part.play(window, ends.clone(), settings, &shares));
+            parts.par_iter_mut().for_each(play);
         }
         exchange(&mut parts);
     }

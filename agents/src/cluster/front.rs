@@ -20,6 +20,7 @@ pub(super) struct Leg {
     pub(super) node: u32,
     /// Places among the block's experts, as bits.
     pub(super) experts: u64,
+    sent_ns: u64,
     is_open: bool,
 }
 
@@ -151,6 +152,7 @@ impl Front {
                 self.plan_next(settings, next_ns);
             }
         }
+        debug_assert!(events.peek().is_none(), "an event of a later window");
         self.wake_next(settings, end_ns, out);
     }
 
@@ -259,7 +261,7 @@ impl Front {
     ) {
         let block = &mut self.open[slot as usize];
         let leg = u16::try_from(block.legs.len()).expect("legs are bounded by attempts");
-        block.legs.push(Leg { node, experts, is_open: true });
+        block.legs.push(Leg { node, experts, sent_ns: now_ns, is_open: true });
         let generation = block.generation;
         let count = experts.count_ones();
         let bytes = settings.work(count).request_bytes;
@@ -313,6 +315,9 @@ impl Front {
         let network = &settings.hardware.network;
         let whole_ns = network.received(&mut self.port, event.at_ns, bytes);
         block.done_ns = block.done_ns.max(whole_ns);
+        if leg.sent_ns >= settings.warm_up_ns {
+            self.tally.legs.record(whole_ns - leg.sent_ns);
+        }
         block.missing &= !leg.experts;
         if block.missing > 0 {
             return;

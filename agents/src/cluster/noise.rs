@@ -19,6 +19,21 @@ pub enum Noise {
 }
 
 impl Noise {
+    /// Variance of the factors: their squared coefficient of variation, since their mean is 1.
+    #[must_use]
+    pub fn squared_variation(&self) -> f64 {
+        match self {
+            Self::Constant => 0.0,
+            Self::Exponential => 1.0,
+            Self::LogNormal(deviation) => deviation * deviation,
+            Self::Empirical(values) => {
+                let n = values.len().max(1) as f64;
+                let mean = values.iter().sum::<f64>() / n;
+                values.iter().map(|value| (value - mean) * (value - mean)).sum::<f64>() / n
+            }
+        }
+    }
+
     /// One factor.
     #[must_use]
     pub fn draw(&self, stream: &mut Stream) -> f64 {

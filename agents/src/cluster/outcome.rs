@@ -52,6 +52,8 @@ pub struct Tally {
     pub tokens: TokenCounts,
     /// From a block's arrival to its last expert's answer.
     pub latency: Times,
+    /// From a question to its whole answer.
+    pub legs: Times,
     /// Questions sent.
     pub questions: u64,
     /// Of these, to another rack.
@@ -76,6 +78,7 @@ impl Tally {
         self.arrived += other.arrived;
         self.tokens.add(&other.tokens);
         self.latency.merge(&other.latency);
+        self.legs.merge(&other.legs);
         self.questions += other.questions;
         self.between_racks += other.between_racks;
         self.asked_again += other.asked_again;
@@ -111,7 +114,7 @@ const STRETCHES_MAX: usize = 4096;
 impl Tally {
     /// Bytes of the histogram and the stretches.
     pub(super) fn latency_bytes(&self) -> usize {
-        const HISTOGRAM_BYTES: usize = 1920 * 8;
+        const HISTOGRAM_BYTES: usize = 2 * 1920 * 8;
         HISTOGRAM_BYTES + self.stretches.capacity() * size_of::<Stretch>()
     }
 

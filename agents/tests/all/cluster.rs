@@ -216,6 +216,7 @@ fn the_same_seed_gives_the_same_events_and_the_same_state_at_any_number_of_parti
         assert!(once.events > 200_000, "{}", once.events);
         for partitions in [1, 2, 5, 7] {
             let again = simulate(&busy_cluster(7, partitions, seed));
+            assert_eq!(once.tally.tokens, again.tally.tokens);
             assert_eq!(once.trace, again.trace, "{partitions} partitions");
             assert_eq!(once.fingerprint(), again.fingerprint(), "{partitions} partitions");
             assert_eq!((once.events, once.end_ns), (again.events, again.end_ns));

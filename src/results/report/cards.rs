@@ -99,8 +99,9 @@ fn widths(summary: &Summary) -> Markup {
 fn latency(summary: &Summary) -> Markup {
     let latency = &summary.latency_ns;
     let p999 = if latency.count < 1_000 { "p99.9 (the maximum)" } else { "p99.9" };
+    let is_virtual = summary.virtual_time.is_some();
     card(
-        "Latency p99",
+        if is_virtual { "Latency p99, virtual time" } else { "Latency p99" },
         duration(latency.p99),
         &[
             ("p50", duration(latency.p50)),

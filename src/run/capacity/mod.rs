@@ -180,6 +180,10 @@ struct Probes<'a> {
 }
 
 impl Job for Probes<'_> {
+    fn clock(&self) -> Clock {
+        *self.clock
+    }
+
     async fn work(&mut self, dispatch: &mut impl Dispatch) -> Result<(), ServeError> {
         while let Some(rate) = self.search.next() {
             let probe = self.probe(rate, dispatch).await?;

@@ -1,0 +1,325 @@
+//! Writes docs/virtual.md: how fast clusters are simulated, and what is seen in them.
+//!
+//! `cargo bench --bench virtual_scale > docs/virtual.md`
+#![allow(clippy::print_stdout, reason = "the page is the output")]
+
+use nashflock::results::{BlockFigures, JointPlayFigures, Summary};
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Seconds and memory that the largest run may take, and how much more a token may cost with more nodes.
+const MINUTES_LIMIT: f64 = 10.0;
+const MEMORY_LIMIT: f64 = 8e9;
+const GROWTH_LIMIT: f64 = 1.3;
+
+fn main() -> Result<(), Failure> {
+    let folder = tempfile::tempdir()?;
+    let bench = Bench { folder: folder.path() };
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_asked = |name: &str| asked.is_empty() || asked.iter().any(|asked| asked == name);
+    if is_asked("growth") {
+        print!("{}", include_str!("virtual_scale.md"));
+        bench.growth()?;
+    }
+    if is_asked("front-ends") {
+        bench.front_ends()?;
+    }
+    if is_asked("rack-loss") {
+        bench.rack_loss()?;
+    }
+    if is_asked("azure-code") {
+        bench.azure_code()?;
+    }
+    Ok(())
+}
+
+struct Bench<'a> {
+    folder: &'a Path,
+}
+
+/// A run: its summary, that of its blocks, and the most memory that the process had.
+struct Ran {
+    summary: Summary,
+    peak_bytes: f64,
+}
+
+impl Ran {
+    fn blocks(&self) -> &BlockFigures {
+        let virtual_time = self.summary.virtual_time.as_ref().expect("a run of virtual nodes");
+        virtual_time.blocks.as_ref().expect("a run of blocks")
+    }
+
+    /// The worst of the certified periods by gap.
+    fn worst(
+        &self,
+        of: impl Fn(&nashflock::results::JointFigures) -> JointPlayFigures,
+    ) -> JointPlayFigures {
+        let plays = self.blocks().joint.iter().map(of);
+        plays.max_by(|a, b| a.relative_gap.total_cmp(&b.relative_gap)).unwrap_or_default()
+    }
+}
+
+impl Bench<'_> {
+    fn run(&self, scenario: &str, sets: &[String]) -> Result<Ran, Failure> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let out: PathBuf = self.folder.join("out");
+        if out.exists() {
+            fs::remove_dir_all(&out)?;
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
+        command.arg("run").arg(root.join("scenarios").join(scenario)).arg("--out").arg(&out);
+        sets.iter().for_each(|set| {
+            command.arg("--set").arg(set);
+        });
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let mut peak_bytes = 0.0_f64;
+        let status = loop {
+            let status = fs::read_to_string(format!("/proc/{}/status", child.id()));
+            let peak = status.ok().and_then(|text| {
+                let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.to_owned();
+                line.split_whitespace().next()?.parse::<f64>().ok()
+            });
+            peak_bytes = peak_bytes.max(peak.unwrap_or(0.0) * 1024.0);
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        if !status.success() {
+            return Err(format!("{scenario} {sets:?} ended with {status}").into());
+        }
+        let summary = serde_json::from_slice(&fs::read(out.join("summary.json"))?)?;
+        Ok(Ran { summary, peak_bytes })
+    }
+
+    /// The same load a node, the same number of tokens, and ever more nodes.
+    fn growth(&self) -> Result<(), Failure> {
+        println!("## Growth\n");
+        println!(
+            "`scenarios/hundred-thousand-nodes.toml`: 4096 experts, 8 a token, 256 front ends, two threads. With \
+             fewer nodes requests come more slowly and periods are longer, so that each node and each period has \
+             the same load; 3.2·10^7 tokens each, and 10^8 in the last row. Memory is the most that the process \
+             had.\n"
+        );
+        println!(
+            "| nodes | tokens | events | time | events/s | time a token | memory | gap of the joint play |"
+        );
+        println!("|---:|---:|---:|---:|---:|---:|---:|---:|");
+        let mut per_token = Vec::new();
+        let mut last = None;
+        for (nodes, requests) in
+            [(1_000_u32, 500_000), (10_000, 500_000), (100_000, 500_000), (100_000, 1_562_500)]
+        {
+            let slower = 100_000.0 / f64::from(nodes);
+            let sets = [
+                format!("nodes.count={nodes}"),
+                format!("load.requests={requests}"),
+                format!("load.rate_per_s={}", 1e6 / slower),
+                format!("virtual.blocks.period_ms={}", 20.0 * slower),
+                format!("virtual.blocks.delay_ms={}", 5.0 * slower),
+                format!("virtual.blocks.stretch_ms={}", 100.0 * slower),
+            ];
+            let ran = self.run("hundred-thousand-nodes.toml", &sets)?;
+            let blocks = ran.blocks();
+            let seconds = blocks.machine_ns as f64 / 1e9;
+            let tokens = blocks.tokens.arrived as f64;
+            per_token.push(blocks.machine_ns as f64 / tokens);
+            println!(
+                "| {nodes} | {tokens:.2e} | {:.2e} | {seconds:.1} s | {:.2e} | {:.0} ns | {:.2} GB | {:.2} % |",
+                blocks.events as f64,
+                blocks.events as f64 / seconds,
+                blocks.machine_ns as f64 / tokens,
+                ran.peak_bytes / 1e9,
+                ran.worst(|joint| joint.played).relative_gap * 100.0
+            );
+            last = Some(ran);
+        }
+        let growth = per_token[2] / per_token[0];
+        let whole = last.expect("the last row");
+        let minutes = whole.blocks().machine_ns as f64 / 6e10;
+        println!(
+            "\nA token costs {growth:.2} times as much with 10^5 nodes as with 10^3 (limit {GROWTH_LIMIT}); 10^8 tokens \
+             take {minutes:.2} minutes (limit {MINUTES_LIMIT}) and {:.2} GB (limit {:.0} GB).\n",
+            whole.peak_bytes / 1e9,
+            MEMORY_LIMIT / 1e9
+        );
+        let worst = whole.worst(|joint| joint.played);
+        let [plain, informed] =
+            [whole.worst(|joint| joint.plain), whole.worst(|joint| joint.informed)];
+        println!("The last row's joint play, at the worst of its certified periods:\n");
+        println!("| play | gap to the bound | largest regret | mean regret | max over mean |");
+        println!("|---|---:|---:|---:|---:|");
+        for (name, play) in
+            [("as played", worst), ("plain top-k", plain), ("who knows all", informed)]
+        {
+            play_row(name, &play);
+        }
+        limits(&whole);
+        Ok(())
+    }
+
+    /// Front ends against the age and the share of what they hear.
+    fn front_ends(&self) -> Result<(), Failure> {
+        println!("## Front ends\n");
+        println!(
+            "`scenarios/front-ends.toml`: 64 experts, 4 a token, 16-token requests at 10^5 a second. Each front end \
+             hears, a delay after each period of 10 ms, the loads of `fan-out` others and takes what it does not \
+             hear to be alike; it goes 0.3 of the way to the price of the loads heard. The gap is that of all \
+             front ends' tokens of a period together, the worst of the last eight; plain top-k and the play of \
+             who knows all are the controls.\n"
+        );
+        println!(
+            "| front ends | fan-out | delay | gap | largest regret | mean regret | max over mean |"
+        );
+        println!("|---:|---:|---:|---:|---:|---:|---:|");
+        let mut controls = None;
+        for front_ends in [1, 4, 16, 64, 256] {
+            for fan_out in [u32::MAX, 4, 1] {
+                if fan_out != u32::MAX && fan_out + 1 >= front_ends {
+                    continue;
+                }
+                for delay_ms in [1.0, 10.0, 40.0] {
+                    let heard = fan_out.min(65_535);
+                    let sets = [
+                        format!("virtual.blocks.front_ends={front_ends}"),
+                        format!("virtual.blocks.fan_out={heard}"),
+                        format!("virtual.blocks.delay_ms={delay_ms}"),
+                    ];
+                    let ran = self.run("front-ends.toml", &sets)?;
+                    let play = ran.worst(|joint| joint.played);
+                    let fan_out =
+                        if fan_out == u32::MAX { "all".to_owned() } else { fan_out.to_string() };
+                    println!(
+                        "| {front_ends} | {fan_out} | {delay_ms} ms | {:.3} % | {:.3} | {:.4} | {:.3} |",
+                        play.relative_gap * 100.0,
+                        play.epsilon_nash,
+                        play.regret_mean,
+                        play.max_over_mean
+                    );
+                    controls = Some((ran.worst(|j| j.plain), ran.worst(|j| j.informed)));
+                }
+            }
+        }
+        let (plain, informed) = controls.expect("runs");
+        println!(
+            "\nControls, of the last row's requests: plain top-k has a gap of {:.2} % and a largest load of {:.2}, who \
+             knows all {:.4} % and {:.2}.\n",
+            plain.relative_gap * 100.0,
+            plain.max_over_mean,
+            informed.relative_gap * 100.0,
+            informed.max_over_mean
+        );
+        Ok(())
+    }
+
+    fn rack_loss(&self) -> Result<(), Failure> {
+        let ran = self.run("rack-loss.toml", &[])?;
+        let blocks = ran.blocks();
+        println!("## A rack is lost\n");
+        println!(
+            "`scenarios/rack-loss.toml`: 200 of 10^4 nodes are down from 600 ms to 1100 ms. Tokens are told by when \
+             they arrived: in time (10 ms), late, lost since a second host broke off too, shed. The control is the \
+             time before.\n"
+        );
+        println!("| from | tokens | in time | late | lost | shed | mean latency | longest |");
+        println!("|---:|---:|---:|---:|---:|---:|---:|---:|");
+        for of in &blocks.stretches {
+            println!(
+                "| {} ms | {} | {} | {} | {} | {} | {:.2} ms | {:.2} ms |",
+                of.from_ns / 1_000_000,
+                of.tokens.arrived,
+                of.tokens.ok,
+                of.tokens.late,
+                of.tokens.lost,
+                of.tokens.shed,
+                of.latency_mean_ns.unwrap_or(0.0) / 1e6,
+                of.latency_max_ns as f64 / 1e6
+            );
+        }
+        let all = &blocks.tokens;
+        let sum = all.ok + all.late + all.lost + all.shed;
+        assert_eq!(all.arrived, sum, "each token has one outcome");
+        println!(
+            "\nOf {} tokens {} are in time, {} late, {} lost and {} shed, which adds up exactly. {} connections broke, {} \
+             messages were asked anew of another node, {} answers came too late.\n",
+            all.arrived,
+            all.ok,
+            all.late,
+            all.lost,
+            all.shed,
+            blocks.broken,
+            blocks.asked_again,
+            blocks.late_answers
+        );
+        Ok(())
+    }
+
+    /// Only where the trace is at hand.
+    fn azure_code(&self) -> Result<(), Failure> {
+        let trace =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/azure-llm-2023/code.csv");
+        println!("## Bursts\n");
+        if !trace.is_file() {
+            println!("Not measured: the trace is not at hand.\n");
+            return Ok(());
+        }
+        println!(
+            "`scenarios/azure-code.toml`: the arrivals of the Azure LLM inference trace 2023 (code, 8819 requests, \
+             CC-BY 4.0) at the same mean rate as Poisson arrivals, the control; 1000 nodes, 64 tokens a request.\n"
+        );
+        println!("| arrivals | p50 | p99 | p99.9 | longest | mean wait at a node |");
+        println!("|---|---:|---:|---:|---:|---:|");
+        let trace = format!("load.trace=\"{}\"", trace.display());
+        for (name, sets) in [
+            ("recorded", vec!["load.arrival=trace".to_owned(), trace]),
+            ("gamma, the same variation", Vec::new()),
+            ("Poisson", vec!["load.arrival=poisson".to_owned()]),
+        ] {
+            let ran = self.run("azure-code.toml", &sets)?;
+            let latency = &ran.summary.latency_ns;
+            let ms = |ns: Option<u64>| ns.unwrap_or(0) as f64 / 1e6;
+            let wait = ran.blocks().limits[0].measured.unwrap_or(0.0) / 1e6;
+            println!(
+                "| {name} | {:.2} ms | {:.2} ms | {:.2} ms | {:.2} ms | {wait:.3} ms |",
+                ms(latency.p50),
+                ms(latency.p99),
+                ms(latency.p999),
+                ms(latency.max)
+            );
+        }
+        println!();
+        Ok(())
+    }
+}
+
+fn play_row(name: &str, play: &JointPlayFigures) {
+    println!(
+        "| {name} | {:.3} % | {:.3} | {:.4} | {:.3} |",
+        play.relative_gap * 100.0,
+        play.epsilon_nash,
+        play.regret_mean,
+        play.max_over_mean
+    );
+}
+
+fn limits(ran: &Ran) {
+    println!("\nMeasured beside what theory says of it:\n");
+    println!("| figure | measured | limit | which is |");
+    println!("|---|---:|---:|---|");
+    for of in &ran.blocks().limits {
+        println!(
+            "| {} | {:.4e} | {:.4e} | {} |",
+            of.name,
+            of.measured.unwrap_or(f64::NAN),
+            of.limit.unwrap_or(f64::NAN),
+            of.says
+        );
+    }
+    println!();
+}

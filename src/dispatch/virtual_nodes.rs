@@ -1,0 +1,507 @@
+//! Nodes in virtual time: the experts compute in this process, and the virtual cluster says when each answer
+//! would have come, from whom, and what went wrong.
+//!
+//! The course of a round is that of [`super::deliver`], by the same rules of what is asked again and when
+//! ([`super::round_trip`], [`super::health`]); messages are events of `agents::cluster` instead of traffic. Outputs
+//! are those of the orders as they were given, whoever is late, so they are the same bits as in process.
+
+use super::health::Health;
+use super::load::Loads;
+use super::round_trip::{AttemptId, Holders, RoundTrip};
+use super::{
+    Dispatch, DispatchError, Faults, InProcess, Ledger, NodeStats, Served, ShardAssignment,
+};
+use crate::measure::Clock;
+use agents::cluster::{Hardware, Node, Port, Served as Answer, Stream, StreamKey, Work};
+use agents::ids::{ExpertId, NodeId};
+use agents::orders::{Combine, NodeOrder, NodeReply, Orders, PairGates, Replies};
+use agents::placement::NodeLoad;
+use agents::queueing::ForkJoin;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+/// Bytes of a message beside its rows.
+const HEADER_BYTES: u64 = 128;
+
+/// The coordinator stands beside the first node.
+const COORDINATOR: u32 = 0;
+
+/// What virtual nodes are like.
+#[derive(Clone, Debug)]
+pub struct VirtualSettings {
+    /// How nodes compute, how messages travel, what goes wrong.
+    pub hardware: Hardware,
+    /// How many nodes there are.
+    pub nodes: u32,
+    /// Time a node has to answer one message.
+    pub deadline_ms: u64,
+    /// Pairs that hedges may cost for each pair ordered.
+    pub hedge_budget: f64,
+    /// Time of the coordinator for each round, ns.
+    pub round_ns: f64,
+    /// Time of the coordinator for each token of a round, ns.
+    pub token_ns: f64,
+    /// Of the ways of questions.
+    pub seed: u64,
+}
+
+/// Nodes that take virtual time.
+#[derive(Debug)]
+pub struct Virtual {
+    with: VirtualSettings,
+    clock: Clock,
+    compute: InProcess,
+    nodes: Vec<Node>,
+    ledgers: BTreeMap<NodeId, Ledger>,
+    holders: Holders,
+    health: Health,
+    loads: Loads,
+    faults: Faults,
+    fork_join: ForkJoin,
+    port: Port,
+    ways: Stream,
+    sequence: u64,
+    events: BinaryHeap<Reverse<Event>>,
+    /// Messages under way, those that nobody waits for too.
+    messages: BTreeMap<u64, Message>,
+}
+
+/// When something happens to which message; of those at one time the message that was sent first comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Event {
+    at_ns: u64,
+    sequence: u64,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    /// Its first byte is at the node.
+    Asked,
+    /// The first byte of its answer is back.
+    Returned,
+    /// Its answer is whole.
+    Whole,
+    /// The connection broke while the answer was awaited.
+    Broken,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    node: NodeId,
+    work: Work,
+    service_ns: u64,
+}
+
+struct Awaited {
+    id: AttemptId,
+    late_ns: u64,
+}
+
+impl Virtual {
+    /// Nodes without shards, at the time that a clock of virtual time shows.
+    ///
+    /// # Panics
+    /// When the clock goes by itself.
+    #[must_use]
+    pub fn new(with: VirtualSettings, clock: Clock) -> Self {
+        assert!(clock.is_simulated(), "virtual nodes move the clock");
+        let nodes = with.nodes as usize;
+        Self {
+            clock,
+            compute: InProcess::new(),
+            nodes: vec![Node::default(); nodes],
+            ledgers: BTreeMap::new(),
+            holders: Holders::new(),
+            health: Health::new(nodes, with.hedge_budget),
+            loads: Loads::new(nodes, with.deadline_ms * 1_000_000),
+            faults: Faults::default(),
+            fork_join: ForkJoin::default(),
+            port: Port::default(),
+            ways: StreamKey::new(with.seed, "cluster front ways").stream(0, 0),
+            sequence: 0,
+            events: BinaryHeap::new(),
+            messages: BTreeMap::new(),
+            with,
+        }
+    }
+
+    /// Nodes that are back after a crash are asked again; they have been given their experts anew.
+    fn welcome(&mut self) {
+        let now_ns = self.clock.now_ns();
+        for node in (0..self.nodes.len()).map(NodeId::from_index) {
+            if self.health.is_lost(node) && !self.with.hardware.faults.is_down(node, now_ns) {
+                self.health.revive(node);
+            }
+        }
+    }
+
+    /// What happens next, up to a time.
+    fn next_event(&mut self, until_ns: u64) -> Option<Event> {
+        let Reverse(event) = *self.events.peek()?;
+        (event.at_ns <= until_ns).then_some(())?;
+        self.events.pop();
+        Some(event)
+    }
+
+    /// Carries a message one event further; gives it when it has ended, and whether it was answered.
+    fn follow(&mut self, event: Event) -> Option<(Message, bool)> {
+        let Event { at_ns, sequence, what } = event;
+        let message = self.messages.get_mut(&sequence)?;
+        let hardware = &self.with.hardware;
+        let mut then = |at_ns, what| self.events.push(Reverse(Event { at_ns, sequence, what }));
+        match what {
+            What::Asked => {
+                let Message { node: at, work, .. } = *message;
+                let node = &mut self.nodes[at.index()];
+                match hardware.serve(at, node, COORDINATOR, at_ns, &work) {
+                    Answer::Answered { at_ns, service_ns, .. } => {
+                        message.service_ns = service_ns;
+                        then(at_ns, What::Returned);
+                    }
+                    Answer::Broken { at_ns } => then(at_ns, What::Broken),
+                    Answer::Silent => {
+                        self.messages.remove(&sequence);
+                    }
+                }
+                None
+            }
+            What::Returned => {
+                let bytes = message.work.reply_bytes;
+                let whole_ns = hardware.network.received(&mut self.port, at_ns, bytes);
+                then(whole_ns, What::Whole);
+                None
+            }
+            What::Whole => self.messages.remove(&sequence).map(|message| (message, true)),
+            What::Broken => self.messages.remove(&sequence).map(|message| (message, false)),
+        }
+    }
+}
+
+/// A delivery under way.
+struct Course<'c, 'o> {
+    with: &'c mut Virtual,
+    orders: &'o Orders,
+    trip: RoundTrip<'o>,
+    width: usize,
+    sums: bool,
+    awaited: BTreeMap<u64, Awaited>,
+    answered_ns: Vec<u64>,
+    legs: Vec<(NodeId, u64)>,
+    service_ns: BTreeMap<NodeId, u64>,
+    started_ns: u64,
+    considered: Vec<bool>,
+    hedged: Vec<AttemptId>,
+    rerouted: bool,
+}
+
+impl Course<'_, '_> {
+    fn run(&mut self) -> Result<(), DispatchError> {
+        self.send_all(self.trip.attempts().collect());
+        while !self.trip.is_done() {
+            let late_at = self.awaited.values().map(|awaited| awaited.late_ns).min();
+            let wake_ns = self.hedge_at_ns().into_iter().chain(late_at).min();
+            let wake_ns = wake_ns.expect("what is not answered is awaited");
+            match self.with.next_event(wake_ns) {
+                Some(event) => {
+                    self.with.clock.advance_to_ns(event.at_ns);
+                    if let Some((message, is_answered)) = self.with.follow(event) {
+                        self.ended(event.sequence, message, is_answered)?;
+                    }
+                }
+                None => {
+                    self.with.clock.advance_to_ns(wake_ns);
+                    self.give_up_late()?;
+                    self.hedge();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send_all(&mut self, attempts: Vec<AttemptId>) {
+        for id in attempts {
+            let attempt = self.trip.attempt(id);
+            let (node, work) = (attempt.node, self.work(&attempt.order));
+            let with = &mut *self.with;
+            let now_ns = with.clock.now_ns();
+            with.sequence += 1;
+            let sequence = with.sequence;
+            let way = (COORDINATOR, node.0);
+            let network = &with.with.hardware.network;
+            let bytes = work.request_bytes;
+            let at_ns = network.sent(&mut with.port, now_ns, way, bytes, &mut with.ways);
+            if !with.with.hardware.is_lost(node, COORDINATOR, now_ns, sequence << 1) {
+                with.messages.insert(sequence, Message { node, work, service_ns: 0 });
+                with.events.push(Reverse(Event { at_ns, sequence, what: What::Asked }));
+            }
+            with.loads.sent(sequence, node, work.pairs as usize, now_ns);
+            with.ledgers.entry(node).or_default().sent_bytes += bytes;
+            let late_ns = now_ns + with.with.deadline_ms * 1_000_000;
+            self.awaited.insert(sequence, Awaited { id, late_ns });
+        }
+    }
+
+    fn work(&self, order: &NodeOrder) -> Work {
+        let row_bytes = (self.width * size_of::<f32>()) as u64;
+        let (pairs, rows) = (order.pairs(), order.tokens().len() as u64);
+        let held = self.with.ledgers.get(&order.node).map(|ledger| &ledger.shard_bytes);
+        let bytes = |expert: ExpertId| {
+            held.and_then(|held| held.get(&(self.orders.layer, expert))).copied().unwrap_or(0)
+        };
+        let weights: usize = order.groups.iter().map(|group| bytes(group.expert)).sum();
+        Work {
+            pairs: u32::try_from(pairs).expect("pairs of a round fit 32 bits"),
+            weight_bytes: weights as u64,
+            request_bytes: HEADER_BYTES + rows * row_bytes,
+            reply_bytes: HEADER_BYTES + row_bytes * if self.sums { rows } else { pairs as u64 },
+        }
+    }
+
+    fn ended(
+        &mut self,
+        sequence: u64,
+        message: Message,
+        is_answered: bool,
+    ) -> Result<(), DispatchError> {
+        let (now_ns, node) = (self.with.clock.now_ns(), message.node);
+        if !is_answered {
+            return self.lose(node);
+        }
+        self.with.loads.answered(sequence, now_ns);
+        let Some(Awaited { id, .. }) = self.awaited.remove(&sequence) else {
+            self.with.faults.late_replies += 1;
+            return Ok(());
+        };
+        let reply = NodeReply { node, outputs: Vec::new(), compute_ns: message.service_ns };
+        let ledger = self.with.ledgers.entry(node).or_default();
+        ledger.answered(message.work.pairs as usize, &reply);
+        ledger.received_bytes += message.work.reply_bytes;
+        *self.service_ns.entry(node).or_default() += message.service_ns;
+        self.trip.answered(id, reply);
+        if self.trip.attempt(id).is_first {
+            let took_ns = now_ns - self.started_ns;
+            self.answered_ns.push(took_ns);
+            self.legs.push((node, took_ns));
+        }
+        Ok(())
+    }
+
+    /// A node whose connection broke: all that it was to answer is asked of others.
+    fn lose(&mut self, node: NodeId) -> Result<(), DispatchError> {
+        self.with.faults.lost += u64::from(!self.with.health.is_lost(node));
+        self.with.health.lose(node);
+        self.with.loads.forget(node);
+        let its = |awaited: &Awaited| self.trip.attempt(awaited.id).node == node;
+        let lost: Vec<u64> =
+            self.awaited.iter().filter(|(_, awaited)| its(awaited)).map(|(s, _)| *s).collect();
+        for sequence in lost {
+            let detail = "it crashed in virtual time".to_owned();
+            let error = DispatchError::NodeLost { node, detail, log: Vec::new() };
+            self.ask_others(sequence, error)?;
+        }
+        Ok(())
+    }
+
+    fn ask_others(&mut self, sequence: u64, error: DispatchError) -> Result<(), DispatchError> {
+        let Awaited { id, .. } = self.awaited.remove(&sequence).expect("it is awaited");
+        let (now_ns, health) = (self.with.clock.now_ns(), &self.with.health);
+        let instead = self.trip.failed(id, |node| health.is_available(node, now_ns));
+        let instead = instead.ok_or(error)?;
+        let pairs = |id: &AttemptId| self.trip.attempt(*id).order.pairs() as u64;
+        self.with.faults.rerouted_pairs += instead.iter().map(pairs).sum::<u64>();
+        self.rerouted = true;
+        self.send_all(instead);
+        Ok(())
+    }
+
+    fn give_up_late(&mut self) -> Result<(), DispatchError> {
+        let now_ns = self.with.clock.now_ns();
+        let is_late = |awaited: &Awaited| awaited.late_ns <= now_ns;
+        let late: Vec<u64> =
+            self.awaited.iter().filter(|(_, awaited)| is_late(awaited)).map(|(s, _)| *s).collect();
+        for sequence in late {
+            let node = self.trip.attempt(self.awaited[&sequence].id).node;
+            self.set_aside(node);
+            let deadline_ms = self.with.with.deadline_ms;
+            self.ask_others(sequence, DispatchError::Timeout { node, deadline_ms })?;
+        }
+        Ok(())
+    }
+
+    fn set_aside(&mut self, node: NodeId) {
+        let now_ns = self.with.clock.now_ns();
+        self.with.faults.set_aside += u64::from(self.with.health.beaten(node, now_ns));
+    }
+
+    /// First attempts without an answer that were not considered yet.
+    fn slow(&self) -> impl Iterator<Item = (usize, AttemptId)> {
+        let first = self.trip.attempts().enumerate().take(self.considered.len());
+        first.filter(|(at, id)| !self.considered[*at] && self.trip.attempt(*id).is_open)
+    }
+
+    fn hedge_at_ns(&self) -> Option<u64> {
+        self.slow().next()?;
+        let after_ns = self.with.health.hedge_after_ns(self.considered.len(), &self.answered_ns);
+        Some(self.started_ns.saturating_add(after_ns?))
+    }
+
+    fn hedge(&mut self) {
+        let now_ns = self.with.clock.now_ns();
+        if self.hedge_at_ns().is_none_or(|at_ns| at_ns > now_ns) {
+            return;
+        }
+        for (at, id) in self.slow().collect::<Vec<_>>() {
+            self.considered[at] = true;
+            let attempt = self.trip.attempt(id);
+            let (node, pairs) = (attempt.node, attempt.order.pairs());
+            if !self.trip.is_needed(id) || !self.with.health.pay(pairs) {
+                continue;
+            }
+            let health = &self.with.health;
+            let free = |other| other != node && health.is_available(other, now_ns);
+            match self.trip.hedge(id, free) {
+                Some(hedges) => {
+                    self.with.faults.hedges += 1;
+                    self.with.faults.hedged_pairs += pairs as u64;
+                    self.hedged.push(id);
+                    self.send_all(hedges);
+                }
+                None => self.with.health.repay(pairs),
+            }
+        }
+    }
+
+    /// What the round says of its nodes.
+    fn learn(&mut self) {
+        let orders = self.orders.nodes.len();
+        for id in self.trip.attempts().take(orders) {
+            let node = self.trip.attempt(id).node;
+            if !self.hedged.contains(&id) {
+                self.with.health.in_time(node);
+            } else if self.trip.attempt(id).is_open || !self.trip.is_used(id) {
+                self.with.faults.hedges_won += 1;
+                self.set_aside(node);
+            }
+        }
+        self.with.health.ended(orders, &self.answered_ns);
+        if self.legs.len() == orders {
+            self.with.fork_join.record(self.legs.drain(..));
+        } else {
+            self.with.fork_join.record_incomplete();
+        }
+        if self.rerouted {
+            let spent_ns = self.with.clock.now_ns() - self.started_ns;
+            self.with.faults.recovery_ns_max = self.with.faults.recovery_ns_max.max(spent_ns);
+        }
+    }
+}
+
+impl Dispatch for Virtual {
+    async fn load(&mut self, shards: Vec<ShardAssignment>) -> Result<(), DispatchError> {
+        for ShardAssignment { node, layer, expert, expert_weights } in &shards {
+            let bytes = usize::try_from(expert_weights.encoded_bytes());
+            let bytes = bytes.expect("an expert in memory has a length");
+            self.ledgers.entry(*node).or_default().loaded(*layer, *expert, bytes);
+            let holders = self.holders.entry((*layer, *expert)).or_default();
+            if let Err(place) = holders.binary_search(node) {
+                holders.insert(place, *node);
+            }
+        }
+        self.compute.load(shards).await
+    }
+
+    async fn replace(&mut self, shards: Vec<ShardAssignment>) -> Result<u64, DispatchError> {
+        let (mut bytes, mut done_ns) = (0, self.clock.now_ns());
+        for shard in &shards {
+            let of_shard = shard.expert_weights.encoded_bytes();
+            let network = &self.with.hardware.network;
+            let (way, now_ns) = ((COORDINATOR, shard.node.0), self.clock.now_ns());
+            let first = network.sent(&mut self.port, now_ns, way, of_shard, &mut self.ways);
+            done_ns = done_ns.max(network.received(&mut Port::default(), first, of_shard));
+            bytes += of_shard;
+        }
+        self.load(shards).await?;
+        self.clock.advance_to_ns(done_ns);
+        Ok(bytes)
+    }
+
+    async fn deliver(
+        &mut self,
+        orders: &Orders,
+        gates: Option<&PairGates>,
+        hidden: &[f32],
+        width: usize,
+    ) -> Result<Replies, DispatchError> {
+        let mut replies = self.compute.deliver(orders, gates, hidden, width).await?;
+        let tokens = (hidden.len() / width.max(1)) as f64;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "`as` saturates"
+        )]
+        let own_ns = (self.with.round_ns + self.with.token_ns * tokens).round() as u64;
+        self.clock.advance_to_ns(self.clock.now_ns() + own_ns);
+        self.welcome();
+        let pairs = orders.nodes.iter().map(NodeOrder::pairs).sum();
+        self.health.sent(pairs);
+        self.faults.pairs += pairs as u64;
+        let holders = std::mem::take(&mut self.holders);
+        let started_ns = self.clock.now_ns();
+        // Where nodes sum, a reply counts as a whole; here all replies are the same bits, so parts count too.
+        let mut course = Course {
+            trip: RoundTrip::new(orders, &holders, Combine::Exact),
+            with: self,
+            orders,
+            width,
+            sums: gates.is_some(),
+            awaited: BTreeMap::new(),
+            answered_ns: Vec::with_capacity(orders.nodes.len()),
+            legs: Vec::with_capacity(orders.nodes.len()),
+            service_ns: BTreeMap::new(),
+            started_ns,
+            considered: vec![false; orders.nodes.len()],
+            hedged: Vec::new(),
+            rerouted: false,
+        };
+        let done = course.run();
+        if done.is_ok() {
+            course.learn();
+        }
+        let service_ns = std::mem::take(&mut course.service_ns);
+        drop(course);
+        self.holders = holders;
+        done?;
+        for reply in &mut replies.nodes {
+            reply.compute_ns = service_ns.get(&reply.node).copied().unwrap_or(0);
+        }
+        Ok(replies)
+    }
+
+    fn is_available(&self, node: NodeId) -> bool {
+        let now_ns = self.clock.now_ns();
+        let is_back =
+            || self.health.is_lost(node) && !self.with.hardware.faults.is_down(node, now_ns);
+        self.health.is_available(node, now_ns) || is_back()
+    }
+
+    fn node_load(&self, node: NodeId) -> NodeLoad {
+        self.loads.of(node, self.clock.now_ns())
+    }
+
+    fn so_far(&self) -> Served {
+        let stats = |(node, ledger): (&NodeId, &Ledger)| -> NodeStats {
+            ledger.stats(*node, self.health.is_lost(*node))
+        };
+        Served {
+            nodes: self.ledgers.iter().map(stats).collect(),
+            faults: self.faults,
+            fork_join: Some(self.fork_join.clone()),
+            membership: None,
+        }
+    }
+
+    async fn close(self) -> Served {
+        self.so_far()
+    }
+}

@@ -1,0 +1,113 @@
+//! What a scenario says of virtual nodes, as the virtual cluster takes it.
+
+use crate::dispatch::VirtualSettings;
+use crate::scenario::Scenario;
+use crate::scenario::file::{self, Shape, VirtualFault, VirtualNodes};
+use agents::cluster::{CrashRate, Fault, FaultPlan, Hardware, Network, Noise, Service, Topology};
+use agents::ids::NodeId;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+const US: f64 = 1e3;
+const MS: f64 = 1e6;
+
+/// Crashes at random come within this time: a run of a day.
+const CRASHES_UNTIL_NS: u64 = 86_400_000_000_000;
+
+/// Of the nodes of engine `virtual`, and of the coordinator beside them.
+pub(super) fn settings(scenario: &Scenario) -> VirtualSettings {
+    let (nodes, with) = (&scenario.nodes, &scenario.virtual_nodes);
+    VirtualSettings {
+        hardware: hardware(with, nodes.count, scenario.seed, CRASHES_UNTIL_NS),
+        nodes: nodes.count,
+        deadline_ms: u64::from(nodes.deadline_ms),
+        hedge_budget: nodes.hedge_budget,
+        round_ns: with.coordinator_round_us * US,
+        token_ns: with.coordinator_token_us * US,
+        seed: scenario.seed,
+    }
+}
+
+/// Nodes, ways and faults.
+pub(super) fn hardware(
+    with: &VirtualNodes,
+    nodes: u32,
+    seed: u64,
+    crashes_until_ns: u64,
+) -> Hardware {
+    const MIB: f64 = (1 << 20) as f64;
+    let topology = topology(with);
+    let service = Service {
+        setup_ns: with.setup_us * US,
+        pair_ns: with.pair_us * US,
+        weight_byte_ns: with.weight_mib_us * US / MIB,
+        noise: match with.service {
+            Shape::Constant => Noise::Constant,
+            Shape::Exponential => Noise::Exponential,
+            Shape::LogNormal => Noise::LogNormal(with.service_deviation),
+        },
+        node_deviation: with.node_deviation,
+        slowness: BTreeMap::new(),
+    };
+    let network = Network {
+        topology,
+        base_ns: [with.latency_us, with.latency_rack_us, with.latency_pod_us]
+            .map(|us| whole(us * US).max(1)),
+        jitter_ns: with.jitter_us * US,
+        jitter: Noise::Exponential,
+        bytes_per_ns: with.gbit_per_s / 8.0,
+        message_ns: whole(with.message_us * US),
+    };
+    let faults: Vec<Fault> = with.faults.iter().map(fault).collect();
+    const HOUR_NS: f64 = 3.6e12;
+    let rate = CrashRate {
+        per_node_ns: with.crashes_per_hour / HOUR_NS,
+        down_ns: with.crash_ms * MS,
+        until_ns: crashes_until_ns,
+    };
+    let plan =
+        FaultPlan::new(&faults, nodes, |node| topology.rack(node)).with_crashes(rate, nodes, seed);
+    Hardware::new(service, network, plan, whole(with.detect_ms * MS), seed)
+}
+
+/// Which nodes are near.
+pub(super) fn topology(with: &VirtualNodes) -> Topology {
+    match with.topology {
+        file::Topology::Flat => Topology::Flat,
+        file::Topology::Racks => Topology::Racks { rack: with.rack_nodes },
+        file::Topology::Pods => Topology::Pods { rack: with.rack_nodes, racks: with.pod_racks },
+    }
+}
+
+fn fault(fault: &VirtualFault) -> Fault {
+    let when = |at_ms: f64, for_ms: f64| -> Range<u64> {
+        let from_ns = whole(at_ms * MS);
+        from_ns..from_ns + whole(for_ms * MS)
+    };
+    match *fault {
+        VirtualFault::Crash { node, at_ms, for_ms } => {
+            Fault::Crash { node: NodeId(node), when_ns: when(at_ms, for_ms) }
+        }
+        VirtualFault::RackLoss { rack, at_ms, for_ms } => {
+            Fault::RackLoss { rack, when_ns: when(at_ms, for_ms) }
+        }
+        VirtualFault::Slow { node, at_ms, for_ms, factor } => {
+            Fault::Slow { node: NodeId(node), when_ns: when(at_ms, for_ms), factor }
+        }
+        VirtualFault::Partition { rack, at_ms, for_ms } => {
+            Fault::Partition { rack, when_ns: when(at_ms, for_ms) }
+        }
+        VirtualFault::Flaky { node, at_ms, for_ms, lost } => {
+            Fault::Flaky { node: NodeId(node), when_ns: when(at_ms, for_ms), lost }
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "times of a scenario are not negative, and `as` saturates"
+)]
+pub(super) fn whole(ns: f64) -> u64 {
+    ns.round() as u64
+}

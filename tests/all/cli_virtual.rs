@@ -1,0 +1,130 @@
+//! Runs on virtual nodes: the game is the same as in process, and time is that of the nodes.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::binary::{Folder, SYNTHETIC, skipped};
+
+/// A folder from which `scenarios/` can be reached.
+fn shipped() -> Folder {
+    let folder = Folder::with("");
+    let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    std::os::unix::fs::symlink(scenarios, folder.path("scenarios")).expect("a link is made");
+    folder
+}
+
+/// Of the shipped scenarios those in which no clock enters the game. The others take minutes to play twice.
+#[test]
+fn shipped_scenarios_have_the_state_in_virtual_time_that_they_have_in_process() {
+    const QUICK: [&str; 3] = ["synthetic-skew", "price-of-anarchy", "staleness"];
+    const SLOW: [&str; 6] =
+        ["router-race", "quickstart", "top-k-control", "murmuration", "decode", "placement"];
+    let slow: &[&str] = match std::env::var_os("RUN_SLOW") {
+        Some(_) => &SLOW,
+        None => {
+            skipped("RUN_SLOW is not set; six more scenarios take minutes");
+            &[]
+        }
+    };
+    let folder = shipped();
+    for name in QUICK.iter().chain(slow) {
+        let file = format!("scenarios/{name}.toml");
+        let args = ["run", &file, "--json", "--nodes", "virtual:4", "--out", name];
+        let ended = folder.nashflock(&args);
+        assert!(matches!(ended.code, Some(0 | 3)), "{name}: {}", ended.stderr);
+        assert_eq!(ended.json()["virtual_time"]["nodes"], 4, "{name}");
+        let verified = folder.nashflock(&["verify", name]);
+        assert_eq!(verified.code, Some(0), "{name}: {}{}", verified.stdout, verified.stderr);
+    }
+}
+
+/// Five virtual seconds; each expert on two of six nodes, which stand in racks of two.
+const VIRTUAL: [&str; 10] = [
+    "--nodes",
+    "virtual:6",
+    "--set",
+    "nodes.replicas=2",
+    "--set",
+    "virtual.topology=racks",
+    "--set",
+    "virtual.rack_nodes=2",
+    "--set",
+    "virtual.service=exponential",
+];
+
+fn five_seconds() -> Folder {
+    let scenario = SYNTHETIC
+        .replace("rate_per_s = 2000.0", "rate_per_s = 100.0")
+        .replace("requests = 24", "requests = 500");
+    Folder::with(&scenario)
+}
+
+fn run(folder: &Folder, out: &str, faults: &str) -> Value {
+    let faults = format!("virtual.faults={faults}");
+    folder.summary(out, &[&VIRTUAL[..], &["--set", &faults]].concat())
+}
+
+fn count(summary: &Value, key: &str) -> u64 {
+    summary["faults"][key].as_u64().unwrap_or_else(|| panic!("{key}: {summary}"))
+}
+
+#[test]
+fn faults_in_virtual_time_cost_time_and_change_no_result() {
+    let folder = five_seconds();
+    let alone = folder.summary("alone", &["--set", "load.rate_per_s=100000"]);
+    let quiet = run(&folder, "quiet", "[]");
+    // A node is lost for a second, one is slow from the start, and one loses messages.
+    let faults = r#"[{kind="crash",node=2,at_ms=1000,for_ms=1000},
+        {kind="slow",node=0,at_ms=0,for_ms=500,factor=100},
+        {kind="flaky",node=5,at_ms=2500,for_ms=500,lost=0.5}]"#
+        .replace('\n', "");
+    let (faulty, again) = (run(&folder, "faulty", &faults), run(&folder, "again", &faults));
+    for summary in [&quiet, &faulty] {
+        assert_eq!(summary["state_hash"], alone["state_hash"]);
+        assert_eq!(summary["pairs"]["dispatched"], summary["pairs"]["combined"]);
+    }
+    assert_eq!((count(&quiet, "lost_nodes"), count(&quiet, "rerouted_pairs")), (0, 0));
+    assert_eq!(count(&faulty, "lost_nodes"), 1, "{faulty}");
+    assert!(count(&faulty, "rerouted_pairs") > 0 && count(&faulty, "hedges_won") > 0, "{faulty}");
+    let max = |summary: &Value| summary["latency_ns"]["max"].as_u64().expect("requests ended");
+    assert!(max(&faulty) > max(&quiet), "{} {}", max(&faulty), max(&quiet));
+    for key in ["latency_ns", "throughput", "faults", "nodes", "outcomes", "virtual_time"] {
+        assert_eq!(faulty[key], again[key], "no clock of the machine enters {key}");
+    }
+    let span_ns = faulty["virtual_time"]["span_ns"].as_u64().expect("virtual");
+    assert!((4_000_000_000..7_000_000_000).contains(&span_ns), "{span_ns}");
+}
+
+#[test]
+fn a_node_that_is_lost_with_the_only_copy_of_an_expert_ends_a_virtual_run_too() {
+    let folder = five_seconds();
+    let crash = r#"virtual.faults=[{kind="crash",node=2,at_ms=1000,for_ms=1000}]"#;
+    let args = ["run", "scenario.toml", "--nodes", "virtual:6", "--set", crash, "--out", "out"];
+    let ended = folder.nashflock(&args);
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("node 2 was lost: it crashed in virtual time"),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
+fn what_virtual_nodes_cannot_be_is_said_before_anything_starts() {
+    let folder = five_seconds();
+    let refused = |sets: &[&str], says: &str| {
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let ended = folder.nashflock(&[&["check", "scenario.toml"], &sets[..]].concat());
+        assert_eq!(ended.code, Some(2), "{sets:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(says), "{says}: {}", ended.stderr);
+    };
+    refused(&["nodes.count=5000"], "which only virtual nodes can be");
+    let engine = "nodes.engine=virtual";
+    let crash = r#"virtual.faults=[{kind="crash",node=99,at_ms=1,for_ms=1}]"#;
+    refused(&[engine, crash], "`virtual.faults[0].node` is 99");
+    let rack = r#"virtual.faults=[{kind="rack_loss",rack=1,at_ms=1,for_ms=1}]"#;
+    refused(&[engine, rack], "`virtual.faults[0].rack` is 1 but there are 1");
+    refused(&[engine, r#"virtual.faults=[{kind="crsh",node=0}]"#], "must be one of");
+    refused(&[engine, "virtual.pair_us=-1"], "`virtual.pair_us`");
+}
