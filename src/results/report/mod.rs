@@ -1,6 +1,7 @@
 //! `report.html`: one file without scripts or links, made from the other files of the run.
 
 mod cards;
+mod heat;
 mod html;
 mod murmuration;
 mod pictures;

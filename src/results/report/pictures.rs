@@ -3,6 +3,7 @@
 use maud::{Markup, PreEscaped, html};
 
 use super::RunRecord;
+use super::heat;
 use super::html::nothing;
 use super::murmuration::in_flight;
 use super::plots::{self, BLUE, GREY, Line, ORANGE};
@@ -91,6 +92,17 @@ pub(super) fn load(record: &RunRecord) -> Markup {
                 &format!("sorted expert loads of layer {}", layer.layer),
                 html! { (key(GREY, "before: plain top-k")) (key(BLUE, "after: router")) p { "Layer " (layer.layer) ". Each is sorted on its own; the line is the fair share." } },
             ))
+            @if !layer.steps.is_empty() {
+                (figure(
+                    &heat::map(&layer.steps),
+                    &format!("expert loads of layer {} by step", layer.layer),
+                    html! {
+                        @for (_, colour, name) in heat::SHADES { (key(colour, name)) }
+                        p { "Layer " (layer.layer) ": an expert a row, the hottest under plain top-k first; a step a column, the first " (layer.steps.len()) ". Shades are of the load over the fair share."
+                        @if layer.loads.len() > heat::ROWS_MAX { " The coldest experts are left out." } }
+                    },
+                ))
+            }
         }
     }
 }

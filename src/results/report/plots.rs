@@ -17,7 +17,7 @@ pub(super) const ORANGE: &str = "#c2570c";
 pub(super) const GREY: &str = "#8a919c";
 const INK: RGBColor = RGBColor(31, 41, 55);
 const GRID: RGBColor = RGBColor(229, 231, 235);
-const SIZE: (u32, u32) = (760, 300);
+pub(super) const SIZE: (u32, u32) = (760, 300);
 
 /// One line of a plot.
 pub(super) struct Line {
