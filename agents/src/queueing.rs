@@ -168,7 +168,8 @@ impl Queue<'_> {
     }
 
     /// What a share `q` of the times from arrival to end do not exceed; rounded up, by some percent at
-    /// the highest utilisations. None under overload and without service times.
+    /// the highest utilisations. None under overload, so near to it that cells of the longest service time do not reach far
+    /// enough (from a utilisation of about 0.998 on, for the 99th percentile), and without service times.
     #[must_use]
     pub fn response_quantile_ns(&self, q: f64) -> Option<f64> {
         let busy = self.utilisation();
@@ -193,6 +194,10 @@ impl Queue<'_> {
                 let cells: Vec<usize> = (0..CELLS).collect();
                 let at = cells.partition_point(|at| response(*at) < q);
                 return Some(at as f64 * cell);
+            }
+            if cell > longest {
+                // All service times are in one cell by now: wider ones do not reach further in cells.
+                return None;
             }
             cell *= 2.0;
         }
@@ -400,6 +405,11 @@ mod tests {
         }
         assert_eq!(queue(&constant, 1.0).mean_wait_ns(), None);
         assert_eq!(queue(&constant, 1.5).response_quantile_ns(0.99), None);
+        // So near to overload that no number of cells is enough: the search for one ends.
+        for busy in [0.9995, 0.999_999, 1.0 - 1e-12] {
+            assert_eq!(queue(&constant, busy).response_quantile_ns(0.99), None, "{busy}");
+        }
+        assert!(queue(&constant, 0.995).response_quantile_ns(0.99).is_some());
         let nothing = Queue { rate_per_ns: 1.0, service: &Times::default() };
         assert_eq!(nothing.response_quantile_ns(0.99), None);
     }
