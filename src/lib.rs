@@ -20,4 +20,6 @@ pub mod scenario;
 
 pub mod run;
 
+pub mod sweep;
+
 pub mod cli;

@@ -1,8 +1,9 @@
-//! `nashflock diff`: what two runs were told otherwise, and what that moved.
+//! `nashflock diff`: what two runs, or two sweeps, were told otherwise, and what that moved.
 
-use super::{Failure, Outcome, print, print_json, results_failure};
+use super::{Failure, Outcome, print, print_json, results_failure, sweep_files};
 use crate::results::compare::{Difference, differences};
 use crate::results::{ResultsError, RunDir};
+use crate::sweep::SweepDir;
 use clap::Args;
 use serde_json::{Value, json};
 use std::fs;
@@ -10,11 +11,16 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub(super) struct DiffArgs {
-    /// Run directory
+    /// Directory of a run or a sweep
     a: PathBuf,
-    /// Run directory to hold against it
+    /// Another of its kind, to hold against it
     b: PathBuf,
-    /// Print one JSON object: `same_state`, `scenario`, `origin`, `figures`
+    /// Of sweeps: a key of the summary to compare, as `convergence.relative_gap`; may be repeated [default:
+    /// those that the sweeps show]
+    #[arg(long = "figure", value_name = "KEY")]
+    figures: Vec<String>,
+    /// Print one JSON object: `same_state`, `scenario`, `origin`, `figures`; of sweeps `scenario`, `points`,
+    /// `points_alone`, `figures`
     #[arg(long)]
     json: bool,
 }
@@ -29,6 +35,9 @@ struct Side {
 }
 
 pub(super) fn diff(args: &DiffArgs) -> Outcome {
+    if SweepDir::is_at(&args.a) || SweepDir::is_at(&args.b) {
+        return sweep_files::diff((&args.a, &args.b), &args.figures, args.json);
+    }
     let (a, b) = (side(&args.a)?, side(&args.b)?);
     let scenario = differences(&a.scenario, &b.scenario);
     let origin = differences(&a.origin, &b.origin);
@@ -53,7 +62,7 @@ pub(super) fn diff(args: &DiffArgs) -> Outcome {
     print(&format!("{verdict}\n{}", text.concat()))
 }
 
-fn section(name: &str, found: &[Difference]) -> String {
+pub(super) fn section(name: &str, found: &[Difference]) -> String {
     if found.is_empty() {
         return format!("no {name} differ\n");
     }

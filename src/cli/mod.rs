@@ -16,6 +16,8 @@ mod resume;
 mod route;
 mod run;
 mod slurm;
+mod sweep;
+mod sweep_files;
 mod task;
 mod verify;
 mod worker;
@@ -40,13 +42,21 @@ struct Cli {
 enum Command {
     /// Run a scenario
     Run(run::RunArgs),
-    /// Go on with a run that was cut
+    /// Count the runs of a sweep, and estimate what they take from a few of them
+    Plan(sweep::PlanArgs),
+    /// Run a scenario at every point of its sweep
+    Sweep(sweep::SweepArgs),
+    /// Tell how far a sweep is
+    Status(sweep::StatusArgs),
+    /// Go on with a run or a sweep that was cut
     Resume(resume::ResumeArgs),
+    /// Bring the shards of a sweep together
+    Merge(sweep_files::MergeArgs),
     /// Play the scenario of a run directory once more, into a new one
     Replay(replay::ReplayArgs),
-    /// Play a run again in this process and compare every figure that no clock enters
+    /// Play a run, or some runs of a sweep, again in this process and compare every figure that no clock enters
     Verify(verify::VerifyArgs),
-    /// List what two runs were told otherwise and what that moved
+    /// List what two runs, or two sweeps, were told otherwise and what that moved
     Diff(diff::DiffArgs),
     /// Find the highest rate that holds a latency goal
     Capacity(capacity::CapacityArgs),
@@ -70,7 +80,7 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     /// Hand a scenario to an engine that runs jobs
     Launch(launch::LaunchArgs),
-    /// Rebuild the report of a run directory
+    /// Rebuild the report of a run or a sweep
     Report(report::ReportArgs),
 }
 
@@ -112,7 +122,11 @@ pub fn main_with(registries: &Registries) -> ExitCode {
     log_to_stderr(matches!(command, Command::Worker(_)));
     let outcome = match command {
         Command::Run(args) => run::run(args, registries),
+        Command::Plan(args) => sweep::plan(args, registries),
+        Command::Sweep(args) => sweep::sweep(args, registries),
+        Command::Status(args) => sweep::status(&args),
         Command::Resume(args) => resume::resume(&args, registries),
+        Command::Merge(args) => sweep_files::merge(&args, registries),
         Command::Replay(args) => replay::replay(args, registries),
         Command::Verify(args) => verify::verify(&args, registries),
         Command::Diff(args) => diff::diff(&args),

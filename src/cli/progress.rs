@@ -1,6 +1,7 @@
 //! The progress bar of a run, on standard error; nothing is drawn where that is no terminal.
 
 use crate::run::Progress;
+use crate::sweep::SweepProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
 
@@ -32,6 +33,32 @@ impl Progress for Bar {
         }
         self.0.set_style(style("{msg} {wide_bar} {pos}/{len} requests, {elapsed}"));
         self.0.set_position(answered);
+    }
+}
+
+/// The same of a sweep: its runs.
+pub(super) struct SweepBar(ProgressBar);
+
+impl SweepBar {
+    pub(super) fn new() -> Self {
+        let bar = ProgressBar::no_length();
+        bar.set_style(style("{wide_bar} {pos}/{len} runs, {msg}{elapsed}, {eta} to go"));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self(bar)
+    }
+
+    pub(super) fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl SweepProgress for SweepBar {
+    fn played(&self, done: u64, runs: u64, failed: u64) {
+        self.0.set_length(runs);
+        self.0.set_position(done);
+        if failed > 0 {
+            self.0.set_message(format!("{failed} failed, "));
+        }
     }
 }
 

@@ -165,8 +165,11 @@ fn table(page: &mut String, keys: &[(String, &Value)], prefix: &str) {
             let kind = &variant["properties"]["kind"]["const"];
             let own = properties(variant).into_iter().filter(|(key, _)| key != "kind");
             let own: Vec<String> = own.map(|(key, of)| format!("`{key}`: {}", says(of))).collect();
-            let _ =
-                writeln!(page, "| | `{{ kind = {kind} }}` | {} {} |", says(variant), own.join(" "));
+            let kind = if kind.is_null() { "…".to_owned() } else { format!("kind = {kind}") };
+            let _ = writeln!(page, "| | `{{ {kind} }}` | {} {} |", says(variant), own.join(" "));
+        }
+        for (key, of) in properties(&of["items"]) {
+            let _ = writeln!(page, "| | its `{key}`: {} | {} |", kind(of), says(of));
         }
     }
 }

@@ -1,14 +1,15 @@
-//! `nashflock report`: rebuilds `report.html` from the files of a run directory.
+//! `nashflock report`: rebuilds `report.html` from the files of a run or a sweep.
 
-use super::{Outcome, print, print_json, results_failure};
+use super::{Outcome, print, print_json, results_failure, sweep};
 use crate::results::RunDir;
+use crate::sweep::{SweepDir, write_report};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(Args)]
 pub(super) struct ReportArgs {
-    /// Run directory
+    /// Directory of a run or a sweep
     run: PathBuf,
     /// Print one JSON object: `report`
     #[arg(long)]
@@ -16,9 +17,14 @@ pub(super) struct ReportArgs {
 }
 
 pub(super) fn report(args: &ReportArgs) -> Outcome {
-    let dir = RunDir::open(&args.run).map_err(results_failure)?;
-    dir.write_report().map_err(results_failure)?;
-    let path = dir.path().join("report.html");
+    if SweepDir::is_at(&args.run) {
+        let dir = SweepDir::open(&args.run).map_err(sweep::failure)?;
+        write_report(&dir).map_err(sweep::failure)?;
+    } else {
+        let dir = RunDir::open(&args.run).map_err(results_failure)?;
+        dir.write_report().map_err(results_failure)?;
+    }
+    let path = args.run.join("report.html");
     if args.json {
         return print_json(&json!({"report": path.to_string_lossy()}));
     }

@@ -1,29 +1,44 @@
-//! `nashflock resume`: goes on with a run that was cut.
+//! `nashflock resume`: goes on with a run or a sweep that was cut.
 
 use super::run::{ended, on_runtime};
-use super::{Failure, Outcome, check};
+use super::{Failure, Outcome, check, sweep};
 use crate::dispatch::NodeSpec;
 use crate::run::{self, CutRun};
 use crate::scenario::{Scenario, sets_of_nodes};
+use crate::sweep::{Shard, SweepDir};
 use agents::game::Registries;
 use clap::Args;
 use std::io::{self, Write as _};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 #[derive(Args)]
 pub(super) struct ResumeArgs {
-    /// Run directory of a run that was killed, interrupted, or ended by a failure
+    /// Directory of a run that was killed, interrupted, or ended by a failure, or of a sweep
     run: PathBuf,
     /// Other nodes than those it was cut on, as many of them: `in-process`, `local:N`, `peers:HOST:PORT,…`, or
     /// `join:IP:PORT:N`
     #[arg(long, value_name = "SPEC")]
     nodes: Option<NodeSpec>,
+    /// Runs of a sweep at a time [default: processors by `compute.threads`]
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Only this part of a sweep, such as 1/4 [default: all that were started]
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+    /// Play runs of a sweep again that failed
+    #[arg(long)]
+    failed: bool,
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn resume(args: &ResumeArgs, registries: &Registries) -> Outcome {
+    if SweepDir::is_at(&args.run) {
+        let which = (args.shard, args.jobs);
+        return sweep::resume(&args.run, which, args.failed, registries, args.json);
+    }
     let cut = CutRun::open(&args.run).map_err(|error| {
         if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }
     })?;

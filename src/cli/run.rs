@@ -12,6 +12,7 @@ use crate::scenario::{Scenario, sets_of_nodes};
 use agents::game::Registries;
 use clap::Args;
 use serde_json::Value;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,7 +54,12 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
     sets.extend(seed.map(|seed| format!("seed={seed}")));
     sets.extend(args.nodes.iter().flat_map(sets_of_nodes));
     sets.extend(task.iter().flat_map(Task::sets));
-    let scenario = check::load(&args.scenario, &sets, registries, args.json)?;
+    let mut scenario = check::load(&args.scenario, &sets, registries, args.json)?;
+    if scenario.sweep.take().is_some() {
+        let note = "note: [sweep] is left out of a single run; `nashflock sweep` plays it";
+        // Standard error may be closed.
+        let _ = writeln!(io::stderr(), "{note}");
+    }
     if let Some(task) = task.as_ref().filter(|task| task.rank > 0) {
         return task.work(&scenario);
     }
@@ -150,6 +156,7 @@ pub(super) fn on_runtime<T: Send>(
         hosts_worker: task.is_some(),
         at_once: false,
         trace: false,
+        is_scratch: false,
     };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {

@@ -1,10 +1,12 @@
-//! `nashflock verify`: plays the scenario of a run directory again and compares.
+//! `nashflock verify`: plays the scenario of a run directory, or runs of a sweep, again and compares.
 
 use super::run::play_again;
-use super::{Failure, Outcome, check, print, print_json, results_failure};
+use super::{Failure, Outcome, check, print, print_json, results_failure, sweep_files};
 use crate::results::compare::{Difference, game_differences};
 use crate::results::{Manifest, RunDir};
+use crate::scenario::Scenario;
 use crate::scenario::file::Admission;
+use crate::sweep::SweepDir;
 use agents::game::Registries;
 use clap::Args;
 use serde_json::json;
@@ -16,14 +18,21 @@ const SHOWN: usize = 20;
 
 #[derive(Args)]
 pub(super) struct VerifyArgs {
-    /// Directory of a run that is complete
+    /// Directory of a run that is complete, or of a sweep
     run: PathBuf,
-    /// Print one JSON object: `verified`, `state_hash`, `changed_files`, `differences`, `notes`
+    /// Runs of a sweep that are played again, evenly over those that are complete
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    sample: u64,
+    /// Print one JSON object: `verified`, `state_hash`, `changed_files`, `differences`, `notes`; of a sweep
+    /// `verified`, `runs`, `unlike`
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn verify(args: &VerifyArgs, registries: &Registries) -> Outcome {
+    if SweepDir::is_at(&args.run) {
+        return sweep_files::verify(&args.run, args.sample, registries, args.json);
+    }
     let dir = RunDir::open(&args.run).map_err(results_failure)?;
     let manifest = dir.read_manifest().map_err(results_failure)?;
     if !manifest.is_complete() {
@@ -70,17 +79,23 @@ pub(super) fn verify(args: &VerifyArgs, registries: &Registries) -> Outcome {
 /// The run played again, into a folder that goes with the first of the two.
 fn again(args: &VerifyArgs, registries: &Registries) -> Result<(TempDir, RunDir), Failure> {
     let scenario = check::load(&args.run.join("scenario.toml"), &[], registries, args.json)?;
-    if scenario.load.admission != Admission::All {
-        return Err(Failure::BadInput(
-            "load.admission: which requests are served depends on the machine's speed, so no \
-             repetition has the same state"
-                .to_owned(),
-        ));
-    }
+    repeats(&scenario)?;
     let folder = tempfile::tempdir()
         .map_err(|error| Failure::Dependency(format!("cannot make a temporary folder: {error}")))?;
     let again = play_again(&scenario, registries, folder.path().join("again"))?;
     Ok((folder, again))
+}
+
+/// Refuses a scenario whose play depends on the machine's speed.
+pub(super) fn repeats(scenario: &Scenario) -> Outcome {
+    if scenario.load.admission == Admission::All {
+        return Ok(());
+    }
+    Err(Failure::BadInput(
+        "load.admission: which requests are served depends on the machine's speed, so no \
+         repetition has the same state"
+            .to_owned(),
+    ))
 }
 
 /// Files that the manifest lists and that are not as it says.

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod latency;
+pub mod memory;
 pub mod share;
 
 pub use clock::Clock;

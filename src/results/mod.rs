@@ -19,6 +19,7 @@ mod resumed;
 mod rows;
 mod run_dir;
 mod serving;
+pub mod statistics;
 mod summary;
 mod table;
 mod theory;

@@ -69,14 +69,15 @@ pub struct TableWriter<R> {
     rows: Vec<R>,
     partial: PathBuf,
     target: PathBuf,
+    is_synced: bool,
 }
 
 impl<R: Row> TableWriter<R> {
-    /// Starts `DIR/NAME.parquet`.
+    /// Starts `DIR/NAME.parquet`; `is_synced` says whether it is on the disk when it is finished.
     ///
     /// # Errors
     /// The file cannot be made.
-    pub(super) fn create(dir: &Path) -> Result<Self, ResultsError> {
+    pub(super) fn create(dir: &Path, is_synced: bool) -> Result<Self, ResultsError> {
         let target = dir.join(format!("{}.parquet", R::NAME));
         let partial = run_dir::partial_name(&target);
         let failed = |source| ResultsError::Write { file: partial.clone(), source };
@@ -93,7 +94,7 @@ impl<R: Row> TableWriter<R> {
         let file = File::create(&partial).map_err(|error| failed(error.into()))?;
         let writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties))
             .map_err(|error| failed(error.into()))?;
-        Ok(Self { writer, rows: Vec::with_capacity(ROW_GROUP_ROWS), partial, target })
+        Ok(Self { writer, rows: Vec::with_capacity(ROW_GROUP_ROWS), partial, target, is_synced })
     }
 
     /// Appends a row; every 4096 rows a row group is written.
@@ -113,7 +114,9 @@ impl<R: Row> TableWriter<R> {
         self.flush()?;
         let failed = |source| ResultsError::Write { file: self.target.clone(), source };
         self.writer.finish().map_err(|error| failed(error.into()))?;
-        self.writer.inner().sync_all().map_err(|error| failed(error.into()))?;
+        if self.is_synced {
+            self.writer.inner().sync_all().map_err(|error| failed(error.into()))?;
+        }
         std::fs::rename(&self.partial, &self.target).map_err(|error| failed(error.into()))
     }
 

@@ -35,6 +35,7 @@ pub struct RunDir {
     path: PathBuf,
     /// Directories that were not there before, innermost first.
     made: Vec<PathBuf>,
+    is_scratch: bool,
 }
 
 impl RunDir {
@@ -75,7 +76,7 @@ impl RunDir {
             .map_err(not_writable)?;
         fs::remove_file(&probe).map_err(not_writable)?;
         fs::create_dir(path.join("hist")).map_err(not_writable)?;
-        Ok(Self { path: path.to_owned(), made })
+        Ok(Self { path: path.to_owned(), made, is_scratch: false })
     }
 
     /// Takes away the given files and every directory that [`RunDir::create`] made, as far as that
@@ -92,6 +93,13 @@ impl RunDir {
         }
     }
 
+    /// The same for a run whose files are thrown away once its figures are taken: nothing waits for the disk, and
+    /// neither a report nor the hashes of the files are made.
+    #[must_use]
+    pub fn as_scratch(self) -> Self {
+        Self { is_scratch: true, ..self }
+    }
+
     /// A directory that a run has left.
     ///
     /// # Errors
@@ -99,7 +107,7 @@ impl RunDir {
     pub fn open(path: &Path) -> Result<Self, ResultsError> {
         let manifest = path.join("manifest.json");
         match fs::metadata(&manifest) {
-            Ok(_) => Ok(Self { path: path.to_owned(), made: Vec::new() }),
+            Ok(_) => Ok(Self { path: path.to_owned(), made: Vec::new(), is_scratch: false }),
             Err(source) => Err(ResultsError::Read { file: manifest, source }),
         }
     }
@@ -148,7 +156,9 @@ impl RunDir {
         let write = || {
             let mut file = File::create(&partial)?;
             file.write_all(bytes)?;
-            file.sync_all()?;
+            if !self.is_scratch {
+                file.sync_all()?;
+            }
             fs::rename(&partial, &target)
         };
         write().map_err(|error: io::Error| {
@@ -206,7 +216,7 @@ impl RunDir {
     /// # Errors
     /// The file cannot be made.
     pub fn table<R: Row>(&self) -> Result<TableWriter<R>, ResultsError> {
-        TableWriter::create(&self.path)
+        TableWriter::create(&self.path, !self.is_scratch)
     }
 
     /// Writes `report.html` from the other files, as the command `report` does again later.
@@ -223,6 +233,9 @@ impl RunDir {
     /// # Errors
     /// See [`RunDir::write_report`].
     pub fn write_report_with(&self, manifest: Manifest) -> Result<(), ResultsError> {
+        if self.is_scratch {
+            return Ok(());
+        }
         let record = self.record_with(manifest)?;
         self.write("report.html", report::render(&record).as_bytes())
     }
@@ -288,6 +301,9 @@ impl RunDir {
     /// # Errors
     /// One cannot be read.
     pub fn outputs(&self) -> Result<Vec<FileRecord>, ResultsError> {
+        if self.is_scratch {
+            return Ok(Vec::new());
+        }
         let is_result = |name: &str| name != "manifest.json" && !name.starts_with("checkpoint/");
         records_under(&self.path, is_result)
     }

@@ -9,14 +9,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub struct Interrupted(pub &'static str);
 
 /// The signals that end a run early.
-pub(super) struct Interrupts {
+pub struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Interrupts {
     /// Listens from now on; the process no longer ends by these signals.
-    pub(super) fn listen() -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// When the system does not let it.
+    pub fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -25,7 +28,10 @@ impl Interrupts {
 
     /// Runs `work` until it ends or a signal arrives; `work` is dropped then. A signal that came
     /// before counts.
-    pub(super) async fn or<F: Future>(&mut self, work: F) -> Result<F::Output, Interrupted> {
+    ///
+    /// # Errors
+    /// Which signal came.
+    pub async fn or<F: Future>(&mut self, work: F) -> Result<F::Output, Interrupted> {
         tokio::select! {
             biased;
             _ = self.interrupt.recv() => Err(Interrupted("Ctrl-C")),

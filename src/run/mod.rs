@@ -35,7 +35,7 @@ pub use capacity::{
 };
 pub use files::exit_code;
 pub use fit::FitError;
-pub use interrupt::Interrupted;
+pub use interrupt::{Interrupted, Interrupts};
 pub use materials::MaterialsError;
 pub use resume::{CutRun, ResumeError};
 pub use rounds::RoundError;
@@ -59,7 +59,6 @@ use controls::Controls;
 use demand::{Arrivals, Demand};
 use files::RunFiles;
 use fit::FittedExperts;
-use interrupt::Interrupts;
 use materials::Materials;
 use placement::Placed;
 use plan::Plan;
@@ -91,6 +90,9 @@ pub struct RunSettings<'a> {
     pub at_once: bool,
     /// Whether `trace.json` is written.
     pub trace: bool,
+    /// Whether the directory is thrown away once its figures are taken: there is no report, and files need not be
+    /// on the disk when the run ends.
+    pub is_scratch: bool,
 }
 
 /// Hears what a run is doing; draws it, or not.
@@ -173,6 +175,7 @@ pub async fn run(
         .clone()
         .unwrap_or_else(|| RunDir::default_path(&scenario.name, scenario.seed, clock.started_at()));
     let dir = RunDir::create(&path)?;
+    let dir = if settings.is_scratch { dir.as_scratch() } else { dir };
     let record = RunFiles::open(dir, scenario, &settings, clock)?;
     play(scenario, (settings, clock), inputs, record, (None, interrupts)).await
 }

@@ -13,6 +13,7 @@ use super::budget::Budget;
 pub use super::generation::{Generation, Lengths};
 pub use super::reallocate::Reallocate;
 pub use super::run::Run;
+pub use super::sweep::Sweep;
 pub use super::tls::Tls;
 pub use super::virtual_nodes::{Shape, Topology, VirtualFault, VirtualNodes};
 
@@ -60,6 +61,9 @@ pub struct Scenario {
     /// What the run must reach; a missed goal ends it with exit code 3. Goals left out are not checked.
     #[serde(default)]
     pub goals: Goals,
+    /// The same at many points; absent by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<Sweep>,
 }
 
 impl Scenario {

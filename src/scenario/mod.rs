@@ -14,6 +14,7 @@ mod reallocate;
 mod run;
 mod set;
 mod shape;
+pub mod sweep;
 mod tls;
 mod virtual_nodes;
 

@@ -14,6 +14,7 @@ use super::file::{Scenario, Source};
 use super::problem::{At, Origins, Problem, Problems};
 use super::set;
 use super::shape::{self, join};
+use super::sweep;
 
 /// Names that scenarios may use and that others define.
 #[derive(Clone)]
@@ -50,7 +51,14 @@ pub fn load(path: &Path, sets: &[String], known: &Known<'_>) -> Result<Scenario,
             let relative = std::mem::take(path);
             *path = base.parent().unwrap_or(&base).join(relative);
         });
+        let folder = base.parent().unwrap_or(&base);
+        scenario.sweep.iter_mut().for_each(|sweep| sweep::absolute_paths(sweep, folder));
         problems.extend(conflicts::find(&scenario, known, &origins, &walked.bad));
+        if let Some(section) = &scenario.sweep {
+            let is_good = problems.is_empty();
+            let of = (&scenario, section);
+            problems.extend(sweep::find(of, known, &origins, &walked.bad, is_good));
+        }
         scenario
     });
     problems.sort_by_key(|problem| (problem.line.is_none(), problem.line, problem.column));

@@ -1,6 +1,8 @@
 //! Checks a parsed file against the JSON Schema of the types in [`super::file`]: keys, types, ranges
 //! and choices. A schema-guided walk sees every problem, where serde stops at the first.
 
+use std::sync::LazyLock;
+
 use schemars::generate::SchemaSettings;
 use serde_json::Value as Json;
 use toml::{Table, Value};
@@ -13,8 +15,60 @@ use crate::dispatch::{is_host_and_port, is_ip_and_port};
 /// The JSON Schema (draft 7, without references) of scenario files.
 #[must_use]
 pub fn schema() -> Json {
+    SCHEMA.clone()
+}
+
+/// Made once: a sweep checks thousands of scenarios.
+static SCHEMA: LazyLock<Json> = LazyLock::new(|| {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
     settings.into_generator().into_root_schema_for::<Scenario>().to_value()
+});
+
+/// Every dotted key of a scenario, sections included, ascending.
+pub(super) fn known_keys() -> &'static [String] {
+    static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| keys_of(&SCHEMA, ""));
+    &KEYS
+}
+
+/// Whether a key takes whole numbers alone.
+pub(super) fn takes_whole_numbers(key: &str) -> bool {
+    schemas_at(&SCHEMA, key).iter().any(|schema| type_of(schema) == "integer")
+}
+
+/// Whether a key takes any number.
+pub(super) fn is_number(key: &str) -> bool {
+    schemas_at(&SCHEMA, key).iter().any(|schema| type_of(schema) == "number")
+}
+
+/// What is wrong with a value of `key` that stands at `path` of the file: nothing where any kind of its section takes it.
+pub(super) fn value_problems(
+    key: &str,
+    value: &Value,
+    path: &str,
+    origins: &Origins,
+) -> Vec<Problem> {
+    let mut first = None;
+    for schema in schemas_at(&SCHEMA, key) {
+        let (bad, problems) = (Vec::new(), Vec::new());
+        let mut walk = Walk { root: &SCHEMA, origins, bad, problems };
+        walk.value(schema, value, path);
+        if walk.problems.is_empty() {
+            return Vec::new();
+        }
+        first.get_or_insert(walk.problems);
+    }
+    first.unwrap_or_default()
+}
+
+/// The schemas of a dotted key: one of each kind of its section that has it.
+fn schemas_at<'s>(schema: &'s Json, key: &str) -> Vec<&'s Json> {
+    let variants = schema["oneOf"].as_array().map_or(std::slice::from_ref(schema), Vec::as_slice);
+    let (name, rest) = key.split_once('.').map_or((key, None), |(name, rest)| (name, Some(rest)));
+    let found = variants.iter().filter_map(|variant| variant["properties"].get(name));
+    match rest {
+        None => found.collect(),
+        Some(rest) => found.flat_map(|of_name| schemas_at(of_name, rest)).collect(),
+    }
 }
 
 /// What the walk found.
@@ -30,10 +84,9 @@ pub(super) struct Walked {
 
 /// Walks a parsed file.
 pub(super) fn walk(table: &Table, origins: &Origins) -> Walked {
-    let schema = schema();
     let (bad, problems) = (Vec::new(), Vec::new());
-    let mut walk = Walk { root: &schema, origins, bad, problems };
-    let table = walk.section(&schema, table, "");
+    let mut walk = Walk { root: &SCHEMA, origins, bad, problems };
+    let table = walk.section(&SCHEMA, table, "");
     Walked { table, bad: walk.bad, problems: walk.problems }
 }
 
@@ -100,6 +153,19 @@ impl Walk<'_> {
 
     /// The value, if it is good.
     fn value(&mut self, schema: &Json, value: &Value, path: &str) -> Option<Value> {
+        if *schema == Json::Bool(true) {
+            return Some(value.clone());
+        }
+        if let Some(section) = section_beside_words(schema) {
+            return match value {
+                Value::Table(table) => Some(Value::Table(self.section(section, table, path))),
+                _ => {
+                    let words: Vec<&str> = words(schema).collect();
+                    let found = value.as_str().is_some_and(|value| words.contains(&value));
+                    if found { Some(value.clone()) } else { self.choice(path, value, &words) }
+                }
+            };
+        }
         if let Some(choices) = choices(schema) {
             let found = value.as_str().is_some_and(|value| choices.contains(&value));
             return if found { Some(value.clone()) } else { self.choice(path, value, &choices) };
@@ -234,6 +300,17 @@ fn choices(schema: &Json) -> Option<Vec<&str>> {
         return Some(vec![only]);
     }
     schema["oneOf"].as_array()?.iter().map(|choice| choice["const"].as_str()).collect()
+}
+
+/// The words of a `oneOf` of constants and one section, as `"continue"` or `{ retry = 2 }`.
+fn words(schema: &Json) -> impl Iterator<Item = &str> {
+    schema["oneOf"].as_array().into_iter().flatten().filter_map(|of| of["const"].as_str())
+}
+
+/// The section of such a `oneOf`.
+fn section_beside_words(schema: &Json) -> Option<&Json> {
+    let section = schema["oneOf"].as_array()?.iter().find(|of| of["properties"].is_object())?;
+    words(schema).next().map(|_| section)
 }
 
 fn type_of(schema: &Json) -> &str {

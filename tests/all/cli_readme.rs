@@ -23,6 +23,7 @@ fn every_command_of_the_pages_is_understood() {
         "docs/tutorial.md",
         "docs/reading-results.md",
         "docs/runs.md",
+        "docs/sweeps.md",
         "docs/quantization.md",
     ] {
         let text = fs::read_to_string(root.join(page)).expect("the page is in the repository");

@@ -23,6 +23,7 @@ mod cli_route;
 mod cli_run;
 mod cli_scenarios;
 mod cli_stored;
+mod cli_sweep;
 mod cli_trace;
 mod cli_verify;
 mod cli_virtual;

@@ -487,6 +487,10 @@ fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_sam
         "nodes.min_workers=1",
         "load.generation.context_max=64",
         "precision.reallocate.bytes_max=1",
+        "sweep.samples=1",
+        "sweep.on_failure.retry=1",
+        "sweep.target={figure=\"relative_gap\",at_most=[0.1]}",
+        "sweep.optimize.figure=quality.loss",
     ];
     fs::write(elsewhere.path().join("text.txt"), "birds").expect("a text");
     fs::write(&copy, GOOD).expect("the file is written");
@@ -546,7 +550,10 @@ fn the_schema_covers_the_shipped_scenarios_and_refuses_unknown_keys_everywhere()
             assert!(limited, "{part}");
         }
     });
-    assert_eq!(sections, 19, "the root, two sources, three informations and thirteen others");
+    assert_eq!(
+        sections, 23,
+        "the root, two sources, three informations, four of a sweep and thirteen others"
+    );
 }
 
 fn each_schema(schema: &serde_json::Value, visit: &mut impl FnMut(&serde_json::Value)) {

@@ -7,6 +7,8 @@ mod murmuration;
 mod pictures;
 mod plots;
 mod series;
+pub mod sweep;
+mod sweep_plots;
 mod theory;
 
 use crate::measure::Latency;

@@ -215,7 +215,7 @@ where
     Ok(())
 }
 
-fn mesh<'a, X, Y>(
+pub(super) fn mesh<'a, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
     [x_name, y_name]: [&str; 2],
     x_label: &dyn Fn(&f64) -> String,
@@ -244,7 +244,7 @@ where
 
 /// Draws into a string. The name space of an SVG inside HTML is implied, and without it the page
 /// holds no address at all.
-fn picture(
+pub(super) fn picture(
     draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, plotters::coord::Shift>) -> Drawn,
 ) -> String {
     let mut svg = String::new();
@@ -264,7 +264,7 @@ fn x_range(lines: &[Line]) -> Range<f64> {
     low..high.max(low + 1.0)
 }
 
-fn rgb(hex: &str) -> RGBColor {
+pub(super) fn rgb(hex: &str) -> RGBColor {
     let channel = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("our own constants");
     RGBColor(channel(1), channel(3), channel(5))
 }
