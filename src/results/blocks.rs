@@ -12,7 +12,7 @@ pub struct BlockFigures {
     pub events: u64,
     /// Of all events, 32 hex digits: the same for the same seed, whatever the threads.
     pub trace_hash: String,
-    /// What simulating took on the machine's own clock, ns: the only figure here that it enters.
+    /// What simulating took on the machine's own clock, without certificates, ns: the only figure here that it enters.
     pub machine_ns: u64,
     /// Bytes of nodes, copies, front ends and events.
     pub bytes: u64,

@@ -12,7 +12,7 @@ use crate::results::{
 };
 use crate::scenario::Scenario;
 use crate::scenario::file::Source;
-use agents::cluster::joint::JointPlay;
+use agents::cluster::joint::{JointCertificate, JointPlay};
 use agents::cluster::limits::largest_random_load;
 use agents::cluster::{
     self as virtual_cluster, Copies, Popularity, Pricing, ReplicaChoice, Report, Settings, Tally,
@@ -45,8 +45,10 @@ pub(super) fn run(
     let machine = Clock::start();
     let report = virtual_cluster::simulate(&cluster);
     let machine_ns = machine.now_ns();
+    settings.progress.phase("certifying");
+    let joint = report.certify(&cluster);
     clock.advance_to_ns(report.end_ns);
-    fill(&mut record.summary, scenario, &cluster, &report, machine_ns);
+    fill(&mut record.summary, scenario, &cluster, (&report, &joint), machine_ns);
     Ok(record.end(None, None, clock))
 }
 
@@ -109,7 +111,7 @@ fn fill(
     summary: &mut Summary,
     scenario: &Scenario,
     cluster: &Settings,
-    report: &Report,
+    (report, joint): (&Report, &[(u64, JointCertificate)]),
     machine_ns: u64,
 ) {
     let tally = &report.tally;
@@ -136,24 +138,21 @@ fn fill(
         bytes_per_s: None,
         elapsed_ns: report.end_ns,
     };
-    let last = report.joint.last().map(|(_, joint)| joint);
+    let last = joint.last().map(|(_, joint)| joint);
     summary.convergence = Convergence {
         router: scenario.game.router.clone(),
-        rounds: report.joint.len() as u64,
+        rounds: joint.len() as u64,
         epsilon_nash: last.map(|joint| joint.played.epsilon_nash),
         relative_gap: last.map(|joint| joint.played.relative_gap),
         max_over_mean: last.map(|joint| joint.played.max_over_mean),
-        max_over_mean_worst: report
-            .joint
+        max_over_mean_worst: joint
             .iter()
             .map(|(_, joint)| joint.played.max_over_mean)
             .max_by(f64::total_cmp),
         max_over_mean_top_k: last.map(|joint| joint.plain.max_over_mean),
         converged: scenario.goals.relative_gap_max.is_some_and(|most| {
-            let within = |joint: &virtual_cluster::joint::JointCertificate| {
-                joint.played.relative_gap <= most
-            };
-            !report.joint.is_empty() && report.joint.iter().all(|(_, joint)| within(joint))
+            let within = |joint: &JointCertificate| joint.played.relative_gap <= most;
+            !joint.is_empty() && joint.iter().all(|(_, joint)| within(joint))
         }),
         ..Convergence::default()
     };
@@ -164,14 +163,18 @@ fn fill(
     ] {
         summary.null_reasons.insert(key.to_owned(), reason.to_owned());
     }
-    let figures = figures(cluster, report, machine_ns);
+    let figures = figures(cluster, (report, joint), machine_ns);
     let nodes = u64::from(cluster.nodes);
     summary.virtual_time =
         Some(VirtualTime { nodes, span_ns: report.end_ns, blocks: Some(figures) });
     summary.goals = super::record::goals(&scenario.goals, summary);
 }
 
-fn figures(cluster: &Settings, report: &Report, machine_ns: u64) -> BlockFigures {
+fn figures(
+    cluster: &Settings,
+    (report, joint): (&Report, &[(u64, JointCertificate)]),
+    machine_ns: u64,
+) -> BlockFigures {
     let tally = &report.tally;
     let [a, b] = report.trace;
     let stretches = (0..).zip(&tally.stretches).map(|(at, of): (u64, _)| StretchFigures {
@@ -195,7 +198,7 @@ fn figures(cluster: &Settings, report: &Report, machine_ns: u64) -> BlockFigures
         uncertain: tally.uncertain,
         displaced: tally.displaced,
         limits: limits(cluster, report, tally),
-        joint: report.joint.iter().map(joint).collect(),
+        joint: joint.iter().map(joint_figures).collect(),
         stretches: stretches.collect(),
     }
 }
@@ -204,7 +207,7 @@ fn tokens(arrived: u64, TokenCounts { ok, late, lost, shed }: TokenCounts) -> To
     TokenFigures { arrived, ok, late, lost, shed }
 }
 
-fn joint((period, of): &(u64, virtual_cluster::joint::JointCertificate)) -> JointFigures {
+fn joint_figures((period, of): &(u64, JointCertificate)) -> JointFigures {
     let play = |of: &JointPlay| JointPlayFigures {
         epsilon_nash: of.epsilon_nash,
         regret_mean: of.regret_mean,

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 /// Windows that the ring reaches ahead.
-const RING: usize = 4096;
+const RING: usize = 32_768;
 
 /// Something that happens to somebody. The order is that in which a window's events are taken: by addressee,
 /// then by time, then by who caused it and that one's own count, which no other event shares.
@@ -62,13 +62,16 @@ pub(super) struct Calendar {
     empty_before: u64,
     near: usize,
     far: BinaryHeap<Reverse<Far>>,
+    /// Room of windows that are over, for those to come: what is in use stays small and near.
+    spare: Vec<Vec<Event>>,
 }
 
 impl Calendar {
     /// Empty, of windows that last `window_ns` ≥ 1.
     pub(super) fn new(window_ns: u64) -> Self {
         let ring = vec![Vec::new(); RING];
-        Self { window_ns, ring, first: 0, empty_before: 0, near: 0, far: BinaryHeap::new() }
+        let (far, spare) = (BinaryHeap::new(), Vec::new());
+        Self { window_ns, ring, first: 0, empty_before: 0, near: 0, far, spare }
     }
 
     /// Adds an event of the window that is next or a later one.
@@ -76,12 +79,22 @@ impl Calendar {
         let window = event.at_ns / self.window_ns;
         debug_assert!(window >= self.first, "an event of the past");
         if window - self.first < RING as u64 {
-            self.near += 1;
-            self.empty_before = self.empty_before.min(window);
-            self.ring[place(window)].push(event);
+            self.place(window, event);
         } else {
             self.far.push(Reverse(Far(event)));
         }
+    }
+
+    fn place(&mut self, window: u64, event: Event) {
+        self.near += 1;
+        self.empty_before = self.empty_before.min(window);
+        let events = &mut self.ring[place(window)];
+        if events.capacity() == 0
+            && let Some(spare) = self.spare.pop()
+        {
+            *events = spare;
+        }
+        events.push(event);
     }
 
     /// The first window with an event, if there is one. Others may yet send events of earlier windows.
@@ -105,10 +118,13 @@ impl Calendar {
     /// Swaps out the events of a window that is not before the next with one, unsorted; what comes from now on
     /// is of later ones.
     pub(super) fn take(&mut self, window: u64, events: &mut Vec<Event>) {
-        events.clear();
         self.first = window;
         self.bring_near();
-        std::mem::swap(&mut self.ring[place(window)], events);
+        let mut over = std::mem::replace(events, std::mem::take(&mut self.ring[place(window)]));
+        if over.capacity() > 0 {
+            over.clear();
+            self.spare.push(over);
+        }
         self.near -= events.len();
         self.first = window + 1;
         self.empty_before = self.empty_before.max(self.first);
@@ -116,7 +132,8 @@ impl Calendar {
 
     /// Bytes that it takes.
     pub(super) fn bytes(&self) -> usize {
-        let near: usize = self.ring.iter().map(|events| events.capacity() + 1).sum();
+        let all = self.ring.iter().chain(&self.spare);
+        let near: usize = all.map(|events| events.capacity() + 1).sum();
         (near + self.far.capacity()) * size_of::<Event>()
     }
 
@@ -126,10 +143,7 @@ impl Calendar {
         {
             let event = *next;
             self.far.pop();
-            self.near += 1;
-            let window = event.at_ns / self.window_ns;
-            self.empty_before = self.empty_before.min(window);
-            self.ring[place(window)].push(event);
+            self.place(event.at_ns / self.window_ns, event);
         }
     }
 }

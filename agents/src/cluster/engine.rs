@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// A window with fewer events is sooner played than handed to other threads.
-const WORTH_THREADS: usize = 128;
+const WORTH_THREADS: usize = 32;
 
 /// What a cluster has come to.
 #[derive(Clone, Debug)]
@@ -30,8 +30,8 @@ pub struct Report {
     pub windows: u64,
     /// Of all events: who, when, from whom and what. The same for the same seed, whatever the partitions.
     pub trace: [u64; 2],
-    /// Joint plays, by period.
-    pub joint: Vec<(u64, JointCertificate)>,
+    /// All blocks of the periods that are to be certified.
+    pub unions: Vec<(u64, Union)>,
     /// Bytes of nodes, front ends, copies and events at the end.
     pub bytes: u64,
     fingerprint: Vec<u8>,
@@ -42,6 +42,25 @@ impl Report {
     #[must_use]
     pub fn fingerprint(&self) -> &[u8] {
         &self.fingerprint
+    }
+
+    /// Certifies the joint plays, by period.
+    ///
+    /// # Panics
+    /// With the settings of another cluster.
+    #[must_use]
+    pub fn certify(&self, settings: &Settings) -> Vec<(u64, JointCertificate)> {
+        let certify = |(period, union): &(u64, Union)| {
+            let pricing = settings.pricing.as_ref().expect("only priced periods have blocks");
+            let (price_per_fair_share, degree) = (pricing.price_per_fair_share, pricing.degree);
+            let cost = if degree == 1.0 {
+                CostSettings::Linear { price_per_fair_share }
+            } else {
+                CostSettings::Polynomial { price_per_fair_share, degree }
+            };
+            (*period, union.certify(&cost))
+        };
+        self.unions.par_iter().map(certify).collect()
     }
 
     /// Mean and largest share of the time in which nodes computed.
@@ -312,19 +331,11 @@ fn report(settings: &Settings, parts: Vec<Partition>, windows: u64) -> Report {
             .for_each(|word| fingerprint.extend(word.to_le_bytes()));
     }
     assert_eq!(tally.arrived, tally.tokens.total(), "each token ends once");
-    let certify = |(period, rows)| {
-        let pricing = settings.pricing.as_ref().expect("only priced periods have rows");
-        let cost = CostSettings::Polynomial {
-            price_per_fair_share: pricing.price_per_fair_share,
-            degree: pricing.degree,
-        };
-        let linear = CostSettings::Linear { price_per_fair_share: pricing.price_per_fair_share };
-        let experts = settings.popularity.shares().len();
-        let block_tokens = settings.block_tokens;
-        let union = Union { rows, block_tokens, experts, top_k: settings.top_k };
-        (period, union.certify(if pricing.degree == 1.0 { &linear } else { &cost }))
+    let union = |(period, rows)| {
+        let (experts, block_tokens) = (settings.popularity.shares().len(), settings.block_tokens);
+        (period, Union { rows, block_tokens, experts, top_k: settings.top_k })
     };
-    let joint = rows.into_iter().map(certify).collect();
+    let unions = rows.into_iter().map(union).collect();
     let bytes = bytes as u64;
-    Report { tally, nodes, end_ns, events, windows, trace, joint, bytes, fingerprint }
+    Report { tally, nodes, end_ns, events, windows, trace, unions, bytes, fingerprint }
 }
