@@ -3,6 +3,8 @@
 //! `cargo bench --bench migration_table > docs/migration.md`
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shift;
+
 use agents::flock::migration::{MigrationSettings, migrate};
 use agents::placement::{
     EplbShape, Placement, PlanSettings, Previous, dispatch, eplb, placement_lower_bound, plan,
@@ -37,6 +39,10 @@ fn main() -> Result<(), Failure> {
     for (model, nodes, spare) in SHAPES {
         table(&counts["counts"][model], model, nodes, spare)?;
     }
+    print!("{}", include_str!("shift/shift.md"));
+    shift::of_texts(1)?.table()?;
+    shift::of_texts(2)?.table()?;
+    shift::of_counts(&counts["counts"]["olmoe-1b-7b"], ["book", "github"], 1)?.table()?;
     Ok(())
 }
 

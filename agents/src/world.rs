@@ -5,6 +5,7 @@ use crate::components::{
     Token,
 };
 use crate::expert::BitWidth;
+use crate::flock::migration::{Migrating, MigrationDecision};
 use crate::flock::{neighbours, price::FlockSettings};
 use crate::game::{CostOfGame, Dynamics, GameShape, Information, Play, Router};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId, TokenId};
@@ -159,6 +160,16 @@ pub struct Widths {
     pub follow: Follow,
     /// What the shell has not taken up yet.
     pub decided: Option<WidthDecision>,
+}
+
+/// Copies that follow the loads, and what was last decided of them: written by the order stage. Absent where
+/// experts stay on their nodes.
+#[derive(Resource, Debug)]
+pub struct Migrations {
+    /// What decides.
+    pub migrating: Migrating,
+    /// What the shell has not taken up yet.
+    pub decided: Option<MigrationDecision>,
 }
 
 /// Orders to send: written by the order stage.

@@ -75,6 +75,12 @@ fn goal(args: &CapacityArgs, scenario: &Scenario) -> Result<CapacityGoal, Failur
              tried before: give --set precision.reallocate.every_steps=0",
         );
     }
+    if !scenario.nodes.migration.is_off() {
+        return bad(
+            "nodes.migration.policy is not none, and what a rate holds would depend on the rates tried \
+             before: give --set nodes.migration.policy=none",
+        );
+    }
     let Some(p99_ms) = args.goal_p99_ms.or(scenario.goals.p99_ms_max) else {
         return bad(
             "there is no goal to hold: write p99_ms_max under [goals], or give --goal-p99-ms",

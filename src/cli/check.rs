@@ -39,8 +39,9 @@ pub(super) fn load(
     json: bool,
 ) -> Result<Scenario, Failure> {
     let routers = registries.routers.names().map(str::to_owned).collect();
-    let Registries { costs, allocators, motions, .. } = registries;
-    scenario::load(path, sets, &Known { routers, costs, allocators, motions }).map_err(|problems| {
+    let Registries { costs, allocators, motions, migrations, .. } = registries;
+    let known = Known { routers, costs, allocators, motions, migrations };
+    scenario::load(path, sets, &known).map_err(|problems| {
         if json {
             let printed = print_json(&json!({"ok": false, "problems": problems.to_json()}));
             if let Err(failure) = printed {

@@ -1,6 +1,8 @@
 //! The experts in this process: the baseline of every distributed run, and its oracle.
 
-use super::{Dispatch, DispatchError, Faults, Ledger, Served, ShardAssignment};
+use super::{
+    Dispatch, DispatchError, Faults, Ledger, Rehosted, Rehosting, Served, ShardAssignment,
+};
 use crate::measure::Clock;
 use crate::{wire, worker::compute};
 use agents::{
@@ -16,6 +18,10 @@ use std::{collections::BTreeMap, sync::Arc};
 pub struct InProcess {
     nodes: BTreeMap<NodeId, Node>,
     pairs: u64,
+    /// Experts that shall have other hosts.
+    rehosting: Vec<Rehosting>,
+    /// Experts that have, and nobody was told.
+    moved: BTreeMap<(LayerId, ExpertId), Vec<NodeId>>,
 }
 
 #[derive(Debug, Default)]
@@ -109,6 +115,26 @@ impl Dispatch for InProcess {
         Ok(0)
     }
 
+    async fn rehost(&mut self, changes: Vec<Rehosting>) -> Result<(), DispatchError> {
+        self.rehosting = changes;
+        Ok(())
+    }
+
+    /// Copies of one process share their weights, so nothing is sent.
+    async fn rehosted(&mut self) -> Result<Rehosted, DispatchError> {
+        for change in std::mem::take(&mut self.rehosting) {
+            let name = (change.layer, change.expert);
+            for (id, node) in &mut self.nodes {
+                if !change.hosts.contains(id) && node.experts.remove(&name).is_some() {
+                    node.ledger.dropped(change.layer, change.expert);
+                }
+            }
+            self.moved.insert(name, change.hosts.clone());
+            self.load(change.assignments().collect()).await?;
+        }
+        Ok(Rehosted::default())
+    }
+
     async fn deliver(
         &mut self,
         orders: &Orders,
@@ -126,6 +152,10 @@ impl Dispatch for InProcess {
 
     fn is_available(&self, _: NodeId) -> bool {
         true
+    }
+
+    fn moved(&mut self) -> Option<BTreeMap<(LayerId, ExpertId), Vec<NodeId>>> {
+        (!self.moved.is_empty()).then(|| std::mem::take(&mut self.moved))
     }
 
     fn so_far(&self) -> Served {

@@ -1,17 +1,18 @@
 //! Worker processes of this machine, which end with the process that started them.
 
 use super::{
-    Dispatch, DispatchError, Remote, RemoteSettings, Served, ShardAssignment, remote::Peer,
+    Dispatch, DispatchError, Rehosted, Rehosting, Remote, RemoteSettings, Served, ShardAssignment,
+    remote::Peer,
 };
 use crate::transport::{Listen, RUN_TOKEN_VARIABLE, SOCKET_FOLDER_PREFIX};
 use crate::worker::DRAIN_MS_MAX;
 use agents::{
-    ids::NodeId,
+    ids::{ExpertId, LayerId, NodeId},
     orders::{Orders, PairGates, Replies},
     placement::NodeLoad,
 };
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io,
     path::{Path, PathBuf},
     process::Stdio,
@@ -159,6 +160,14 @@ impl Dispatch for Local {
         self.remote.replace(shards).await
     }
 
+    async fn rehost(&mut self, changes: Vec<Rehosting>) -> Result<(), DispatchError> {
+        self.remote.rehost(changes).await
+    }
+
+    async fn rehosted(&mut self) -> Result<Rehosted, DispatchError> {
+        self.remote.rehosted().await
+    }
+
     async fn deliver(
         &mut self,
         orders: &Orders,
@@ -182,6 +191,10 @@ impl Dispatch for Local {
 
     fn node_load(&self, node: NodeId) -> NodeLoad {
         self.remote.node_load(node)
+    }
+
+    fn moved(&mut self) -> Option<BTreeMap<(LayerId, ExpertId), Vec<NodeId>>> {
+        self.remote.moved()
     }
 
     fn so_far(&self) -> Served {

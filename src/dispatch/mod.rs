@@ -11,6 +11,7 @@ mod load;
 mod local;
 mod node_spec;
 pub mod placement;
+mod rehost;
 mod remote;
 mod round_trip;
 mod served;
@@ -25,6 +26,7 @@ pub use link::Deadlines;
 pub use local::{Local, LocalSettings, SocketKind};
 pub use node_spec::{NodeSpec, NodeSpecError};
 pub(crate) use node_spec::{is_host_and_port, is_ip_and_port};
+pub use rehost::{Rehosted, Rehosting};
 pub use remote::Remote;
 pub use settings::RemoteSettings;
 pub use virtual_nodes::{Virtual, VirtualSettings};
@@ -60,6 +62,30 @@ pub trait Dispatch {
         &mut self,
         shards: Vec<ShardAssignment>,
     ) -> impl Future<Output = Result<u64, DispatchError>> + Send;
+
+    /// Begins to bring experts to other nodes, between rounds: rounds go on with the hosts that are there while
+    /// it is under way. [`Self::rehosted`] has to be awaited before this is called again.
+    ///
+    /// # Errors
+    /// Where experts cannot move between nodes.
+    fn rehost(
+        &mut self,
+        changes: Vec<Rehosting>,
+    ) -> impl Future<Output = Result<(), DispatchError>> + Send {
+        let node = changes.first().and_then(|change| change.hosts.first()).copied();
+        let (node, detail) = (node.unwrap_or_default(), "experts stay on these nodes".to_owned());
+        std::future::ready(Err(DispatchError::Refused { node, detail }))
+    }
+
+    /// Waits, between rounds, until what [`Self::rehost`] began is there. Experts whose new hosts all have their
+    /// copies are hosted there from now on, as [`Self::moved`] will say, and the others drop theirs; an
+    /// expert that a host did not get stays where it was too. A node that fails meanwhile is lost.
+    ///
+    /// # Errors
+    /// When what a lost node held is not brought to others in time.
+    fn rehosted(&mut self) -> impl Future<Output = Result<Rehosted, DispatchError>> + Send {
+        std::future::ready(Ok(Rehosted::default()))
+    }
 
     /// Has the experts compute the orders on `hidden`, f32 `[T, width]`. The replies come in the
     /// order of the orders' nodes.
@@ -112,7 +138,7 @@ pub trait Dispatch {
     }
 
     /// The nodes that host each expert, where that changed since it was last asked for; never where
-    /// nodes do not come and go. Orders to other nodes are carried out all the same.
+    /// neither nodes nor experts come and go. Orders to other nodes are carried out all the same.
     fn moved(&mut self) -> Option<BTreeMap<(LayerId, ExpertId), Vec<NodeId>>> {
         None
     }

@@ -8,6 +8,7 @@ use super::{
     identity::Identity,
     link::{self, Link, LinkError},
     load::Loads,
+    rehost::{Rehosted, Rehosting, RehostingInFlight},
     round_trip::Holders,
     spot_check::SpotCheck,
 };
@@ -20,6 +21,7 @@ use agents::{
     placement::NodeLoad,
     queueing::ForkJoin,
 };
+use std::collections::BTreeSet;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
@@ -40,6 +42,7 @@ pub struct Remote {
     legs: Vec<(NodeId, u64)>,
     clock: Clock,
     identity: Identity,
+    rehosting: RehostingInFlight,
 }
 
 #[derive(Debug)]
@@ -106,6 +109,7 @@ impl Remote {
             legs: Vec::new(),
             clock: Clock::start(),
             identity: Identity::new(),
+            rehosting: RehostingInFlight::default(),
         }
     }
 
@@ -188,6 +192,18 @@ impl Remote {
     /// See [`Self::set_holders`].
     pub(super) fn holders(&self) -> &Holders {
         &self.holders
+    }
+
+    /// A node that failed between rounds is not asked again.
+    fn lose(&mut self, error: &DispatchError) {
+        let node = error.node();
+        let peer = &mut self.peers[node.index()];
+        if peer.lost.is_none() {
+            tracing::warn!("{error}; other nodes compute its experts where they hold them");
+            peer.lost = Some(error.to_string());
+            self.health.lose(node);
+            self.faults.lost += 1;
+        }
     }
 
     fn peer(&mut self, node: NodeId) -> Result<&mut Peer, DispatchError> {
@@ -292,16 +308,86 @@ impl Dispatch for Remote {
                     self.loaded(&uploaded);
                 }
                 // It may hold the weights of before, and must not be asked for what they give.
-                Err(error) => {
-                    tracing::warn!("{error}; other nodes compute its experts where they hold them");
-                    let node = error.node();
-                    self.peers[node.index()].lost = Some(error.to_string());
-                    self.health.lose(node);
-                    self.faults.lost += 1;
-                }
+                Err(error) => self.lose(&error),
             }
         }
         Ok(sent_bytes)
+    }
+
+    async fn rehost(&mut self, changes: Vec<Rehosting>) -> Result<(), DispatchError> {
+        for node in changes.iter().flat_map(|change| &change.hosts) {
+            self.peer(*node)?;
+        }
+        // What was dropped before may come again.
+        self.rehosting.dropped().await;
+        let mut by_node = vec![Vec::new(); self.peers.len()];
+        for change in &changes {
+            let holders = self.holders.get(&(change.layer, change.expert));
+            let lacks = |shard: &ShardAssignment| {
+                let is_held = holders.is_some_and(|holders| holders.contains(&shard.node));
+                !is_held && self.is_seated(shard.node)
+            };
+            for shard in change.assignments().filter(lacks) {
+                by_node[shard.node.index()].push(shard);
+            }
+        }
+        // The next step but one waits for it, and no longer than for an order.
+        let load = self.deadlines.load.min(self.deadlines.compute);
+        let deadlines = Deadlines { load, ..self.deadlines };
+        for (peer, shards) in self.peers.iter().zip(by_node) {
+            if let Some(control) = peer.control().filter(|_| !shards.is_empty()) {
+                self.rehosting.bring(control, shards, deadlines);
+            }
+        }
+        self.rehosting.changes = changes;
+        Ok(())
+    }
+
+    async fn rehosted(&mut self) -> Result<Rehosted, DispatchError> {
+        let mut found = Rehosted::default();
+        let mut arrived = BTreeSet::new();
+        while let Some(brought) = self.rehosting.brought().await {
+            self.loaded(&brought.uploaded);
+            for (node, layer, expert, bytes) in brought.uploaded {
+                found.sent_bytes += bytes as u64;
+                arrived.insert((layer, expert, node));
+            }
+            // One that has no room for a copy, or is slow, still serves what it holds.
+            match brought.error {
+                Some(error @ (DispatchError::Refused { .. } | DispatchError::Timeout { .. })) => {
+                    tracing::warn!("{error}; it gets no copy")
+                }
+                Some(error) => self.lose(&error),
+                None => {}
+            }
+        }
+        for change in std::mem::take(&mut self.rehosting.changes) {
+            let name = (change.layer, change.expert);
+            let before = self.holders.get(&name).cloned().unwrap_or_default();
+            let has = |node: &NodeId| {
+                let is_there = before.contains(node) || arrived.contains(&(name.0, name.1, *node));
+                is_there && self.is_seated(*node)
+            };
+            let mut hosts: Vec<NodeId> = change.hosts.iter().copied().filter(has).collect();
+            let is_whole = hosts.len() == change.hosts.len();
+            if !is_whole {
+                found.incomplete += 1;
+                hosts.extend(before.iter().filter(|node| !change.hosts.contains(node)));
+                hosts.sort_unstable();
+            }
+            if hosts.is_empty() {
+                continue;
+            }
+            for node in before.into_iter().filter(|node| !hosts.contains(node)) {
+                self.dropped(node, change.layer, change.expert);
+                if let Some(control) = self.seated(node).and_then(Peer::control) {
+                    self.rehosting.drop_copy(node, control, name, self.deadlines.load);
+                }
+            }
+            self.rehosting.moved.insert(name, hosts.clone());
+            self.holders.insert(name, hosts);
+        }
+        Ok(found)
     }
 
     async fn deliver(
@@ -345,6 +431,11 @@ impl Dispatch for Remote {
 
     fn node_load(&self, node: NodeId) -> NodeLoad {
         self.loads.of(node, self.clock.now_ns())
+    }
+
+    fn moved(&mut self) -> Option<Holders> {
+        let moved = &mut self.rehosting.moved;
+        (!moved.is_empty()).then(|| std::mem::take(moved))
     }
 
     fn so_far(&self) -> Served {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::SCHEMA_VERSION;
+use super::migration::MigrationFigures;
 use super::node_load::PlacementFigures;
 use super::reallocation::ReallocationFigures;
 use super::resumed::ResumeFigures;
@@ -93,6 +94,9 @@ pub struct Summary {
     /// they were placed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementFigures>,
+    /// Experts that moved between nodes; absent where they stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationFigures>,
     /// One entry a node.
     pub nodes: Vec<NodeFigures>,
     /// Faults of nodes that the run survived; absent where all experts are in this process.
@@ -577,6 +581,7 @@ impl Summary {
             pruning: None,
             quality: None,
             placement: None,
+            migration: None,
             nodes: Vec::new(),
             faults: None,
             membership: None,

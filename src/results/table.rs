@@ -199,6 +199,22 @@ pub fn summary_table(summary: &Summary) -> String {
             ),
         );
     }
+    if let Some(moved) = &summary.migration {
+        let eplb = moved.bytes_eplb.map_or_else(String::new, |sent| {
+            format!("; {} at {} by fresh EPLB plans", number(moved.max_over_mean_eplb), bytes(sent))
+        });
+        row(
+            "copies moved",
+            count(moved.copies),
+            format!(
+                "{} by {}: node load {}, {} had none moved{eplb}",
+                bytes(moved.bytes_moved),
+                moved.policy,
+                number(moved.max_over_mean),
+                number(moved.max_over_mean_frozen)
+            ),
+        );
+    }
     let alive = summary.nodes.iter().filter(|node| node.alive).count();
     row("nodes alive", alive.to_string(), format!("of {}", summary.nodes.len()));
     if let Some(MembershipFigures { joined, left, expired, dropped, .. }) = &summary.membership {

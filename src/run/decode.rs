@@ -78,6 +78,7 @@ impl Plan<'_> {
         };
         let requests = demand.intended_ns.len() as u64;
         let mut answered = 0;
+        let mut moves = self.moves_in_flight();
         let mut steps = answers.steps(&demand.intended_ns).peekable();
         while let Some(step) = steps.next() {
             if step.step.index() < done {
@@ -134,6 +135,7 @@ impl Plan<'_> {
             });
             serving.progress.answered(answered, requests);
             widths.step_ended(arena, dispatch, clock, watch).await?;
+            moves.step_ended(arena, dispatch, clock, watch).await?;
             free_ns = clock.now_ns();
             let at = Boundary {
                 steps_done: step.step.index() + 1,

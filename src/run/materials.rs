@@ -5,7 +5,7 @@ use crate::model::quantize::{ExpertCosts, QuantizeError, expert_costs};
 use crate::model::tokenizer::{TextError, Tokenizer, read_text};
 use crate::model::trunk::Trunk;
 use crate::scenario::file::{Generation, Lengths, PlacementRule, Source};
-use crate::scenario::{Scenario, slots_problem};
+use crate::scenario::{Scenario, migration_problem, slots_problem};
 use crate::source::{
     CheckpointSource, Generate, GeneratingSource, KeptExperts, PrunedSource, ScoreSource,
     SourceError, SourceShape, SyntheticSettings, SyntheticSource,
@@ -214,6 +214,9 @@ impl Materials {
         }
         let by_slots = scenario.nodes.placement != PlacementRule::RoundRobin;
         if let Some((message, help)) = slots_problem(&scenario.nodes, kept).filter(|_| by_slots) {
+            return Err(MaterialsError::ReplicaSlots { message, help });
+        }
+        if let Some((message, help)) = migration_problem(&scenario.nodes, kept) {
             return Err(MaterialsError::ReplicaSlots { message, help });
         }
         let tokens = usize::try_from(scenario.batch_tokens_max()).expect("checked to be small");

@@ -12,6 +12,7 @@ mod files;
 mod fit;
 mod interrupt;
 mod materials;
+mod migrate;
 mod on_nodes;
 mod placement;
 mod plan;
@@ -245,6 +246,7 @@ async fn play(
     if settings.trace {
         recorder.draw(Some(Trace::start(&record.dir, scenario.nodes.seats())?));
     }
+    recorder.watch_migration(plan.migration_record());
     let summary = &mut record.summary;
     (summary.memory, summary.precision) = (plan.memory(), plan.precision());
     summary.pruning = plan.pruning();
@@ -303,9 +305,14 @@ fn recall(
     if let Some(follow) = plan.follow() {
         arena.follow_loads(follow);
     }
-    // The time that a virtual run stands at is in no checkpoint: it is soon played from its start.
-    let is_virtual = plan.scenario.nodes.engine == Engine::Virtual;
-    let every_rounds = if is_virtual { 0 } else { plan.scenario.run.checkpoint_every_rounds };
+    if let Some(migrating) = plan.migrating() {
+        arena.follow_with_copies(migrating);
+    }
+    // The time that a virtual run stands at is in no checkpoint: it is soon played from its start. Nor are copies
+    // in flight, and which nodes hold them by then.
+    let nodes = &plan.scenario.nodes;
+    let is_whole = nodes.engine != Engine::Virtual && nodes.migration.is_off();
+    let every_rounds = if is_whole { plan.scenario.run.checkpoint_every_rounds } else { 0 };
     let identity = record.manifest.identity();
     let Some((state, latest)) = from else {
         let started = (unix_ns(clock.started_at()), Served::default());

@@ -329,8 +329,8 @@ batch_requests_max = 4
         std::fs::write(&file, SCENARIO).expect("the file is written");
         let registries = Registries::standard();
         let routers: Vec<String> = registries.routers.names().map(str::to_owned).collect();
-        let Registries { costs, allocators, motions, .. } = &registries;
-        let known = Known { routers, costs, allocators, motions };
+        let Registries { costs, allocators, motions, migrations, .. } = &registries;
+        let known = Known { routers, costs, allocators, motions, migrations };
         let scenario = scenario::load(&file, &[], &known).expect("a good scenario");
         let clock = Clock::start();
         let materials = Materials::load(&scenario, &registries.costs).expect("it loads");

@@ -4,6 +4,7 @@
 use super::checkpoint::{AllSums, Boundary, Checkpoints};
 use super::decode::{Answer, StepDone};
 use super::demand::Demand;
+use super::migrate::{ExpertsMoved, MigrationRecord};
 use super::reallocate::WidthsBrought;
 use super::requests::Requests;
 use super::rounds::Round;
@@ -43,6 +44,8 @@ pub(super) struct Recorder {
     trace: Option<Trace>,
     /// Which experts the loads are of, where some are pruned.
     kept: Option<KeptExperts>,
+    /// Experts that move between nodes; none where they stay.
+    migration: Option<MigrationRecord>,
     pairs: Pairs,
     motion: Option<MotionFigures>,
     /// Of a request, mean.
@@ -119,12 +122,18 @@ impl Recorder {
             checkpoints: None,
             trace: None,
             kept,
+            migration: None,
             pairs: Pairs::default(),
             motion: None,
             nodes_took: (None, None),
             tokens_offered: demand.tokens_mean(shape.tokens_per_request as u64),
             failure: None,
         })
+    }
+
+    /// Records experts that move between nodes.
+    pub(super) fn watch_migration(&mut self, record: Option<MigrationRecord>) {
+        self.migration = record;
     }
 
     /// Writes checkpoints from now on.
@@ -246,6 +255,7 @@ impl Recorder {
         summary.theory = self.theory(batches.as_ref(), summary);
         summary.pairs = Some(self.pairs);
         summary.reallocation.clone_from(&self.sums.reallocation);
+        summary.migration = self.migration.as_ref().map(MigrationRecord::figures);
         summary.goals = goals(&self.scenario.goals, summary);
         self.null_reasons(summary);
         self.rounds.finish()?;
@@ -374,6 +384,9 @@ impl Watch for Recorder {
         let tokens = (round.output.len() / self.shape.width) as u64;
         self.sums.play.add(play, tokens, max_over_mean_top_k, route_ns);
         self.node_loads.add(round.layer, &play.loads, &round.decision.node_loads);
+        if let Some(migration) = &mut self.migration {
+            migration.round(round, arena);
+        }
         self.sums.tokens_played += if round.layer.index() == 0 { tokens } else { 0 };
         let figures = &mut self.sums.layers[round.layer.index()];
         let kept = self.kept.as_ref().map(|kept| kept[round.layer.index()].as_slice());
@@ -468,6 +481,12 @@ impl Watch for Recorder {
         }
     }
 
+    fn experts_moved(&mut self, moved: &ExpertsMoved<'_>) {
+        if let Some(migration) = &mut self.migration {
+            migration.moved(moved);
+        }
+    }
+
     fn goes_on(&mut self, at: &Boundary<'_>) -> Result<bool, ServeError> {
         if let Some(error) = self.failure.take().or_else(|| self.requests.failure()) {
             return Err(error.into());
@@ -487,9 +506,12 @@ impl Watch for Recorder {
 /// What a run had to reach, and whether it did.
 pub(super) fn goals(goals: &Goals, summary: &Summary) -> Vec<Goal> {
     let p99_ms = summary.latency_ns.p99.map(|ns| ns as f64 / 1e6);
+    let placement = summary.placement.as_ref();
+    let node_load = placement.and_then(|placement| placement.served.max_over_mean);
     let stated = [
         ("relative_gap", goals.relative_gap_max, summary.convergence.relative_gap),
         ("max_over_mean_worst", goals.max_over_mean_max, summary.convergence.max_over_mean_worst),
+        ("node_load_over_mean", goals.node_load_over_mean_max, node_load),
         ("p99_ms", goals.p99_ms_max, p99_ms),
     ];
     stated

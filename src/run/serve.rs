@@ -4,6 +4,7 @@ use super::checkpoint::{BegunRequests, Boundary, Position};
 use super::decode::{Answer, StepDone};
 use super::demand::Demand;
 use super::interrupt::{Interrupted, Interrupts};
+use super::migrate::ExpertsMoved;
 use super::on_nodes::Job;
 use super::plan::Plan;
 use super::reallocate::WidthsBrought;
@@ -79,6 +80,9 @@ pub(super) trait Watch {
 
     /// Other widths came into force between two steps.
     fn widths_brought(&mut self, _brought: &WidthsBrought<'_>) {}
+
+    /// Experts work on other nodes from between two steps on.
+    fn experts_moved(&mut self, _moved: &ExpertsMoved<'_>) {}
 
     /// A batch or step has ended and all of it was told: whether the next is worth starting.
     ///
@@ -260,6 +264,7 @@ impl Plan<'_> {
         let mut source = self.source();
         let clock = serving.clock;
         let mut widths = self.widths_in_flight();
+        let mut moves = self.moves_in_flight();
         // When the batch before had ended.
         let mut free_ns = clock.now_ns();
         let (serving_from_ns, done, mut gate) = match from {
@@ -303,6 +308,7 @@ impl Plan<'_> {
                 watch.batch((batch.step, ids), &demand.intended_ns, times_ns, losses.as_deref());
                 serving.progress.answered(u64::from(batch.requests.end), requests);
                 widths.step_ended(arena, dispatch, clock, watch).await?;
+                moves.step_ended(arena, dispatch, clock, watch).await?;
                 free_ns = clock.now_ns();
             }
             let at = Boundary {

@@ -2,6 +2,7 @@
 //! files that are not there.
 
 mod generation;
+mod migration;
 mod precision;
 mod security;
 mod virtual_nodes;
@@ -15,6 +16,8 @@ use super::problem::{At, Origins, Problem, within};
 use super::read::Known;
 use super::shape::{closest, quoted};
 use agents::game::{CostError, GameShape};
+
+pub(crate) use migration::migration_problem;
 
 /// Every conflict. A check that reads a key in `bad` is left out: that key is reported already and
 /// its value here is a placeholder.
@@ -31,6 +34,7 @@ pub(super) fn find(
     motion(scenario, known, &mut found);
     precision::find(scenario, known, &mut found);
     nodes(scenario, &mut found);
+    migration::find(scenario, known, &mut found);
     load(scenario, &mut found);
     synthetic(scenario, &mut found);
     files(scenario, &mut found);

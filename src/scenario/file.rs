@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use super::blocks::Blocks;
 use super::budget::Budget;
 pub use super::generation::{Generation, Lengths};
+pub use super::migration::Migration;
 pub use super::reallocate::Reallocate;
 pub use super::run::Run;
 pub use super::sweep::Sweep;
@@ -423,6 +424,8 @@ pub struct Nodes {
     /// Certificates for TLS; by default connections are in plain text.
     #[serde(skip_serializing_if = "Tls::is_off")]
     pub tls: Tls,
+    /// Whether and how experts move between nodes during the run.
+    pub migration: Migration,
 }
 
 impl Nodes {
@@ -461,6 +464,7 @@ impl Default for Nodes {
             spot_check_share: 0.0,
             combine: Combine::Exact,
             tls: Tls::default(),
+            migration: Migration::default(),
         }
     }
 }
@@ -678,6 +682,10 @@ pub struct Goals {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65_536))]
     pub max_over_mean_max: Option<f64>,
+    /// Largest node load over the mean one, of the run as `placement.served` sums it up, 1 to 4096.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub node_load_over_mean_max: Option<f64>,
     /// Largest 99th percentile of request latency, in ms, 0.001 to 3600000.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.001, max = 3_600_000))]

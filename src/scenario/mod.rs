@@ -8,6 +8,7 @@ mod budget;
 mod conflicts;
 pub mod file;
 mod generation;
+mod migration;
 mod problem;
 mod read;
 mod reallocate;
@@ -19,7 +20,7 @@ mod tls;
 mod virtual_nodes;
 
 pub use budget::Budget;
-pub(crate) use conflicts::slots_problem;
+pub(crate) use conflicts::{migration_problem, slots_problem};
 pub use file::Scenario;
 pub use problem::{Problem, Problems};
 pub use read::{Known, load, resolved};

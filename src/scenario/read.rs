@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use agents::flock::migration::MigrationRegistry;
 use agents::flock::motion::MotionRegistry;
 use agents::game::CostRegistry;
 use agents::precision::AllocatorRegistry;
@@ -27,6 +28,8 @@ pub struct Known<'a> {
     pub allocators: &'a AllocatorRegistry,
     /// Rules of motion by name.
     pub motions: &'a MotionRegistry,
+    /// Rules of migration by name.
+    pub migrations: &'a MigrationRegistry,
 }
 
 /// Reads a scenario file, applies `--set` texts such as `game.top_k=4` in order, and checks the

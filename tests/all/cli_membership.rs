@@ -128,6 +128,38 @@ fn widths_that_follow_the_loads_reach_workers_that_join_and_survive_those_that_d
 }
 
 #[test]
+fn experts_move_between_workers_that_join_and_one_that_dies_and_no_bit_changes() {
+    const MOVING: [&str; 6] = [
+        "--set",
+        "nodes.migration.policy=greedy",
+        "--set",
+        "nodes.migration.every_steps=2",
+        "--set",
+        "game.router=top_k",
+    ];
+    let folder = folder(400);
+    let cluster = Cluster::new(&folder);
+    let first = [cluster.worker(&[]), cluster.worker(&[])];
+    let min = ["--set", "nodes.min_workers=2"];
+    let run = cluster.run(3, &[&MOVING[..], &min].concat());
+    cluster.until_serving();
+    let third = cluster.worker(&[]);
+    std::thread::sleep(Duration::from_millis(800));
+    signal("KILL", first[0].pid());
+    let ended = run.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let summary = ended.json();
+    let alone = ["--set", "game.router=top_k", "--set", "load.rate_per_s=100000"];
+    assert_eq!(summary["state_hash"], folder.summary("alone", &alone)["state_hash"]);
+    nothing_is_lost(&summary, 400);
+    let moved = &summary["migration"];
+    assert!(moved["copies"].as_u64() > Some(0), "{moved}");
+    assert!(moved["bytes_sent"].as_u64() > Some(0), "{moved}");
+    assert_eq!(summary["membership"]["joined"], 3, "{}", summary["membership"]);
+    drop(third);
+}
+
+#[test]
 fn workers_join_leave_and_die_during_a_run_and_no_bit_changes() {
     let folder = folder(600);
     let cluster = Cluster::new(&folder);

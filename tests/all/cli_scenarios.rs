@@ -171,6 +171,30 @@ fn bits_that_follow_a_drift_of_the_text_err_less_than_bits_that_stay() {
 }
 
 #[test]
+fn copies_that_follow_a_shift_of_domain_keep_nodes_even_for_a_share_of_fresh_plans_bytes() {
+    let fast = "load.rate_per_s=100000";
+    let summary = run(&folder(), "domain-shift", "out", &[fast, "precision.budget=f32"]);
+    let moved = &summary["migration"];
+    let of = |key: &str| moved[key].as_f64().unwrap_or_else(|| panic!("{key}: {moved}"));
+    assert!(of("max_over_mean") <= 1.1 && of("max_over_mean_frozen") > 1.2, "{moved}");
+    assert!(of("copies") > 0.0 && 4.0 * of("bytes_moved") <= of("bytes_eplb"), "{moved}");
+    assert_eq!(summary["goals"][0]["met"], true, "{}", summary["goals"]);
+    // On worker processes, and where experts stay, the same bits.
+    let few = [fast, "load.requests=96", "goals.node_load_over_mean_max=2"];
+    let nodes = [
+        "nodes.engine=local",
+        "nodes.count=4",
+        "nodes.replica_slots=0",
+        "nodes.migration.every_steps=2",
+    ];
+    let there = run(&folder(), "domain-shift", "there", &[&few[..], &nodes].concat());
+    assert!(there["migration"]["bytes_sent"].as_u64() > Some(0), "{}", there["migration"]);
+    let stay = ["nodes.migration.policy=none"];
+    let still = run(&folder(), "domain-shift", "still", &[&few[..], &stay].concat());
+    assert_eq!(there["state_hash"], still["state_hash"]);
+}
+
+#[test]
 fn smooth_learning_settles_under_stale_prices_and_always_switching_does_not() {
     let folder = folder();
     // The hottest expert over the fair share, batch by batch.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use agents::flock::migration::MigrationRegistry;
 use agents::flock::motion::MotionRegistry;
 use agents::game::{CostError, CostParameters, CostRegistry, CostSettings, GameShape};
 use agents::precision::{AllocatorRegistry, Budget as Limit};
@@ -37,8 +38,10 @@ fn known() -> Known<'static> {
     static COSTS: LazyLock<CostRegistry> = LazyLock::new(CostRegistry::standard);
     static ALLOCATORS: LazyLock<AllocatorRegistry> = LazyLock::new(AllocatorRegistry::standard);
     static MOTIONS: LazyLock<MotionRegistry> = LazyLock::new(MotionRegistry::standard);
+    static MIGRATIONS: LazyLock<MigrationRegistry> = LazyLock::new(MigrationRegistry::standard);
     Known {
         motions: &MOTIONS,
+        migrations: &MIGRATIONS,
         allocators: &ALLOCATORS,
         routers: ["equilibrium", "top_k", "smooth_stale", "flock", "flock_late", "flock_near"]
             .map(str::to_owned)
@@ -417,7 +420,7 @@ fn problems_print_as_plain_lines_as_snippets_and_as_json() {
 /// A copy of `scenarios/` with stand-ins for the texts and the checkpoints that the files name.
 fn shipped() -> (TempDir, Vec<PathBuf>) {
     let folder = TempDir::new().expect("a temporary folder");
-    for sub in ["text", "models/books-moe-64e8k"] {
+    for sub in ["text", "models/books-moe-64e8k", "models/books-moe-8e2k"] {
         fs::create_dir_all(folder.path().join(sub)).expect("a folder");
     }
     for text in ["text/murmuration.txt", "text/calibration.txt", "text/source-code.txt"] {
@@ -482,6 +485,8 @@ fn a_resolved_scenario_states_every_key_with_absolute_paths_and_reads_as_the_sam
         "precision.calibration_text=text.txt",
         "goals.relative_gap_max=0",
         "goals.max_over_mean_max=1",
+        "goals.node_load_over_mean_max=1",
+        "nodes.migration.bytes_max=1",
         "goals.p99_ms_max=1",
         "game.window_ms=1",
         "nodes.min_workers=1",
@@ -551,8 +556,8 @@ fn the_schema_covers_the_shipped_scenarios_and_refuses_unknown_keys_everywhere()
         }
     });
     assert_eq!(
-        sections, 23,
-        "the root, two sources, three informations, four of a sweep and thirteen others"
+        sections, 24,
+        "the root, two sources, three informations, four of a sweep and fourteen others"
     );
 }
 

@@ -8,11 +8,12 @@ use super::routers::{
     Sinkhorn, SmoothStale, TopKCapacity,
 };
 use super::{CostRegistry, Equilibrium, Router, TopK};
+use crate::flock::migration::MigrationRegistry;
 use crate::flock::motion::MotionRegistry;
 use crate::precision::AllocatorRegistry;
 
 /// All that scenarios and commands name: routers, congestion costs, allocators of bit
-/// widths and rules of motion.
+/// widths, rules of motion and of migration.
 pub struct Registries {
     /// Routers by name.
     pub routers: RouterRegistry,
@@ -22,6 +23,8 @@ pub struct Registries {
     pub allocators: AllocatorRegistry,
     /// Rules of motion by name.
     pub motions: MotionRegistry,
+    /// Rules of migration by name.
+    pub migrations: MigrationRegistry,
 }
 
 impl Registries {
@@ -33,6 +36,7 @@ impl Registries {
             costs: CostRegistry::standard(),
             allocators: AllocatorRegistry::standard(),
             motions: MotionRegistry::standard(),
+            migrations: MigrationRegistry::standard(),
         }
     }
 }

@@ -8,6 +8,7 @@ mod arrive;
 mod certify;
 mod flock;
 mod memory;
+mod migration;
 mod motion;
 mod order;
 mod perceive;
@@ -15,6 +16,7 @@ mod precision;
 mod respond;
 
 use crate::expert::BitWidth;
+use crate::flock::migration::{Migrating, MigrationDecision};
 use crate::flock::motion::LayerMotion;
 use crate::game::{Choices, GameError, Scores};
 use crate::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
@@ -24,8 +26,8 @@ use crate::precision::{Follow, WidthDecision};
 use crate::report::{FlockReport, NodeLoadReport, PlayReport};
 use crate::routing::gates;
 use crate::world::{
-    Batch, Certified, FlockResponse, Inbox, NodeLoads, Outbox, Perceived, Replicas, Response,
-    Rules, Widths, WorldSettings, spawn,
+    Batch, Certified, FlockResponse, Inbox, Migrations, NodeLoads, Outbox, Perceived, Replicas,
+    Response, Rules, Widths, WorldSettings, spawn,
 };
 use bevy_ecs::prelude::{IntoScheduleConfigs, Res, Resource, Schedule, SystemSet, World};
 use bevy_ecs::schedule::{LogLevel, ScheduleBuildSettings, ScheduleLabel, SingleThreadedExecutor};
@@ -49,7 +51,7 @@ pub enum Stage {
     Flock,
     /// Experts account for what their bits are worth.
     Precision,
-    /// Choices become orders to nodes.
+    /// Choices become orders to nodes, and copies follow the loads.
     Order,
     /// Replies become the layer's output.
     Absorb,
@@ -132,7 +134,7 @@ impl Arena {
             certify::certify_play.in_set(Stage::Certify),
             flock::fly.in_set(Stage::Flock),
             (precision::weigh, precision::follow).in_set(Stage::Precision),
-            order::write_orders.in_set(Stage::Order),
+            (order::write_orders, migration::migrate).in_set(Stage::Order),
         ));
         for (stage, next) in Stage::DECIDE.into_iter().zip(Stage::DECIDE.into_iter().skip(1)) {
             decide.configure_sets((stage, next).chain());
@@ -244,6 +246,17 @@ impl Arena {
     /// widths in force stay until [`Self::set_bits`] says that others are.
     pub fn take_width_decision(&mut self) -> Option<WidthDecision> {
         self.world.get_resource_mut::<Widths>()?.decided.take()
+    }
+
+    /// Lets copies follow the loads of the steps from now on.
+    pub fn follow_with_copies(&mut self, migrating: Migrating) {
+        self.world.insert_resource(Migrations { migrating, decided: None });
+    }
+
+    /// What was decided of the copies in the latest step, if anything was and nobody took it before. The hosts
+    /// in force stay until [`Self::set_hosts`] says that others are.
+    pub fn take_migration_decision(&mut self) -> Option<MigrationDecision> {
+        self.world.get_resource_mut::<Migrations>()?.decided.take()
     }
 
     /// Says that an expert is computed at another width from the next round on.

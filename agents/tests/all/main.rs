@@ -3,6 +3,7 @@
 mod cluster;
 mod expert;
 mod flock;
+mod flock_migrating;
 mod flock_migration;
 mod flock_motion;
 mod flock_precision;

@@ -9,7 +9,7 @@ pub use own_worker::OwnWorker;
 pub use register::MembershipCounts;
 
 use super::{
-    Dispatch, DispatchError, Remote, RemoteSettings, Served, ShardAssignment,
+    Dispatch, DispatchError, Rehosted, Rehosting, Remote, RemoteSettings, Served, ShardAssignment,
     departures::Departures,
 };
 use crate::measure::Clock;
@@ -74,6 +74,8 @@ pub struct Joined {
     no_room: Option<NoRoom>,
     /// Whether an upload ended that the seats do not show yet.
     is_behind: bool,
+    /// Shards, by place, that shall have other hosts, and encoded bytes that go to processes for that.
+    rehosting: (Vec<usize>, u64),
     /// Copies beyond the goal that nobody will be told of any more, by stay and place of the shard.
     leftover: BTreeSet<(Pass, usize)>,
     /// Whether there may be others.
@@ -134,6 +136,7 @@ impl Joined {
             goal_of: None,
             no_room: None,
             is_behind: false,
+            rehosting: (Vec::new(), 0),
             leftover: BTreeSet::new(),
             has_leftover: false,
             copies_dropped: 0,
@@ -260,6 +263,37 @@ impl Dispatch for Joined {
         }
         self.until_held(&wanted).await?;
         Ok(sent_bytes)
+    }
+
+    /// The plan is another from now on: what follows members that come and go brings the copies and has the
+    /// others dropped.
+    async fn rehost(&mut self, changes: Vec<Rehosting>) -> Result<(), DispatchError> {
+        for Rehosting { layer, expert, hosts, .. } in changes {
+            let place = self.shards.binary_search_by_key(&(layer, expert), |s| (s.layer, s.expert));
+            let Ok(at) = place else { continue };
+            let lacking = hosts.iter().filter(|host| self.lacks(**host, at)).count() as u64;
+            self.rehosting.0.push(at);
+            self.rehosting.1 += lacking * self.needs[at].bytes;
+            self.needs[at].planned = hosts;
+        }
+        self.goal_of = None;
+        self.catch_up();
+        Ok(())
+    }
+
+    /// Members that get their first shards are not waited for.
+    async fn rehosted(&mut self) -> Result<Rehosted, DispatchError> {
+        let (shards, sent_bytes) = std::mem::take(&mut self.rehosting);
+        let from_ns = self.clock.now_ns();
+        loop {
+            self.catch_up();
+            let incomplete = shards.iter().filter(|at| self.is_awaited(**at)).count() as u64;
+            let waited_ns = self.clock.now_ns() - from_ns;
+            if incomplete == 0 || waited_ns >= nanos(self.settings.remote.deadlines.load) {
+                return Ok(Rehosted { sent_bytes, incomplete });
+            }
+            self.next_change().await;
+        }
     }
 
     /// A round that lost the only holder of an expert is sent again once another holds it. Nothing of

@@ -121,6 +121,18 @@ impl Joined {
         self.seats.iter_mut().map(|seat| u64::from(seat.held.remove(&at))).sum()
     }
 
+    /// Whether a node that serves does not hold a shard.
+    pub(super) fn lacks(&self, node: NodeId, at: usize) -> bool {
+        let seat = self.seats.get(node.index());
+        seat.is_some_and(|seat| seat.serves && !seat.is_draining && !seat.held.contains(&at))
+    }
+
+    /// Whether a node that serves is to get a shard.
+    pub(super) fn is_awaited(&self, at: usize) -> bool {
+        let goal = self.goal.get(at).into_iter().flatten();
+        goal.copied().any(|host| self.lacks(host, at))
+    }
+
     /// Tells the register of members that a round lost, and says whether there were any.
     fn drop_lost(&mut self) -> bool {
         let mut any = false;

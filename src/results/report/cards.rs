@@ -23,6 +23,7 @@ pub(super) fn cards(summary: &Summary) -> Markup {
                 ("even", "1".to_owned()),
             ]))
             (node_load(summary))
+            (migration(summary))
             (loss(summary))
             (card("Expert bytes", bytes(summary.memory.expert_bytes), &[
                 (&format!("in {}", summary.memory.base_type), bytes(summary.memory.expert_bytes_f32)),
@@ -52,6 +53,26 @@ fn node_load(summary: &Summary) -> Markup {
             ("round robin, no replicas", number(served.max_over_mean_round_robin)),
             ("same copies, split evenly", number(served.max_over_mean_even_split)),
             ("at least, by any placement", number(served.lower_bound)),
+        ],
+    )
+}
+
+fn migration(summary: &Summary) -> Markup {
+    let Some(moved) = &summary.migration else { return html! {} };
+    let eplb = moved.bytes_eplb.map_or_else(|| "n/a".to_owned(), bytes);
+    card(
+        &format!("Node load with copies moved by {}", moved.policy),
+        number(moved.max_over_mean),
+        &[
+            ("had none moved", number(moved.max_over_mean_frozen)),
+            ("by a fresh EPLB plan each time", number(moved.max_over_mean_eplb)),
+            ("bytes moved", bytes(moved.bytes_moved)),
+            ("by those plans", eplb),
+            ("copies moved", count(moved.copies)),
+            ("bytes sent", bytes(moved.bytes_sent)),
+            ("longest pause", duration(moved.pause_ns_max)),
+            ("nodes a token", number(moved.nodes_per_token)),
+            ("had none moved", number(moved.nodes_per_token_frozen)),
         ],
     )
 }

@@ -1,12 +1,6 @@
-//! Flock migration: experts move between nodes by what two nodes know of each other.
-//!
-//! Each round a node hears a few others. One that is more loaded than it hears on average looks, with
-//! each of these, for the exchange of copies that lowers the larger load of the two by most a byte:
-//! separation. Each node takes part in one exchange a round at most: alignment. An exchange is worth
-//! more when it brings an expert to those that the same tokens choose: cohesion. No node sees the
-//! whole, and serving goes on between the rounds on the copies that are there.
+//! The exchange: what two nodes may agree on, and one round of it over all nodes.
 
-use super::graph::Graph;
+use super::super::graph::Graph;
 use crate::ids::{ExpertId, NodeId};
 use crate::placement::{Dispatch, LoadError, Placement, dispatch};
 
@@ -22,14 +16,26 @@ pub struct MigrationSettings {
     /// Worth of bringing an expert to those chosen with it, in parts of the mean load per unit of
     /// [`Coactivation`]; 0 ignores it.
     pub cohesion: f64,
+    /// Copies that may be sent in a round, in the order of what the exchanges are worth.
+    pub copies_max: usize,
+    /// Hosts that an expert keeps when a copy is dropped, at least 1.
+    pub copies_min: usize,
     /// Of who hears whom.
     pub seed: u64,
 }
 
 impl Default for MigrationSettings {
-    /// Three others, content up to 1.05, a copy for 1 % of the mean, no cohesion.
+    /// Three others, content up to 1.05, a copy for 1 % of the mean, no cohesion, any number of copies.
     fn default() -> Self {
-        Self { neighbours: 3, tolerance: 1.05, least_gain: 0.01, cohesion: 0.0, seed: 0 }
+        Self {
+            neighbours: 3,
+            tolerance: 1.05,
+            least_gain: 0.01,
+            cohesion: 0.0,
+            copies_max: usize::MAX,
+            copies_min: 1,
+            seed: 0,
+        }
     }
 }
 
@@ -57,7 +63,8 @@ pub struct Move {
     pub to: NodeId,
 }
 
-/// One round under the given loads. `slots` are the copies that each node has room for, `[N]`.
+/// One round under the given loads. `slots` are the copies that each node has room for, `[N]`; a node with
+/// none is out of service: it is sent nothing, and others may take over what it holds.
 ///
 /// # Errors
 /// Loads that are no amounts or not one an expert.
@@ -77,16 +84,16 @@ pub fn migrate(
     let held = shares_by_node(placement, &served);
     let seed = settings.seed.wrapping_add(round);
     let heard = Graph::Random.neighbourhoods(&[], held.len(), settings.neighbours, seed);
+    let serves = |node: &usize| slots[*node] > 0;
     let room =
         Room { placement, held: &held, loads: &served.node_loads, slots, together, settings };
     let mut wishes: Vec<Exchange> = Vec::new();
     for (node, heard) in heard.iter().enumerate() {
-        let others = heard.iter().map(|other| other.index());
-        let sum: f64 =
-            others.clone().map(|other| room.loads[other]).sum::<f64>() + room.loads[node];
-        let mean = sum / (heard.len() + 1) as f64;
+        let others: Vec<usize> = heard.iter().map(|other| other.index()).filter(serves).collect();
+        let sum: f64 = others.iter().map(|other| room.loads[*other]).sum();
+        let mean = (sum + room.loads[node]) / (others.len() + 1) as f64;
         if room.loads[node] > settings.tolerance * mean {
-            wishes.extend(others.filter_map(|other| room.best(node, other, mean)));
+            wishes.extend(others.into_iter().filter_map(|other| room.best(node, other, mean)));
         }
     }
     // Two nodes agree when each is the other's best: the order of gains says who meets whom.
@@ -96,12 +103,15 @@ pub fn migrate(
         .map(|e| placement.hosts(ExpertId::from_index(e)).to_vec())
         .collect();
     let mut agreed: Vec<Exchange> = Vec::new();
+    let mut left = settings.copies_max;
     for wish in wishes {
         let third = wish.freed.filter(|_| !wish.returns);
         let third = third.and_then(|freed| room.least_other_host(freed, wish.low));
         let part = [Some(wish.high), Some(wish.low), third];
         let is_free = part.into_iter().flatten().all(|node| !busy[node]);
-        if is_free && wish.leaves_a_copy(&hosts) {
+        let sent = wish.moves().count();
+        if is_free && sent <= left && wish.leaves_copies(&hosts, settings.copies_min) {
+            left -= sent;
             part.into_iter().flatten().for_each(|node| busy[node] = true);
             wish.carry_out(&mut hosts);
             agreed.push(wish);
@@ -138,12 +148,12 @@ struct Exchange {
 }
 
 impl Exchange {
-    /// Whether what is dropped is still held elsewhere.
-    fn leaves_a_copy(&self, hosts: &[Vec<NodeId>]) -> bool {
+    /// Whether what is dropped is still held elsewhere, by as many as it shall be.
+    fn leaves_copies(&self, hosts: &[Vec<NodeId>], copies_min: usize) -> bool {
         let others = |expert: ExpertId, node: usize| {
-            hosts[expert.index()].iter().any(|host| host.index() != node)
+            hosts[expert.index()].iter().filter(|host| host.index() != node).count()
         };
-        self.returns || self.freed.is_none_or(|freed| others(freed, self.low))
+        self.returns || self.freed.is_none_or(|freed| others(freed, self.low) >= copies_min)
     }
 
     fn carry_out(&self, hosts: &mut [Vec<NodeId>]) {
@@ -182,7 +192,7 @@ impl Room<'_> {
     /// The exchange of most worth a copy sent, if one is worth it.
     fn best(&self, high: usize, low: usize, mean: f64) -> Option<Exchange> {
         let (own, other) = (self.loads[high], self.loads[low]);
-        if own <= other {
+        if own <= other || self.slots[low] == 0 {
             return None;
         }
         let holds = |node: usize, expert| self.held[node].iter().any(|(held, _)| *held == expert);
@@ -219,13 +229,14 @@ impl Room<'_> {
             }
             for (freed, back) in &self.held[low] {
                 // Its load goes to the least loaded of its other hosts, which must have room for it.
-                if let Some(third) = self.least_other_host(*freed, low)
+                let spare = self.placement.hosts(*freed).len() > self.settings.copies_min;
+                if let Some(third) = self.least_other_host(*freed, low).filter(|_| spare)
                     && third != high
                 {
                     let rest = self.loads[third] + back;
                     offer(exchange(true, Some(*freed), false), shared(*back).max(rest), 1.0);
                 }
-                if !holds(high, *freed) {
+                if !holds(high, *freed) && self.slots[high] > 0 {
                     let left = (own - load + back).max(other + load - back);
                     offer(exchange(false, Some(*freed), true), left, 2.0);
                 }
