@@ -16,6 +16,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
+use std::process::Command;
 
 const NODES: usize = 8;
 const BATCHES: usize = 20;
@@ -61,6 +62,34 @@ fn main() -> Result<(), Failure> {
         let cost = spread(outcomes.iter().map(|outcome| outcome.cost));
         println!("| {name} | {cost} | {} |", spread(outcomes.iter().map(|outcome| outcome.loaded)));
     }
+    print!("{}", include_str!("precision_runs.md"));
+    ["exact", "flock"].into_iter().try_for_each(run)
+}
+
+/// A run of the shipped scenario, its batches one after the other.
+fn run(policy: &str) -> Result<(), Failure> {
+    let scenario = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/drift.toml");
+    let folder = tempfile::TempDir::new()?;
+    let policy_set = format!("precision.reallocate.policy={policy}");
+    let ended = Command::new(env!("CARGO_BIN_EXE_nashflock"))
+        .args(["run", "--json", "--nodes", "in-process", "--set", "load.rate_per_s=100000"])
+        .args(["--set", &policy_set, "--out"])
+        .arg(folder.path().join("out"))
+        .arg(scenario)
+        .output()?;
+    let summary: Value = serde_json::from_slice(&ended.stdout)
+        .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&ended.stderr)))?;
+    let (moved, quality) = (&summary["reallocation"], &summary["quality"]);
+    let of = |figures: &Value, key: &str| figures[key].as_f64().ok_or_else(|| format!("no {key}"));
+    let cost = of(moved, "cost")?;
+    println!(
+        "| `{policy}` | {cost:.4} | {:.4} | {:.4} | {} | {:.3} | {:.3} |",
+        of(moved, "cost_exact").unwrap_or(cost),
+        of(moved, "cost_kept")?,
+        of(moved, "bytes_moved")?,
+        100.0 * of(quality, "output_error")?,
+        100.0 * of(quality, "output_error_widths_kept")?,
+    );
     Ok(())
 }
 

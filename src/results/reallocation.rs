@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 /// those of `precision`, corrected by the loads at the last decision.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReallocationFigures {
+    /// Who decides: `exact`, one that sees all, or `flock`, each holder for its own experts.
+    #[serde(default)]
+    pub policy: String,
     /// Steps between two decisions.
     pub every_steps: u64,
     /// Decisions.
@@ -31,6 +34,9 @@ pub struct ReallocationFigures {
     /// Cost of the widths chosen last; absent where no decision fell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
+    /// Cost had one that sees all decided each time by the same loads, where holders decide: the control.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_exact: Option<f64>,
     /// Cost of the widths of the start: the control.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_kept: Option<f64>,

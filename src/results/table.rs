@@ -85,8 +85,11 @@ pub fn summary_table(summary: &Summary) -> String {
         row("bits cost", number(Some(precision.cost)), text);
     }
     if let Some(moved) = &summary.reallocation {
+        let exact = moved.cost_exact.map_or_else(String::new, |cost| {
+            format!(", {} by one that sees all nodes", number(Some(cost)))
+        });
         let text = format!(
-            "{} changed, cost {} where {} had they stayed",
+            "{} changed, cost {} where {} had they stayed{exact}",
             bytes(moved.bytes_moved),
             number(moved.cost),
             number(moved.cost_kept)

@@ -61,6 +61,8 @@ pub(super) struct Fit {
     pub widths: Vec<BitWidth>,
     /// Pairs that the calibration gave each expert.
     pub calibrated: Vec<f64>,
+    /// The units of the same layer that share most tokens with each; none where no text was played.
+    pub companions: Vec<Vec<usize>>,
 }
 
 /// Why there are no experts to serve.
@@ -133,11 +135,12 @@ pub(super) async fn fit(
         }
     };
     let bytes = budget.bytes(total_weights);
+    let mut companions = neighbours(&samples, shape.experts, by_matrix);
     let problem = Problem {
         units: &units,
         budget: bytes,
         widths: &precision.widths,
-        neighbours: &neighbours(&samples, shape.experts, by_matrix),
+        neighbours: &companions,
         seed: scenario.seed,
     };
     let name = &precision.allocator;
@@ -161,6 +164,7 @@ pub(super) async fn fit(
     let allocator = name.clone();
     let pairs =
         |sample: &LayerSample| sample.gates.iter().map(|of| of.len() as f64).collect::<Vec<_>>();
+    companions.resize(units.len(), Vec::new());
     let calibrated = samples.iter().flat_map(pairs).collect();
     let budget_bytes = bytes;
     let fit = Fit {
@@ -173,6 +177,7 @@ pub(super) async fn fit(
         units,
         widths,
         calibrated,
+        companions,
     };
     drop(source);
     Ok(FittedExperts { served, experts, pruned, fit: Some(fit) })

@@ -5,16 +5,19 @@
 //! a thread of its own while the next one is served, and comes into force before the one after that, at
 //! any speed of the machine and on any nodes: which widths a step has follows from the loads before it.
 
+use super::fit::Fit;
 use super::plan::Plan;
 use super::serve::{ServeError, Watch};
 use crate::dispatch::{Dispatch, ShardAssignment};
 use crate::measure::Clock;
 use crate::model::checkpoint::ExpertWeights;
 use crate::results::ReallocationFigures;
+use crate::scenario::file::ReallocatePolicy;
 use agents::expert::{BitWidth, Expert};
 use agents::ids::{ExpertId, LayerId, NodeId};
 use agents::precision::{
-    Follow, FollowSettings, FollowedUnits, ReallocateLimits, WidthDecision, WidthMove,
+    Follow, FollowSettings, FollowedUnits, NodesOfUnits, ReallocateLimits, WidthDecision,
+    WidthMove, WidthPolicy,
 };
 use agents::round::Arena;
 use std::collections::BTreeMap;
@@ -76,7 +79,26 @@ impl Plan<'_> {
             experts: self.experts.served[0].len(),
             options: fit.allocation.options.clone(),
         };
-        Some(Follow::new(settings, of).expect("an allocation fits the budget it was chosen for"))
+        let follow = Follow::new(settings, of, self.width_policy(fit));
+        Some(follow.expect("an allocation fits the budget it was chosen for"))
+    }
+
+    fn width_policy(&self, fit: &Fit) -> WidthPolicy {
+        /// Weight of companions, as measured in docs/flock-precision.md.
+        const VOUCHING: f64 = 0.2;
+        let reallocate = &self.scenario.precision.reallocate;
+        let holders = reallocate.holders as usize;
+        // As experts are dealt to nodes in turn, but for any number of nodes alike.
+        let holder = |unit: usize| NodeId::from_index(unit % holders);
+        match reallocate.policy {
+            ReallocatePolicy::Exact => WidthPolicy::Exact,
+            ReallocatePolicy::Flock => WidthPolicy::Flock(NodesOfUnits {
+                nodes: (0..fit.units.len()).map(holder).collect(),
+                node_count: holders,
+                companions: fit.companions.clone(),
+                vouching: VOUCHING,
+            }),
+        }
     }
 
     /// What brings the widths that an arena of this plan decides.
@@ -91,6 +113,10 @@ impl Plan<'_> {
         let expert_bytes_end = fit.allocation.bytes;
         Some(ReallocationFigures {
             every_steps,
+            policy: match self.scenario.precision.reallocate.policy {
+                ReallocatePolicy::Exact => "exact".to_owned(),
+                ReallocatePolicy::Flock => "flock".to_owned(),
+            },
             expert_bytes_end,
             ..ReallocationFigures::default()
         })
@@ -110,6 +136,7 @@ impl ReallocationFigures {
             self.pause_ns_max = self.pause_ns_max.max(Some(*pause_ns));
         }
         self.expert_bytes_end = decision.bytes;
+        self.cost_exact = decision.cost_exact;
         (self.cost, self.cost_kept) = (Some(of.cost_after), Some(decision.cost_kept));
         (self.cost_free, self.dual_bound) = (Some(of.cost_hull), Some(of.dual_bound));
     }

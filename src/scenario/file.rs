@@ -12,7 +12,7 @@ pub use super::blocks::Blocks;
 use super::budget::Budget;
 pub use super::generation::{Generation, Lengths};
 pub use super::migration::Migration;
-pub use super::reallocate::Reallocate;
+pub use super::reallocate::{Reallocate, ReallocatePolicy};
 pub use super::run::Run;
 pub use super::sweep::Sweep;
 pub use super::tls::Tls;

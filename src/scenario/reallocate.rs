@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Reallocate {
+    /// Who decides. Default `exact`.
+    pub policy: ReallocatePolicy,
+    /// Holders that decide apart under policy `flock`, 1 to 4096: experts are dealt to them in turn, as to nodes by
+    /// placement `round_robin`. Where the nodes divide them, each node keeps within its bytes. Default 8.
+    #[schemars(range(min = 1, max = 4096))]
+    pub holders: u32,
     /// Batches, or steps where answers are generated, between two decisions, 0 to 65536. Default 0: widths stay.
     #[schemars(range(max = 65_536))]
     pub every_steps: u32,
@@ -23,9 +29,27 @@ pub struct Reallocate {
     pub load_step: f64,
 }
 
+/// Who decides on the widths during a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReallocatePolicy {
+    /// One that sees all experts, under the budget of all.
+    #[default]
+    Exact,
+    /// Each holder for its own experts, within the bytes that they take at the start.
+    Flock,
+}
+
 impl Default for Reallocate {
     fn default() -> Self {
-        Self { every_steps: 0, bytes_max: None, cost_per_mb: 0.0, load_step: 0.2 }
+        Self {
+            policy: ReallocatePolicy::Exact,
+            holders: 8,
+            every_steps: 0,
+            bytes_max: None,
+            cost_per_mb: 0.0,
+            load_step: 0.2,
+        }
     }
 }
 

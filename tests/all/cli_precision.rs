@@ -244,6 +244,50 @@ fn widths_follow_the_loads_alike_wherever_experts_are_computed() {
 }
 
 #[test]
+fn holders_decide_widths_within_the_bytes_of_every_node_and_alike_on_any_nodes() {
+    let folder = Folder::with(SYNTHETIC);
+    let shape = ["source.experts=24", "source.skew=2", "precision.reallocate.load_step=1"];
+    let shape: Vec<&str> = shape.into_iter().flat_map(|set| ["--set", set]).collect();
+    let flock = ["precision.reallocate.policy=flock", "precision.reallocate.holders=6"];
+    let flock: Vec<&str> = flock.into_iter().flat_map(|set| ["--set", set]).collect();
+    let plain = |out: &str, more: &[&str]| folder.summary(out, &[&shape[..], more].concat());
+    let with = |out: &str, more: &[&str]| plain(out, &[&FOLLOWED[..], &flock, more].concat());
+    let here = with("out", &[]);
+    let moved = &here["reallocation"];
+    assert_eq!(moved["policy"], "flock");
+    assert!(number(moved, "moves") > 0.0, "{moved}");
+    let (cost, exact) = (number(moved, "cost"), number(moved, "cost_exact"));
+    assert!(cost <= number(moved, "cost_kept") && exact >= number(moved, "dual_bound"), "{moved}");
+    // That is nearly the run that it decides: widths touch the loads of the second layer a little.
+    let central = plain("exact", &FOLLOWED);
+    assert_eq!(central["reallocation"]["policy"], "exact");
+    assert!(central["reallocation"].get("cost_exact").is_none(), "it is itself");
+    let of_central = number(&central["reallocation"], "cost");
+    assert!((of_central - exact).abs() < 0.02 * exact, "{of_central} {moved}");
+    for (out, more) in [
+        ("threads", &["--set", "compute.threads=1"][..]),
+        ("two", &["--nodes", "local:2"]),
+        ("three", &["--nodes", "local:3", "--set", "nodes.replicas=2"]),
+    ] {
+        let there = with(out, more);
+        assert_eq!(there["state_hash"], here["state_hash"], "{out}");
+        for key in ["moves", "bytes_moved", "cost", "cost_exact", "widths_end"] {
+            assert_eq!(there["reallocation"][key], moved[key], "{out}: {key}");
+        }
+    }
+    // Two and three nodes divide six holders: none has more bytes than it began with.
+    for nodes in ["local:2", "local:3"] {
+        let ended = with(&format!("{nodes} ended"), &["--nodes", nodes]);
+        let off = [&FOLLOWED[2..], &["--nodes", nodes]].concat();
+        let began = plain(&format!("{nodes} began"), &off);
+        let nodes = began["nodes"].as_array().expect("a list").iter();
+        for (began, ended) in nodes.zip(ended["nodes"].as_array().expect("a list")) {
+            assert!(number(ended, "bytes") <= number(began, "bytes"), "{began} {ended}");
+        }
+    }
+}
+
+#[test]
 fn widths_that_stay_leave_no_trace_and_a_limit_on_bytes_is_kept() {
     let folder = Folder::with(SYNTHETIC);
     let off = folder.summary("off", &FOLLOWED[2..]);

@@ -68,6 +68,24 @@ impl FlockPrecision {
         loads: &[f64],
         current: &[usize],
     ) -> Result<Vec<BitsMove>, ReallocateError> {
+        self.round_passing_on(holdings, loads, current, (0, u64::MAX))
+    }
+
+    /// The same where all nodes together may load so many bytes: each passes on what it leaves, from the
+    /// given node on and around.
+    ///
+    /// # Errors
+    /// As [`Self::round`].
+    ///
+    /// # Panics
+    /// As [`Self::round`].
+    pub fn round_passing_on(
+        &self,
+        holdings: &Holdings<'_>,
+        loads: &[f64],
+        current: &[usize],
+        (first, bytes_max): (usize, u64),
+    ) -> Result<Vec<BitsMove>, ReallocateError> {
         let Holdings { units, calibrated, nodes, budgets, companions } = *holdings;
         assert_eq!(
             (units.len(), current.len()),
@@ -76,13 +94,18 @@ impl FlockPrecision {
         );
         let units = reweigh(units, calibrated, &vouched(loads, companions, self.vouching));
         let mut moves = Vec::new();
-        for (node, budget) in budgets.iter().enumerate() {
+        let mut left = bytes_max;
+        let around = (0..budgets.len()).map(|place| (first + place) % budgets.len());
+        for node in around {
+            let budget = budgets[node];
             let held: Vec<usize> = (0..nodes.len()).filter(|e| nodes[*e].index() == node).collect();
             let own: Vec<Unit> = held.iter().map(|unit| units[*unit].clone()).collect();
             let options: Vec<usize> = held.iter().map(|unit| current[*unit]).collect();
-            let (bytes_moved_max, cost_per_byte) = (self.node_bytes_max, self.cost_per_byte);
-            let limits = ReallocateLimits { budget: *budget, bytes_moved_max, cost_per_byte };
+            let bytes_moved_max = self.node_bytes_max.min(left);
+            let cost_per_byte = self.cost_per_byte;
+            let limits = ReallocateLimits { budget, bytes_moved_max, cost_per_byte };
             let found = reallocate(&own, &options, limits)?;
+            left -= found.bytes_moved;
             moves
                 .extend(found.moves.iter().map(|step| BitsMove { unit: held[step.unit], ..*step }));
         }

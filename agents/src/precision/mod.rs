@@ -18,7 +18,10 @@ pub use allocate::{Allocation, AllocationError, Allocator, Problem, Unit, evalua
 pub use budget::{Budget, BudgetError};
 pub use exact::{Exact, allocate};
 pub use flock::{Flock, chosen_together};
-pub use follow::{Follow, FollowMemory, FollowSettings, FollowedUnits, WidthDecision, WidthMove};
+pub use follow::{
+    Follow, FollowMemory, FollowSettings, FollowedUnits, NodesOfUnits, WidthDecision, WidthMove,
+    WidthPolicy,
+};
 pub use hull::Hull;
 pub use local_search::LocalSearch;
 pub use prune::{PruneCriterion, prune_lowest, prune_score, pruned_count};

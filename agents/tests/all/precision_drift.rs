@@ -4,7 +4,8 @@ use agents::expert::BitWidth;
 use agents::ids::LayerId;
 use agents::precision::{
     Allocator as _, BitsMove, Follow, FollowSettings, FollowedUnits, Hull, Problem,
-    ReallocateError, ReallocateLimits, RunningLoads, Unit, allocate, reallocate, reweigh,
+    ReallocateError, ReallocateLimits, RunningLoads, Unit, WidthPolicy, allocate, reallocate,
+    reweigh,
 };
 use agents::rng::stream;
 use rand::RngExt as _;
@@ -240,7 +241,8 @@ fn widths_are_decided_after_the_last_layer_of_every_nth_step_as_the_rule_says() 
         experts: EXPERTS,
         options: start.clone(),
     };
-    let mut follow = Follow::new(settings, of.clone()).expect("it fits together");
+    let mut follow =
+        Follow::new(settings, of.clone(), WidthPolicy::Exact).expect("it fits together");
     let mut running = [RunningLoads::new(EXPERTS, 0.5), RunningLoads::new(EXPERTS, 0.5)];
     let mut options = start.clone();
     for step in 1..=9 {
@@ -269,5 +271,8 @@ fn widths_are_decided_after_the_last_layer_of_every_nth_step_as_the_rule_says() 
         }
     }
     let over = FollowedUnits { options: vec![2; 2 * EXPERTS], ..of };
-    assert!(matches!(Follow::new(settings, over), Err(ReallocateError::OverBudget { .. })));
+    assert!(matches!(
+        Follow::new(settings, over, WidthPolicy::Exact),
+        Err(ReallocateError::OverBudget { .. })
+    ));
 }

@@ -109,6 +109,7 @@ fn widths(summary: &Summary) -> Markup {
             ("bytes sent", bytes(moved.bytes_sent)),
             ("longest pause", duration(moved.pause_ns_max)),
             ("bits cost", number(moved.cost)),
+            ("by one that sees all nodes", number(moved.cost_exact.or(moved.cost))),
             ("had widths stayed", number(moved.cost_kept)),
             ("output error", percent(quality.and_then(|quality| quality.output_error))),
             ("had widths stayed", percent(quality.and_then(|q| q.output_error_widths_kept))),
