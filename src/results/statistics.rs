@@ -1,4 +1,4 @@
-//! Means over seeds with their confidence intervals (MODEL.md section 9). Distributions are those of `statrs`.
+//! Means over seeds with their confidence intervals (MODEL.md section 10). Distributions are those of `statrs`.
 
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
