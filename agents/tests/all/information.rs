@@ -15,7 +15,8 @@ const KEPT: usize = 120;
 /// Those whose tokens mind no later token of their batch, as their docs say and the page
 /// docs/routers.md measures. `top_k_capacity_position` knows its capacity beforehand here: both
 /// batches have as many tokens.
-const CAUSAL: [&str; 4] = ["group_limited", "hash", "top_k", "top_k_capacity_position"];
+const CAUSAL: [&str; 5] =
+    ["cache_prior", "group_limited", "hash", "top_k", "top_k_capacity_position"];
 
 fn batch(seed: u64, cost: &CostSettings) -> Table {
     let (tokens, experts, k) = SHAPE;
