@@ -28,16 +28,21 @@ pub struct LayerFigures {
     /// The same at the end of the run, where widths followed the loads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bits_end: Vec<u32>,
-    /// The first steps one by one, 40 of them at most; empty in layers of more than 256
-    /// experts.
+    /// Where the experts' router rows lie at the start, in thousandths along the two directions in which
+    /// they differ most; empty where they lie in no plane.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<[i16; 2]>,
+    /// The first steps one by one, 40 of them at most and fewer in layers of more than 1638 experts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StepLoads>,
 }
 
 /// Steps that a layer keeps one by one.
 const STEPS_MAX: usize = 40;
-/// Experts of a layer that keeps steps.
-const STEP_EXPERTS_MAX: usize = 256;
+/// Experts times steps that a layer keeps.
+const STEP_CELLS_MAX: usize = 65_536;
+/// Tokens of a step whose hidden states are placed.
+pub const TOKENS_PLACED: usize = 48;
 
 /// One step of a layer, an entry for each expert in play.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -46,13 +51,23 @@ pub struct StepLoads {
     pub loads_top_k: Vec<u32>,
     /// Tokens it got from the router.
     pub loads: Vec<u32>,
+    /// What the hidden states of the first 48 tokens turn to: cosines with the two directions of the layer's `places`,
+    /// in thousandths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tokens: Vec<[i16; 2]>,
 }
 
 impl LayerFigures {
     /// Keeps a step, as long as there is room.
-    pub fn keep_step(&mut self, loads_top_k: &[u32], loads: &[u32]) {
-        if self.steps.len() < STEPS_MAX && loads.len() <= STEP_EXPERTS_MAX {
-            self.steps.push(StepLoads { loads_top_k: loads_top_k.to_vec(), loads: loads.to_vec() });
+    pub fn keep_step(
+        &mut self,
+        loads_top_k: &[u32],
+        loads: &[u32],
+        tokens: impl FnOnce() -> Vec<[i16; 2]>,
+    ) {
+        if self.steps.len() < STEPS_MAX.min(STEP_CELLS_MAX / loads.len().max(1)) {
+            let (loads_top_k, loads) = (loads_top_k.to_vec(), loads.to_vec());
+            self.steps.push(StepLoads { loads_top_k, loads, tokens: tokens() });
         }
     }
 }

@@ -33,7 +33,7 @@ pub use blocks::{
 pub use checkpoint::CHECKPOINT_VERSION;
 pub use error::ResultsError;
 pub use files::{FileRecord, Hashing};
-pub use layers::{LayerFigures, Layers, StepLoads};
+pub use layers::{LayerFigures, Layers, StepLoads, TOKENS_PLACED};
 pub use manifest::{Machine, Manifest, ManifestNode, RunStart, Source, shell_line};
 pub use migration::MigrationFigures;
 pub use node_load::{ExpectedNodeLoads, LoadsFrom, PlacementFigures, ServedNodeLoads};

@@ -54,6 +54,7 @@ use crate::source::trace::TraceError;
 use crate::transport::RunToken;
 use agents::cluster::TooSmall;
 use agents::game::Registries;
+use agents::ids::LayerId;
 use agents::round::Arena;
 use checkpoint::{Checkpoints, State};
 use controls::Controls;
@@ -243,6 +244,8 @@ async fn play(
     let experts = (plan.bits(), plan.experts.kept().cloned(), plan.reallocation());
     let mut recorder =
         Recorder::open(&record.dir, scenario, shape, experts, &plan.demand, node_loads)?;
+    let source = plan.source();
+    recorder.place((0..shape.layers).map(|l| source.router_rows(LayerId::from_index(l))));
     if settings.trace {
         recorder.draw(Some(Trace::start(&record.dir, scenario.nodes.seats())?));
     }

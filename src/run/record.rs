@@ -18,12 +18,13 @@ use crate::results::checkpoint::{Latest, LoggedRow, RowLog};
 use crate::results::{
     BatchTimes, Goal, HottestExpert, LayerFigures, Layers, MotionFigures, Outcomes, Pairs,
     ReallocationFigures, ResultsError, ResumeFigures, RoundRow, RunDir, ServedNodeLoads,
-    StepTheory, Summary, TableWriter, TailTheory, Throughput,
+    StepTheory, Summary, TOKENS_PLACED, TableWriter, TailTheory, Throughput,
 };
 use crate::scenario::Scenario;
 use crate::scenario::file::Goals;
 use crate::source::{KeptExperts, SourceShape};
 use agents::flock::motion::LayerMotion;
+use agents::flock::plane::Plane;
 use agents::ids::{ExpertId, RequestId, StepId};
 use agents::queueing::ForkJoin;
 use agents::round::Arena;
@@ -40,6 +41,8 @@ pub(super) struct Recorder {
     sums: Sums,
     node_loads: NodeLoadSums,
     checkpoints: Option<Checkpoints>,
+    /// Of each layer, in which its experts are drawn.
+    planes: Vec<Option<Plane>>,
     /// Where one was asked for.
     trace: Option<Trace>,
     /// Which experts the loads are of, where some are pruned.
@@ -99,6 +102,7 @@ impl Recorder {
             loads: vec![0; bits.len()],
             bits,
             bits_end: Vec::new(),
+            places: Vec::new(),
             steps: Vec::new(),
         };
         Ok(Self {
@@ -120,6 +124,7 @@ impl Recorder {
             },
             node_loads,
             checkpoints: None,
+            planes: vec![None; shape.layers],
             trace: None,
             kept,
             migration: None,
@@ -140,6 +145,17 @@ impl Recorder {
     pub(super) fn keep(&mut self, checkpoints: Option<Checkpoints>) {
         self.requests.log = checkpoints.is_some().then(RowLog::default);
         self.checkpoints = checkpoints;
+    }
+
+    /// Draws experts and tokens in the plane of each layer's router rows, `[E, width]`.
+    pub(super) fn place(&mut self, rows: impl Iterator<Item = Vec<f32>>) {
+        let width = self.shape.width;
+        for ((rows, plane), layer) in rows.zip(&mut self.planes).zip(&mut self.sums.layers) {
+            *plane = Plane::of(&rows, width);
+            if let Some(plane) = plane {
+                layer.places = rows.chunks_exact(width).map(|row| plane.place(row)).collect();
+            }
+        }
     }
 
     /// Writes a trace from now on.
@@ -392,7 +408,11 @@ impl Watch for Recorder {
         let kept = self.kept.as_ref().map(|kept| kept[round.layer.index()].as_slice());
         add_loads(&mut figures.loads, &play.loads, kept);
         add_loads(&mut figures.loads_top_k, &play.loads_top_k, kept);
-        figures.keep_step(&play.loads_top_k, &play.loads);
+        let plane = self.planes[round.layer.index()].as_ref();
+        figures.keep_step(&play.loads_top_k, &play.loads, || {
+            let hidden = round.input.hidden.chunks_exact(self.shape.width).take(TOKENS_PLACED);
+            plane.map(|plane| hidden.map(|row| plane.turn(row)).collect()).unwrap_or_default()
+        });
         self.sums.payload_bytes += bytes_sent + bytes_received;
         if let Some(flock) = flock {
             self.sums.flock.add(round.step.index(), tokens, flock);

@@ -500,6 +500,7 @@ fn layers() -> Layers {
             .map(|e: u32| [2, 2, 3, 4, 2, 4, 2, 8][(e * (layer + 5) % 8) as usize])
             .collect(),
         bits_end: Vec::new(),
+        places: Vec::new(),
         steps: Vec::new(),
     };
     Layers::new(vec![figures(0), figures(1)])

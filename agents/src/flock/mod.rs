@@ -4,6 +4,7 @@ pub mod graph;
 pub mod migration;
 pub mod motion;
 pub mod neighbours;
+pub mod plane;
 pub mod precision;
 pub mod price;
 pub mod rule;

@@ -77,6 +77,7 @@ mod tests {
         let step = |loads_top_k: &[u32], loads: &[u32]| StepLoads {
             loads_top_k: loads_top_k.to_vec(),
             loads: loads.to_vec(),
+            ..StepLoads::default()
         };
         // The fair share is 4: nothing, twice, and even on the right.
         let svg = map(&[step(&[0, 8, 4], &[4, 4, 4]), step(&[0, 8, 4], &[4, 4, 4])]);

@@ -1,11 +1,12 @@
 //! The sections with pictures: which rows go into each, and what its caption must admit.
 
 use maud::{Markup, PreEscaped, html};
+use std::collections::BTreeSet;
 
 use super::RunRecord;
 use super::heat;
 use super::html::nothing;
-use super::murmuration::in_flight;
+use super::murmuration::{TOKEN, in_flight, seconds};
 use super::plots::{self, BLUE, GREY, Line, ORANGE};
 use super::series::{POINTS_MAX, Points, floored, thin, worst_layer};
 use crate::results::format::{count, number};
@@ -59,10 +60,22 @@ fn flight(record: &RunRecord) -> Markup {
     else {
         return html! {};
     };
+    let seconds = format!("{:.1}", seconds(layer));
     figure(
         &svg,
         "loads of experts, step by step",
-        html! { p { "The first " (layer.steps.len()) " steps of layer " (layer.layer) ", one after the other. A dot is an expert, its area the tokens it got; the ring around it is the fair share." } },
+        html! {
+            @if layer.bits.len() == layer.steps[0].loads.len() {
+                @for bits in layer.bits.iter().collect::<BTreeSet<_>>() { (key(plots::bit_colour(*bits), &format!("{bits} bits"))) }
+            }
+            @if layer.steps.iter().all(|step| !step.tokens.is_empty()) { (key(TOKEN, "a token")) }
+            p {
+                "The first " (layer.steps.len()) " steps of layer " (layer.layer) ", one after the other. A dot is an expert, its area the tokens it got; the ring around it is the fair share. "
+                @if layer.places.is_empty() { "Places mean nothing. " }
+                @else { "Experts lie where their router rows do, in the plane in which these differ most; tokens where their hidden states turn in it, at a scale of their own. " }
+                label { "Step " input type="range" min="0" max=(seconds) step="0.1" value="0" oninput="const s=this.closest('figure').querySelector('svg');s.pauseAnimations();s.setCurrentTime(Number(this.value))"; }
+            }
+        },
     )
 }
 
