@@ -85,6 +85,9 @@ fn tokens(svg: &mut String, left: f64, layer: &LayerFigures, seconds: f64) {
     let most = farthest(&all);
     for token in 0..count {
         let at = layer.steps.iter().chain(layer.steps.first());
+        // Where it is drawn by what shows no motion.
+        let (x, y) = within(layer.steps[0].tokens[token], most);
+        let first = format!(r#"cx="{:.0}" cy="{y:.0}""#, left + x);
         let (mut xs, mut ys) = (String::new(), String::new());
         for (x, y) in at.map(|step| within(step.tokens[token], most)) {
             let end = if xs.is_empty() { "" } else { ";" };
@@ -93,7 +96,7 @@ fn tokens(svg: &mut String, left: f64, layer: &LayerFigures, seconds: f64) {
         }
         write!(
             svg,
-            r##"<circle r="1.6" fill="{TOKEN}" fill-opacity="0.8"><animate attributeName="cx" values="{xs}" dur="{seconds:.1}s" calcMode="discrete" repeatCount="indefinite"/><animate attributeName="cy" values="{ys}" dur="{seconds:.1}s" calcMode="discrete" repeatCount="indefinite"/></circle>"##
+            r##"<circle {first} r="1.6" fill="{TOKEN}" fill-opacity="0.8"><animate attributeName="cx" values="{xs}" dur="{seconds:.1}s" calcMode="discrete" repeatCount="indefinite"/><animate attributeName="cy" values="{ys}" dur="{seconds:.1}s" calcMode="discrete" repeatCount="indefinite"/></circle>"##
         )
         .expect("a string takes any text");
     }
