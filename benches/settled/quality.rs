@@ -1,6 +1,7 @@
 //! Bytes against loss, other texts, and choice tasks.
 
 use super::{DENSE, Failure, MOE, Texts, nashflock, number};
+use nashflock::model::checkpoint::Checkpoint;
 use serde_json::Value;
 use std::path::Path;
 
@@ -43,7 +44,7 @@ pub(crate) fn size_and_loss(texts: &Texts) -> Result<(), Failure> {
     println!("| model | MB | saved | bits a weight | loss, nats | rise over f32 | top-1 as f32 |");
     println!("|---|---|---|---|---|---|---|");
     println!("| predicts nothing (ln V) | 0 | | | {uniform:.4} | | |");
-    let dense_bytes = std::fs::metadata(Path::new(DENSE).join("model.safetensors"))?.len() as f64;
+    let dense_bytes = 4.0 * Checkpoint::open(Path::new(DENSE))?.weights_count() as f64;
     let dense_loss = number(&dense, "loss")?;
     println!("| dense, f32 | {:.2} | | 32 | {dense_loss:.4} | | |", dense_bytes / 1e6);
     println!("| 8 experts, f32 | {:.2} | 0 % | 32 | {f32_loss:.4} | 0 | 100 % |", f32_bytes / 1e6);
