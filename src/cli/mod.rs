@@ -7,6 +7,7 @@ mod diff;
 mod eval;
 mod kubernetes;
 mod launch;
+mod metrics;
 mod progress;
 mod quantize;
 mod reference;

@@ -61,7 +61,7 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
         let _ = writeln!(io::stderr(), "{note}");
     }
     if let Some(task) = task.as_ref().filter(|task| task.rank > 0) {
-        return task.work(&scenario);
+        return task.work(&scenario, None);
     }
     let end = play(&scenario, registries, args.out, task.as_ref(), args.trace)?;
     ended(&end, args.json)

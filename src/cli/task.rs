@@ -2,6 +2,7 @@
 //! hosts a worker, the others are workers that join it.
 
 use super::{Failure, Outcome, worker};
+use crate::export::MetricsAddress;
 use crate::scenario::Scenario;
 use crate::worker::{Join, Settings};
 use std::io;
@@ -41,7 +42,7 @@ impl Task {
     }
 
     /// Works for the task that coordinates until the run is over.
-    pub(super) fn work(&self, scenario: &Scenario) -> Outcome {
+    pub(super) fn work(&self, scenario: &Scenario, metrics: Option<MetricsAddress>) -> Outcome {
         let nodes = &scenario.nodes;
         let listen = nodes.listen.clone().expect("the scenario's checks demand an address");
         let coordinator = self.join.clone().unwrap_or(listen);
@@ -54,7 +55,7 @@ impl Task {
                 0,
             ),
         };
-        worker::serve(Settings {
+        let settings = Settings {
             threads: nodes.threads as usize,
             insecure_non_loopback: nodes.insecure_non_loopback,
             announce: false,
@@ -66,7 +67,8 @@ impl Task {
                 patience: Duration::from_secs(nodes.join_wait_s.into()),
             }),
             ..Settings::new(own)
-        })
+        };
+        worker::serve(settings, metrics)
     }
 }
 

@@ -1,7 +1,8 @@
 //! `nashflock worker`: one node.
 
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, metrics};
 use crate::dispatch::is_host_and_port;
+use crate::export::MetricsAddress;
 use crate::transport::{Listen, RUN_TOKEN_VARIABLE, TlsFiles};
 use crate::worker::{self, Join, Settings};
 use clap::Args;
@@ -56,6 +57,10 @@ pub(super) struct WorkerArgs {
     /// Accept an address that other machines reach, in plain text
     #[arg(long)]
     insecure_non_loopback: bool,
+    /// Serve figures for Prometheus at `/metrics`: PORT on 127.0.0.1, or an address that is spelled out; port 0
+    /// takes a free one. In builds with feature `prometheus`
+    #[arg(long, value_name = "[IP:]PORT")]
+    metrics: Option<MetricsAddress>,
 }
 
 impl WorkerArgs {
@@ -113,7 +118,7 @@ pub(super) fn worker(args: &WorkerArgs) -> Outcome {
         join,
         ..Settings::new(args.listen.clone())
     };
-    serve(settings)
+    serve(settings, args.metrics)
 }
 
 /// The token of the environment; empty where there is none.
@@ -122,7 +127,8 @@ pub(super) fn run_token() -> String {
 }
 
 /// Serves as one node until told to stop.
-pub(super) fn serve(settings: Settings) -> Outcome {
+pub(super) fn serve(mut settings: Settings, address: Option<MetricsAddress>) -> Outcome {
+    let _page = metrics::of_node(address, &mut settings)?;
     // Computation has threads of its own; with one thread for the connections no step waits until
     // another wakes up.
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,7 +1,7 @@
 //! Connections as they come: accepted, shaken hands with where TLS is asked for, and watched until they
 //! have shown that they belong here.
 
-use super::strangers::{Crowd, Peer};
+use super::strangers::{Attendance, Crowd, Peer};
 use super::{ConnectionLimits, Identity, Listen, Refusals, SocketFile};
 use std::future::Future as _;
 use std::io::{self, IoSlice};
@@ -69,6 +69,11 @@ impl Incoming {
         let tls = tls.filter(|_| matches!(listen, Listen::Tcp(_))).map(Identity::acceptor);
         let crowd = Crowd::new(limits, refusals);
         Ok((Self { listener, tls, crowd, handshakes: JoinSet::new(), pause: None }, at))
+    }
+
+    /// Who is connected.
+    pub(crate) fn attendance(&self) -> Attendance {
+        Attendance(Arc::clone(&self.crowd))
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Raw, Option<SocketAddr>)>> {

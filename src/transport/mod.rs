@@ -3,6 +3,8 @@
 
 mod brake;
 mod dial;
+#[cfg(feature = "prometheus")]
+pub(crate) mod http;
 mod incoming;
 mod listen;
 mod refusals;
@@ -18,7 +20,8 @@ pub use listen::Listen;
 pub(crate) use listen::{SOCKET_FOLDER_PREFIX, SocketFile, UNIX};
 pub(crate) use refusals::Refusals;
 pub(crate) use serve::{ServerLimits, server, with_health_and_reflection};
-pub use strangers::{ConnectionLimits, Peer};
+pub(crate) use strangers::Attendance;
+pub use strangers::{Attending, ConnectionLimits, Peer};
 pub use tls::{Identity, TlsError, TlsFiles};
 pub use token::RunToken;
 pub(crate) use token::{CheckToken, OTHER_RUN, RUN_TOKEN_VARIABLE, ShowToken};

@@ -2,7 +2,7 @@
 
 use crate::measure::Clock;
 use std::fmt::Display;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 /// At most one line in this time.
 const PAUSE_NS: u64 = 1_000_000_000;
@@ -19,6 +19,7 @@ pub(crate) struct Refusals {
 struct Told {
     at_ns: Option<u64>,
     unsaid: u64,
+    all: u64,
 }
 
 impl Refusals {
@@ -36,15 +37,25 @@ impl Refusals {
         }
     }
 
+    /// How many there were.
+    pub(crate) fn all(&self) -> u64 {
+        self.told().all
+    }
+
     /// Whether a refusal is logged, and how many before it were not.
     fn count(&self, now_ns: u64) -> Option<u64> {
-        let mut told = self.told.lock().expect("no holder of this lock can panic");
+        let mut told = self.told();
+        told.all += 1;
         if told.at_ns.is_some_and(|at_ns| now_ns.saturating_sub(at_ns) < PAUSE_NS) {
             told.unsaid += 1;
             return None;
         }
         told.at_ns = Some(now_ns);
         Some(std::mem::take(&mut told.unsaid))
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().expect("no holder of this lock can panic")
     }
 }
 
@@ -59,5 +70,6 @@ mod tests {
         assert!((0..1000).all(|i| refusals.count(6 + i).is_none()));
         assert_eq!(refusals.count(5 + PAUSE_NS), Some(1000));
         assert_eq!(refusals.count(5 + 2 * PAUSE_NS), Some(0));
+        assert_eq!(refusals.all(), 1003);
     }
 }

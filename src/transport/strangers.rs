@@ -129,6 +129,29 @@ impl Crowd {
     }
 }
 
+/// Who is connected to one listener, for whoever watches it.
+#[derive(Clone, Debug)]
+pub(crate) struct Attendance(pub(super) Arc<Crowd>);
+
+/// The connections of a listener at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attending {
+    /// All of them.
+    pub connections: usize,
+    /// Those that have not shown that they belong here.
+    pub strangers: usize,
+    /// Connections, handshakes and calls that were refused since the start.
+    pub refused: u64,
+}
+
+impl Attendance {
+    pub(crate) fn now(&self) -> Attending {
+        let refused = self.0.refusals.all();
+        let all = self.0.all();
+        Attending { connections: all.connections, strangers: all.strangers.len(), refused }
+    }
+}
+
 impl Peer {
     /// Where it connects from; none for a Unix socket.
     #[must_use]
@@ -216,7 +239,7 @@ impl Interceptor for CountCalls {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConnectionLimits, Crowd, OFFENCES_MAX, Peer};
+    use super::{Attendance, Attending, ConnectionLimits, Crowd, OFFENCES_MAX, Peer};
     use crate::transport::Refusals;
     use std::sync::Arc;
     use tokio::sync::oneshot::{Receiver, error::TryRecvError};
@@ -247,6 +270,8 @@ mod tests {
         assert!(!stays(&mut oldest) && stays(&mut other) && stays(&mut newcomer));
         known.0.admit();
         drop((known, oldest, other, newcomer));
+        let attending = Attendance(Arc::clone(&crowd)).now();
+        assert_eq!((attending.connections, attending.strangers), (0, 0));
         assert_eq!(crowd.all().connections, 0);
         assert!(crowd.all().strangers.is_empty());
     }
@@ -257,6 +282,8 @@ mod tests {
         let mut known: Vec<_> = (0..4).map(|_| crowd.enter(None).expect("there is room")).collect();
         known.iter().for_each(|(peer, _)| peer.admit());
         assert!(crowd.enter(None).is_none());
+        let attending = Attending { connections: 4, strangers: 0, refused: 1 };
+        assert_eq!(Attendance(Arc::clone(&crowd)).now(), attending);
         known.pop();
         assert!(crowd.enter(None).is_some());
     }

@@ -1,11 +1,13 @@
 //! One node: stores shards and computes on them.
 
 pub mod compute;
+mod figures;
 mod join;
 mod once;
 mod serve;
 pub mod store;
 
+pub use figures::{COMPUTE_BOUNDS_NS, Figures, NodeFigures, Standing};
 pub use join::{Join, JoinError};
 
 use crate::transport::{
@@ -18,6 +20,7 @@ use serve::{Node, Shared};
 use std::{
     hash::{BuildHasher as _, RandomState},
     io::{self, Read as _, Write as _},
+    net::SocketAddr,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -46,7 +49,7 @@ const CLOSE_MS_MAX: u64 = 2_000;
 const CONNECTIONS_MAX: usize = 512;
 
 /// What a node is told when it starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Where to listen.
     pub listen: Listen,
@@ -69,6 +72,10 @@ pub struct Settings {
     pub tls: Option<TlsFiles>,
     /// The run to join; none for a node that coordinators find by themselves.
     pub join: Option<Join>,
+    /// Where it counts what it does.
+    pub figures: Arc<Figures>,
+    /// Where these are served, to be announced with its own address; nothing more is done with it.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Settings {
@@ -87,6 +94,8 @@ impl Settings {
             run_token: RunToken::default(),
             tls: None,
             join: None,
+            figures: Arc::default(),
+            metrics: None,
         }
     }
 }
@@ -162,7 +171,7 @@ impl WorkerError {
 /// Serves until SIGTERM, SIGINT or the end of the lifeline, then drains.
 ///
 /// When it is ready it prints one JSON line on standard output, unless that is switched off:
-/// `{"listening":"IP:PORT"}` or `{"listening":"unix:PATH"}`.
+/// `{"listening":"IP:PORT"}` or `{"listening":"unix:PATH"}`, and `"metrics"` where that is told.
 ///
 /// # Errors
 /// See [`WorkerError`].
@@ -174,6 +183,7 @@ pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
     let address = &settings.listen;
     let (incoming, listening) = Incoming::bind(address, tls.as_ref(), limits, refusals.clone())
         .map_err(|source| WorkerError::Bind { address: address.clone(), source })?;
+    settings.figures.listens(incoming.attendance());
     let access = Access { token: settings.run_token.clone(), tls };
     let system = |action| move |source| WorkerError::System { action, source };
     let mut terminate =
@@ -227,8 +237,11 @@ pub async fn serve(settings: Settings) -> Result<(), WorkerError> {
     let threads = settings.threads;
     let node = Prepared::new(&settings, refusals, incarnation)?;
     if settings.announce {
-        writeln!(io::stdout(), "{}", serde_json::json!({ "listening": listening.to_string() }))
-            .map_err(system("announce the listen address"))?;
+        let mut announced = serde_json::json!({ "listening": listening.to_string() });
+        if let Some(metrics) = settings.metrics {
+            announced["metrics"] = metrics.to_string().into();
+        }
+        writeln!(io::stdout(), "{announced}").map_err(system("announce the listen address"))?;
     }
     tracing::info!("listening on {listening} with {threads} compute threads");
     node.serve(incoming, shutdown).await?;
@@ -309,7 +322,9 @@ impl Prepared {
                 source: io::Error::other(error),
             })?;
         let check = CheckToken::new(settings.run_token.clone(), refusals);
-        Ok(Self { shared: Arc::new(Shared::new(pool, settings, incarnation)), check })
+        let shared = Arc::new(Shared::new(pool, settings, incarnation));
+        settings.figures.are_of(&shared);
+        Ok(Self { shared, check })
     }
 
     async fn serve<IO>(

@@ -1,7 +1,7 @@
 //! The gRPC service of one node.
 
 use super::{
-    Settings, compute,
+    Figures, Settings, Standing, compute,
     once::{Admission, Answer, Once},
     store::{Reservation, Store},
 };
@@ -16,10 +16,7 @@ use proto::{
 };
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::Duration,
     vec,
@@ -56,11 +53,8 @@ pub(super) struct Shared {
     pool: rayon::ThreadPool,
     calls: watch::Sender<usize>,
     draining: watch::Sender<bool>,
-    requests: AtomicU64,
-    token_experts: AtomicU64,
-    compute_ns: AtomicU64,
     once: Once,
-    duplicates: AtomicU64,
+    figures: Arc<Figures>,
     /// Another for each start of a node.
     incarnation: u64,
 }
@@ -92,11 +86,8 @@ impl Shared {
             pool,
             calls: watch::Sender::new(0),
             draining: watch::Sender::new(false),
-            requests: AtomicU64::new(0),
-            token_experts: AtomicU64::new(0),
-            compute_ns: AtomicU64::new(0),
             once: Once::new(KEPT_REPLY_BYTES_MAX),
-            duplicates: AtomicU64::new(0),
+            figures: Arc::clone(&settings.figures),
             incarnation,
         }
     }
@@ -110,8 +101,21 @@ impl Shared {
         }
     }
 
+    /// How it stands now.
+    pub(super) fn standing(&self) -> Standing {
+        let (shards, shard_bytes) = self.store.usage();
+        Standing {
+            shards,
+            shard_bytes,
+            shard_bytes_max: self.store.bytes_max(),
+            calls: *self.calls.borrow(),
+            is_draining: *self.draining.borrow(),
+        }
+    }
+
     fn enter(self: &Arc<Self>) -> Result<Call, Status> {
         if *self.draining.borrow() {
+            self.figures.call_refused(true);
             return Err(draining());
         }
         let entered = self.calls.send_if_modified(|calls| {
@@ -120,6 +124,7 @@ impl Shared {
             room
         });
         if !entered {
+            self.figures.call_refused(false);
             let sentence = format!("this node serves at most {CALLS_MAX} calls at once");
             return Err(Status::resource_exhausted(sentence));
         }
@@ -149,7 +154,7 @@ impl Shared {
             }
             wire::encode_outputs(reply.clone(), outputs, work.width, compute_ns)
         });
-        computed.unwrap_or_else(|error| refusal(reply, error))
+        computed.unwrap_or_else(|error| self.refusal(reply, error))
     }
 
     fn compute(&self, work: &NodeWork, since_arrival: Clock) -> Result<(Vec<f32>, u64), WireError> {
@@ -178,16 +183,57 @@ impl Shared {
             outputs = weighted_sums(groups, &outputs, rows, work.width);
         }
         let compute_ns = clock.now_ns();
-        self.token_experts.fetch_add(work.pairs as u64, Relaxed);
-        self.compute_ns.fetch_add(compute_ns, Relaxed);
+        self.figures.token_experts.fetch_add(work.pairs as u64, Relaxed);
+        self.figures.computing.count(compute_ns);
         Ok((outputs, compute_ns))
     }
-}
 
-/// A reply that says why there is none.
-fn refusal(reply: ComputeReply, error: WireError) -> Answer {
-    tracing::warn!("step {}, layer {}: {error}", reply.step, reply.layer);
-    vec![wire::encode_fault(reply, error)]
+    /// A reply that says why there is none.
+    fn refusal(&self, reply: ComputeReply, error: WireError) -> Answer {
+        tracing::warn!("step {}, layer {}: {error}", reply.step, reply.layer);
+        self.figures.order_refused(error.fault);
+        vec![wire::encode_fault(reply, error)]
+    }
+
+    /// Receives a shard, checks and stores it.
+    async fn take_shard(&self, mut chunks: Streaming<ShardChunk>) -> Result<ShardReceipt, Status> {
+        let first = next_chunk(&mut chunks).await?;
+        let first = first.ok_or_else(|| Status::invalid_argument("an upload without chunks"))?;
+        let Some(header) = first.header else {
+            return Err(Status::invalid_argument("the first chunk of an upload needs the header"));
+        };
+        let (layer, expert, total_bytes) = wire::decode_shard_header(&header)
+            .map_err(|error| Status::invalid_argument(error.detail))?;
+        let room = self
+            .store
+            .reserve(layer, expert, total_bytes)
+            .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        let bytes = receive(first.payload.into(), &mut chunks, total_bytes).await?;
+        let expected = header.blake3.clone();
+        let decode = move || {
+            let found = blake3::hash(&bytes);
+            if found.as_bytes()[..] != expected[..] {
+                return Err(Status::data_loss(format!(
+                    "the shard arrived damaged: BLAKE3 {found} is not what its header says"
+                )));
+            }
+            wire::decode_shard(&bytes).map_err(|error| Status::invalid_argument(error.detail))
+        };
+        let shard = if total_bytes <= wire::SMALL_SHARD_BYTES {
+            decode()?
+        } else {
+            let decoded = tokio::task::spawn_blocking(decode).await;
+            decoded.map_err(|_| Status::internal("decoding the shard panicked"))??
+        };
+        Reservation::store(room, shard);
+        tracing::debug!("stored expert {expert} of layer {layer}, {total_bytes} bytes");
+        Ok(ShardReceipt {
+            layer: header.layer,
+            expert: header.expert,
+            stored_bytes: header.total_bytes,
+            blake3: header.blake3,
+        })
+    }
 }
 
 /// An order that is computed now. Where that panics, the order is as if it had not come.
@@ -305,45 +351,13 @@ impl ExpertService for Node {
         request: Request<Streaming<ShardChunk>>,
     ) -> Result<Response<ShardReceipt>, Status> {
         let call = self.0.enter()?;
-        let mut chunks = request.into_inner();
-        let first = next_chunk(&mut chunks).await?;
-        let first = first.ok_or_else(|| Status::invalid_argument("an upload without chunks"))?;
-        let Some(header) = first.header else {
-            return Err(Status::invalid_argument("the first chunk of an upload needs the header"));
-        };
-        let (layer, expert, total_bytes) = wire::decode_shard_header(&header)
-            .map_err(|error| Status::invalid_argument(error.detail))?;
-        let room = self
-            .0
-            .store
-            .reserve(layer, expert, total_bytes)
-            .map_err(|error| Status::resource_exhausted(error.to_string()))?;
-        let bytes = receive(first.payload.into(), &mut chunks, total_bytes).await?;
-        let expected = header.blake3.clone();
-        let decode = move || {
-            let found = blake3::hash(&bytes);
-            if found.as_bytes()[..] != expected[..] {
-                return Err(Status::data_loss(format!(
-                    "the shard arrived damaged: BLAKE3 {found} is not what its header says"
-                )));
-            }
-            wire::decode_shard(&bytes).map_err(|error| Status::invalid_argument(error.detail))
-        };
-        let shard = if total_bytes <= wire::SMALL_SHARD_BYTES {
-            decode()?
-        } else {
-            let decoded = tokio::task::spawn_blocking(decode).await;
-            decoded.map_err(|_| Status::internal("decoding the shard panicked"))??
-        };
-        Reservation::store(room, shard);
+        let figures = &self.0.figures;
+        let stored = self.0.take_shard(request.into_inner()).await;
         drop(call);
-        tracing::debug!("stored expert {expert} of layer {layer}, {total_bytes} bytes");
-        Ok(Response::new(ShardReceipt {
-            layer: header.layer,
-            expert: header.expert,
-            stored_bytes: header.total_bytes,
-            blake3: header.blake3,
-        }))
+        let receipt = stored.inspect_err(|status| figures.upload_failed(status.code()))?;
+        figures.shards_loaded.fetch_add(1, Relaxed);
+        figures.shard_bytes_loaded.fetch_add(receipt.stored_bytes, Relaxed);
+        Ok(Response::new(receipt))
     }
 
     async fn compute(
@@ -364,23 +378,25 @@ impl ExpertService for Node {
             self.0.store.remove(LayerId(shard.layer), ExpertId(shard.expert))
         };
         let dropped = shards.iter().filter(is_here).count();
+        self.0.figures.shards_dropped.fetch_add(dropped as u64, Relaxed);
         tracing::debug!("dropped {dropped} of {} shards", shards.len());
         Ok(Response::new(DropReply { dropped: u32::try_from(dropped).unwrap_or(u32::MAX) }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let shared = &self.0;
-        let (shards, shard_bytes) = shared.store.usage();
+        let Standing { shards, shard_bytes, shard_bytes_max, calls, .. } = shared.standing();
+        let figures = &shared.figures;
         Ok(Response::new(StatusReply {
             shards: u32::try_from(shards).unwrap_or(u32::MAX),
             shard_bytes: shard_bytes as u64,
-            shard_bytes_max: shared.store.bytes_max() as u64,
+            shard_bytes_max: shard_bytes_max as u64,
             message_bytes_max: shared.message_bytes_max as u64,
-            requests: shared.requests.load(Relaxed),
-            token_experts: shared.token_experts.load(Relaxed),
-            compute_ns: shared.compute_ns.load(Relaxed),
-            calls: u32::try_from(*shared.calls.borrow()).unwrap_or(u32::MAX),
-            duplicates: shared.duplicates.load(Relaxed),
+            requests: figures.orders.load(Relaxed),
+            token_experts: figures.token_experts.load(Relaxed),
+            compute_ns: figures.computing.sum_ns(),
+            calls: u32::try_from(calls).unwrap_or(u32::MAX),
+            duplicates: figures.duplicates.load(Relaxed),
             incarnation: shared.incarnation,
         }))
     }
@@ -435,21 +451,21 @@ const ANONYMOUS: u64 = 0;
 /// answering health and keepalive. What has come before is not computed again.
 fn take(shared: &Arc<Shared>, mut request: ComputeRequest) -> Taken {
     let since_arrival = Clock::start();
-    shared.requests.fetch_add(1, Relaxed);
+    shared.figures.orders.fetch_add(1, Relaxed);
     if let Err(error) = wire::check_header(&mut request) {
-        return Taken::Answered(refusal(wire::reply_to(&request), error));
+        return Taken::Answered(shared.refusal(wire::reply_to(&request), error));
     }
     if request.run != ANONYMOUS {
         let admission = shared.once.admit(&request);
         if !matches!(admission, Admission::Compute) {
-            shared.duplicates.fetch_add(1, Relaxed);
+            shared.figures.duplicates.fetch_add(1, Relaxed);
         }
         match admission {
             Admission::Compute => {}
             Admission::Answered(reply) => return Taken::Answered(reply),
             Admission::UnderWay(reply) => return Taken::Computing(reply),
             Admission::Refused(error) => {
-                return Taken::Answered(refusal(wire::reply_to(&request), error));
+                return Taken::Answered(shared.refusal(wire::reply_to(&request), error));
             }
         }
     }

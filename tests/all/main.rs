@@ -13,6 +13,8 @@ mod cli_ended_early;
 mod cli_eval_task;
 mod cli_faults;
 mod cli_membership;
+#[cfg(feature = "prometheus")]
+mod cli_metrics;
 mod cli_migration;
 mod cli_motion;
 mod cli_placement;
@@ -43,6 +45,8 @@ mod quantized_families;
 mod rehost;
 mod results;
 mod scenario;
+#[cfg(feature = "prometheus")]
+mod scrape;
 mod security;
 mod slurm;
 mod spot_check;

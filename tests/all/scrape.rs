@@ -1,0 +1,139 @@
+//! Reads figures as Prometheus does: over HTTP, as text.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::binary::until;
+
+/// An answer over HTTP.
+pub(crate) struct Page {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+/// Asks once. HTTP/1.0, so that the answer comes in one piece and ends with its connection.
+pub(crate) fn ask(address: &str, request: &str, header: &str) -> Option<Page> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time");
+    write!(stream, "{request} HTTP/1.0\r\nHost: {address}\r\n{header}\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() })
+}
+
+/// Figures by name and labels, as they stand in Prometheus' text format.
+#[derive(Debug)]
+pub(crate) struct Scraped(pub(crate) BTreeMap<String, f64>);
+
+impl Scraped {
+    pub(crate) fn from(address: &str) -> Option<Self> {
+        let page = ask(address, "GET /metrics", "")?;
+        assert_eq!(page.status, 200, "{}", page.head);
+        Some(Self::parse(&page.body))
+    }
+
+    pub(crate) fn parse(text: &str) -> Self {
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let sample = |line: &str| {
+            let (series, value) = line.rsplit_once(' ').expect("a name and a value");
+            (series.to_owned(), value.parse().expect("a number"))
+        };
+        Self(samples.map(sample).collect())
+    }
+
+    /// Of one series.
+    pub(crate) fn get(&self, series: &str) -> f64 {
+        *self.0.get(series).unwrap_or_else(|| panic!("there is no {series} among {:?}", self.0))
+    }
+
+    /// Of all series of a name together.
+    pub(crate) fn sum(&self, name: &str) -> f64 {
+        let of = |series: &&String| series.split('{').next() == Some(name);
+        let found: Vec<f64> = self.0.keys().filter(of).map(|series| self.0[series]).collect();
+        assert!(!found.is_empty(), "there is no {name} among {:?}", self.0);
+        found.iter().sum()
+    }
+}
+
+/// What `promtool check metrics` has to say; none where it is not installed.
+pub(crate) fn promtool(text: &str) -> Option<Result<(), String>> {
+    let command = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = command.ok()?;
+    child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Some(if output.status.success() && said.is_empty() { Ok(()) } else { Err(said) })
+}
+
+/// A Prometheus server that scrapes; ended when dropped.
+pub(crate) struct Prometheus {
+    child: Child,
+    address: String,
+}
+
+impl Prometheus {
+    /// Starts one with this configuration, with its files in `folder`; none where it is not installed.
+    pub(crate) fn start(folder: &Path, config: &str) -> Option<Self> {
+        let address = free_address();
+        let file = folder.join("prometheus.yml");
+        fs::write(&file, config).expect("writable");
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("tsdb").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("prometheus.log")).expect("writable"))
+            .spawn()
+            .ok()?;
+        let started = Self { child, address };
+        let is_ready =
+            || ask(&started.address, "GET /-/ready", "").is_some_and(|p| p.status == 200);
+        until("Prometheus is ready", is_ready);
+        Some(started)
+    }
+
+    /// The value of an expression that gives one series; none where it gives none.
+    pub(crate) fn query(&self, expression: &str) -> Option<f64> {
+        let escaped: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let request = format!("GET /api/v1/query?query={escaped}");
+        let page = ask(&self.address, &request, "").expect("it answers");
+        let said: Value = serde_json::from_str(&page.body).expect("JSON");
+        assert_eq!(said["status"], "success", "{expression}: {said}");
+        let found = said["data"]["result"].as_array().expect("a vector");
+        assert!(found.len() < 2, "{expression} gives more than one series: {said}");
+        found.first()?["value"][1].as_str().expect("a number as text").parse().ok()
+    }
+
+    /// Waits until an expression has a value.
+    pub(crate) fn until(&self, expression: &str, value: f64) {
+        until(expression, || self.query(expression) == Some(value));
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn free_address() -> String {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
+    port.expect("a free port").to_string()
+}
