@@ -91,7 +91,13 @@ impl Chooser {
         order.clear();
         order.extend(candidates.listed.iter().map(|(e, a)| (a - price(*e), e.0)));
         if !prices.is_empty() {
-            order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            let largest = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+            // All in order only where the k best may have to give way to others.
+            if settings.racks_max.is_none() && top_k < order.len() {
+                order.select_nth_unstable_by(top_k - 1, largest);
+                order.truncate(top_k);
+            }
+            order.sort_unstable_by(largest);
             let is_cut = candidates.listed.len() < settings.popularity.shares().len();
             let worst = order[top_k - 1].0;
             tally.uncertain += u64::from(is_cut && worst < candidates.least() - self.least_price);

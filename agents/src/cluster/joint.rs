@@ -8,6 +8,7 @@
 use super::demand::Candidates;
 use crate::game::{CongestionCost, CostSettings};
 use crate::ids::ExpertId;
+use std::cmp::Ordering;
 
 /// A block of a period.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,9 +127,8 @@ impl Union {
     fn answers(&self, prices: &[f64]) -> Vec<Vec<ExpertId>> {
         let answer = |row: &Row| {
             let mut priced = priced(&row.wants, prices);
-            priced.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            let mut chosen: Vec<ExpertId> =
-                priced.into_iter().take(self.top_k).map(|(_, expert)| expert).collect();
+            keep_first(&mut priced, self.top_k, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            let mut chosen: Vec<ExpertId> = priced.into_iter().map(|(_, expert)| expert).collect();
             chosen.sort_unstable();
             chosen
         };
@@ -229,8 +229,17 @@ fn best_sum(wants: &Candidates, prices: &[f64], least_price: f64, top_k: usize) 
     if values.len() < prices.len() {
         values.extend(std::iter::repeat_n(f64::from(wants.least()) - least_price, top_k));
     }
-    values.sort_unstable_by(|a, b| b.total_cmp(a));
-    values.iter().take(top_k).sum()
+    keep_first(&mut values, top_k, |a, b| b.total_cmp(a));
+    values.iter().sum()
+}
+
+/// Sorts the first k in the order `compare` and drops the rest.
+fn keep_first<T>(values: &mut Vec<T>, top_k: usize, compare: impl Fn(&T, &T) -> Ordering) {
+    if top_k < values.len() {
+        values.select_nth_unstable_by(top_k - 1, &compare);
+        values.truncate(top_k);
+    }
+    values.sort_unstable_by(compare);
 }
 
 #[cfg(test)]
