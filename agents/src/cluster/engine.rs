@@ -10,10 +10,12 @@ use super::stream::mixed;
 use crate::game::CostSettings;
 use crate::ids::NodeId;
 use rayon::prelude::*;
+use std::hint::black_box;
 use std::ops::Range;
 
-/// A window with fewer events is sooner played than handed to other threads.
-const WORTH_THREADS: usize = 32;
+/// A window with fewer events is sooner played than handed to other threads: with two, windows of 80 events took
+/// 1.6 times as long in parts, and those of 215 as long as in one.
+const WORTH_THREADS: usize = 1000;
 
 /// What a cluster has come to.
 #[derive(Clone, Debug)]
@@ -191,11 +193,25 @@ impl Partition {
         self.fronts.iter_mut().for_each(|front| front.start(settings, &mut out));
     }
 
+    /// A word of what an event will read.
+    fn looked_at(&self, event: &Event) -> u64 {
+        match event.what {
+            What::Question { .. } => self.nodes[(event.to - self.first_node) as usize].busy_ns,
+            What::Answer { block, leg, .. } | What::Broken { block, leg, .. } => {
+                self.fronts[(event.to - self.first_front) as usize].looked_at(block, leg)
+            }
+            What::Wake => 0,
+        }
+    }
+
     /// All events of a window, by whom they concern: nobody hears of anybody within one.
     fn play(&mut self, window: u64, time_ns: Range<u64>, settings: &Settings, shares: &Shares) {
         let mut taken = std::mem::take(&mut self.taken);
         self.calendar.take(window, &mut taken);
         taken.sort_unstable();
+        // Reads what the events are about, one after the other: memory brings these lines at the same time, where
+        // the events themselves would wait for each in turn.
+        black_box(taken.iter().fold(0, |sum, event| sum ^ self.looked_at(event)));
         let mut out = Outbox { out: &mut self.out, shares };
         for events in taken.chunk_by(|a, b| a.to == b.to) {
             let to = events[0].to;

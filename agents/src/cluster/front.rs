@@ -104,6 +104,12 @@ impl Front {
         self.open.len() - self.free.len()
     }
 
+    /// A word of a block and of one of its messages.
+    pub(super) fn looked_at(&self, slot: u32, leg: u16) -> u64 {
+        let block = &self.open[slot as usize];
+        block.done_ns ^ block.legs.get(usize::from(leg)).map_or(0, |leg| leg.sent_ns)
+    }
+
     /// Bytes that it takes, about.
     pub(super) fn bytes(&self) -> usize {
         const LEG_BYTES: usize = size_of::<Leg>() + size_of::<ExpertId>();

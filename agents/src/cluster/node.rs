@@ -70,8 +70,10 @@ pub struct Hardware {
     pub(super) way_key: StreamKey,
 }
 
-/// One node: 64 bytes, and nothing more while it is idle.
+/// One node: 64 bytes, and nothing more while it is idle. They are one line of a cache, so that a message to any
+/// of many nodes waits for the memory once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(align(64))]
 pub struct Node {
     port: Port,
     free_ns: u64,

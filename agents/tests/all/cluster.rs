@@ -232,6 +232,24 @@ fn the_same_seed_gives_the_same_events_and_the_same_state_at_any_number_of_parti
 }
 
 #[test]
+fn partitions_that_are_played_on_threads_come_to_what_one_comes_to() {
+    // Long ways make long windows, with enough events for threads.
+    let far = |partitions| {
+        let mut settings = busy_cluster(7, partitions, 4);
+        settings.hardware.network.base_ns = [2_000_000, 3_000_000, 4_000_000];
+        (settings.patience_ns, settings.late_ns) = (Some(40_000_000), 8_000_000);
+        simulate(&settings)
+    };
+    let once = far(1);
+    assert!(once.events > 1_200 * once.windows, "{} {}", once.events, once.windows);
+    for partitions in [2, 3, 7] {
+        let again = far(partitions);
+        assert_eq!(once.trace, again.trace, "{partitions} partitions");
+        assert_eq!(once.fingerprint(), again.fingerprint(), "{partitions} partitions");
+    }
+}
+
+#[test]
 fn whatever_goes_wrong_each_token_is_ok_late_lost_or_shed() {
     let (mut seen, mut asked_again, mut late_answers) = ([0; 4], 0, 0);
     for seed in 0..12 {
