@@ -163,6 +163,7 @@ pub(super) fn on_runtime<T: Send>(
         runtime.block_on(async {
             let clock = match scenario.nodes.engine {
                 Engine::Virtual => Clock::simulated(),
+                _ if settings.progress.pace().is_some() => Clock::start().pausable(),
                 _ => Clock::start(),
             };
             work(settings, &clock).await

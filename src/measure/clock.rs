@@ -15,6 +15,24 @@ pub struct Clock {
     started_at: SystemTime,
     /// What it shows where nothing but [`Clock::advance_to_ns`] moves it.
     simulated_ns: Option<&'static AtomicU64>,
+    /// How long it stood still, where it can.
+    stood_ns: Option<&'static AtomicU64>,
+}
+
+/// A clock that stands still, until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Standing {
+    stood_ns: Option<&'static AtomicU64>,
+    since: tokio::time::Instant,
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        if let Some(stood_ns) = self.stood_ns {
+            stood_ns.fetch_add(nanos(self.since.elapsed()), Ordering::Relaxed);
+        }
+    }
 }
 
 impl Clock {
@@ -30,6 +48,25 @@ impl Clock {
     pub fn simulated() -> Self {
         let simulated_ns: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
         Self { simulated_ns: Some(simulated_ns), ..Self::start() }
+    }
+
+    /// Can stand still; copies stand still with it. Its eight bytes are never freed, and a process makes one a
+    /// run.
+    #[must_use]
+    pub fn pausable(self) -> Self {
+        Self { stood_ns: Some(Box::leak(Box::new(AtomicU64::new(0)))), ..self }
+    }
+
+    /// Stands still from now on, as [`Clock::now_ns`] shows as soon as it goes on: nobody may read it before.
+    /// Does nothing where it is not [`Clock::pausable`].
+    pub fn stand_still(&self) -> Standing {
+        Standing { stood_ns: self.stood_ns, since: tokio::time::Instant::now() }
+    }
+
+    /// How long it stood still, ns.
+    #[must_use]
+    pub fn stood_ns(&self) -> u64 {
+        self.stood_ns.map_or(0, |stood_ns| stood_ns.load(Ordering::Relaxed))
     }
 
     /// Whether it shows virtual time.
@@ -49,7 +86,8 @@ impl Clock {
     /// still is not counted.
     #[must_use]
     pub fn going_on(shown_ns: u64, started_at: SystemTime) -> Self {
-        Self { start: tokio::time::Instant::now(), shown_ns, started_at, simulated_ns: None }
+        let start = tokio::time::Instant::now();
+        Self { start, shown_ns, started_at, simulated_ns: None, stood_ns: None }
     }
 
     /// Nanoseconds since the start, without those that it stood still; saturates after 584 years.
@@ -58,7 +96,7 @@ impl Clock {
         if let Some(simulated_ns) = self.simulated_ns {
             return simulated_ns.load(Ordering::Relaxed);
         }
-        let since_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let since_ns = nanos(self.start.elapsed()).saturating_sub(self.stood_ns());
         self.shown_ns.saturating_add(since_ns)
     }
 
@@ -71,8 +109,11 @@ impl Clock {
         if self.is_simulated() {
             return self.advance_to_ns(at_ns);
         }
-        let instant =
-            |at_ns: u64| self.start + Duration::from_nanos(at_ns.saturating_sub(self.shown_ns));
+        let stood_ns = self.stood_ns();
+        let instant = |at_ns: u64| {
+            let since_ns = at_ns.saturating_sub(self.shown_ns).saturating_add(stood_ns);
+            self.start + Duration::from_nanos(since_ns)
+        };
         tokio::time::sleep_until(instant(at_ns.saturating_sub(ROUNDED_NS))).await;
         std::thread::sleep(Duration::from_nanos(at_ns.saturating_sub(self.now_ns())));
         // Where tokio's time is simulated, the thread's sleep does not move it.
@@ -94,6 +135,10 @@ impl Clock {
     pub fn wall_now(&self) -> SystemTime {
         SystemTime::now().max(self.started_at)
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Nanoseconds since 1970, 0 for times before; saturates in the year 2554.
@@ -173,6 +218,24 @@ mod tests {
         clock.sleep_until_ns(5_003_000_000).await;
         assert!((5_003_000_000..6_000_000_000).contains(&clock.now_ns()));
         assert_eq!(unix_ns(clock.started_at()), 1_773_039_901_250_000_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_stood_still_does_not_show_it_and_nor_do_its_copies() {
+        let clock = Clock::start().pausable();
+        let copy = clock;
+        clock.sleep_until_ns(5_000_000_000).await;
+        let standing = clock.stand_still();
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        drop(standing);
+        let shown = copy.now_ns();
+        assert!((5_000_000_000..5_100_000_000).contains(&shown), "{shown}");
+        copy.sleep_until_ns(6_000_000_000).await;
+        assert!((6_000_000_000..6_100_000_000).contains(&clock.now_ns()));
+        assert!((100_000_000_000..100_100_000_000).contains(&clock.stood_ns()));
+        let other = Clock::start();
+        drop(other.stand_still());
+        assert_eq!(other.stood_ns(), 0);
     }
 
     #[tokio::test]

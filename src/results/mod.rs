@@ -20,6 +20,7 @@ mod resumed;
 mod rows;
 mod run_dir;
 mod serving;
+mod snapshot;
 pub mod statistics;
 mod summary;
 mod table;
@@ -43,6 +44,9 @@ pub use resumed::{ResumeFigures, Resumption};
 pub use rows::{RequestRow, RoundRow};
 pub use run_dir::{RunDir, RunLock};
 pub use serving::{GenerationFigures, GeneratorLag};
+pub use snapshot::{
+    LayerSnapshot, NodeSnapshot, NodeState, PaceState, SNAPSHOT_NODES_MAX, Snapshot, SnapshotEnd,
+};
 pub use summary::{
     Convergence, FaultFigures, FlockComparison, Goal, MembershipFigures, Memory, MotionFigures,
     NodeFigures, Outcomes, Pairs, PrecisionFigures, PruningFigures, Quality, SocialFigures, Status,

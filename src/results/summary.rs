@@ -37,6 +37,10 @@ pub struct Summary {
     /// Cuts that the run went on after; absent where there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed: Option<ResumeFigures>,
+    /// How long whoever watched the run had it stand still, ns: its clock stood still too. Absent where nobody
+    /// did; of the part after its last cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_ns: Option<u64>,
     /// Which figures are in virtual time; absent where nodes are real.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_time: Option<VirtualTime>,
@@ -561,6 +565,7 @@ impl Summary {
             status: Status::Complete,
             status_detail: None,
             resumed: None,
+            paused_ns: None,
             virtual_time: None,
             convergence: Convergence::default(),
             flock: None,

@@ -86,7 +86,7 @@ impl Plan<'_> {
                 continue;
             }
             let due_ns = from_ns + step.starts_ns;
-            serving.until(due_ns).await;
+            serving.until(due_ns, dispatch, watch).await;
             let started_ns = clock.now_ns();
             watch.released(started_ns.saturating_sub(due_ns.max(free_ns)));
             let seats: Vec<RequestId> = step

@@ -1,20 +1,22 @@
 //! Ctrl-C and SIGTERM: heard from the run's start to its end, so that none is lost between phases.
 
+use super::pace::Pace;
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The user or the system asked to stop, by this signal.
+/// The user or the system asked to stop, by this signal or key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted by {0}")]
 pub struct Interrupted(pub &'static str);
 
-/// The signals that end a run early.
-pub struct Interrupts {
+/// What ends a run early: signals, and whoever sets its pace.
+pub struct Interrupts<'a> {
     interrupt: Signal,
     terminate: Signal,
+    pace: Option<&'a Pace>,
 }
 
-impl Interrupts {
+impl<'a> Interrupts<'a> {
     /// Listens from now on; the process no longer ends by these signals.
     ///
     /// # Errors
@@ -23,20 +25,35 @@ impl Interrupts {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            pace: None,
         })
     }
 
-    /// Runs `work` until it ends or a signal arrives; `work` is dropped then. A signal that came
+    /// Ends by this pace too.
+    #[must_use]
+    pub fn or_by(self, pace: Option<&'a Pace>) -> Self {
+        Self { pace, ..self }
+    }
+
+    /// Runs `work` until it ends or an interrupt arrives; `work` is dropped then. One that came
     /// before counts.
     ///
     /// # Errors
-    /// Which signal came.
+    /// What came.
     pub async fn or<F: Future>(&mut self, work: F) -> Result<F::Output, Interrupted> {
         tokio::select! {
             biased;
             _ = self.interrupt.recv() => Err(Interrupted("Ctrl-C")),
             _ = self.terminate.recv() => Err(Interrupted("SIGTERM")),
+            by = stopped(self.pace) => Err(by),
             done = work => Ok(done),
         }
+    }
+}
+
+async fn stopped(pace: Option<&Pace>) -> Interrupted {
+    match pace {
+        Some(pace) => pace.stopped().await,
+        None => std::future::pending().await,
     }
 }

@@ -8,12 +8,15 @@ mod controls;
 mod decode;
 mod decoding;
 mod demand;
+mod feed;
 mod files;
 mod fit;
 mod interrupt;
 mod materials;
 mod migrate;
+mod observe;
 mod on_nodes;
+mod pace;
 mod placement;
 mod plan;
 mod prune;
@@ -34,10 +37,12 @@ mod width_control;
 pub use capacity::{
     ATTEMPTS_MAX, Capacity, CapacityGoal, Probe, Verdict, capacity, requests_needed,
 };
+pub use feed::{Feed, Listeners};
 pub use files::exit_code;
 pub use fit::FitError;
 pub use interrupt::{Interrupted, Interrupts};
 pub use materials::MaterialsError;
+pub use pace::Pace;
 pub use resume::{CutRun, ResumeError};
 pub use rounds::RoundError;
 pub use serve::ServeError;
@@ -47,7 +52,7 @@ use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
 use crate::measure::clock::unix_ns;
 use crate::results::checkpoint::Latest;
-use crate::results::{Hashing, Quality, ResultsError, RunDir, Summary, VirtualTime};
+use crate::results::{Hashing, Quality, ResultsError, RunDir, Snapshot, Summary, VirtualTime};
 use crate::scenario::Scenario;
 use crate::scenario::file::Engine;
 use crate::source::trace::TraceError;
@@ -103,6 +108,20 @@ pub trait Progress: Sync {
     fn phase(&self, name: &str);
     /// `answered` of `requests` are done.
     fn answered(&self, answered: u64, requests: u64);
+
+    /// Whether [`Self::snapshot`] is to be called.
+    fn wants_snapshots(&self) -> bool {
+        false
+    }
+
+    /// What the run is doing: told between rounds, about ten times a second at most, and once more when serving
+    /// has ended. The run waits for it to return.
+    fn snapshot(&self, _snapshot: &Snapshot) {}
+
+    /// Who sets the pace of the run; then its clock has to be [`Clock::pausable`].
+    fn pace(&self) -> Option<&Pace> {
+        None
+    }
 }
 
 /// How a run ended.
@@ -171,6 +190,7 @@ pub async fn run(
         return blocks::run(scenario, &settings, clock);
     }
     let interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
+    let interrupts = interrupts.or_by(settings.progress.pace());
     let inputs = Inputs::load(scenario, &settings)?;
     let path = settings
         .out
@@ -194,6 +214,7 @@ pub async fn resume(
     clock: &Clock,
 ) -> Result<RunEnd, PlanError> {
     let interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
+    let interrupts = interrupts.or_by(settings.progress.pace());
     let inputs = Inputs::load(scenario, &settings)?;
     let state = cut.state()?;
     let resumption = cut.resumption(state.as_ref(), settings.command.clone(), clock);
@@ -226,7 +247,7 @@ async fn play(
     (settings, clock): (RunSettings<'_>, &Clock),
     Inputs { materials, demand, hashing }: Inputs,
     mut record: RunFiles,
-    (from, mut interrupts): (Option<(State, Latest)>, Interrupts),
+    (from, mut interrupts): (Option<(State, Latest)>, Interrupts<'_>),
 ) -> Result<RunEnd, PlanError> {
     record.hashing = Some(hashing);
     let prepared = interrupts.or(prepare(&materials, scenario, &settings, clock));
@@ -257,7 +278,7 @@ async fn play(
     summary.generation = plan.generation();
 
     let (arena, going_on, earlier) = recall(&plan, &mut recorder, &mut record, from, clock)?;
-    let on = (arena, going_on);
+    let on = (arena, going_on, &earlier);
     let (result, served) = plan.serve(&settings, clock, &mut interrupts, &mut recorder, on).await;
     let mut failure = result.err();
     let summary = &mut record.summary;

@@ -30,7 +30,7 @@ impl Plan<'_> {
     pub(super) async fn on_nodes(
         &self,
         settings: &RunSettings<'_>,
-        interrupts: &mut Interrupts,
+        interrupts: &mut Interrupts<'_>,
         job: &mut impl Job,
     ) -> (Result<(), ServeError>, Served) {
         let nodes = &self.scenario.nodes;
@@ -87,7 +87,7 @@ impl Plan<'_> {
         &self,
         mut dispatch: impl Dispatch,
         settings: &RunSettings<'_>,
-        interrupts: &mut Interrupts,
+        interrupts: &mut Interrupts<'_>,
         job: &mut impl Job,
     ) -> (Result<(), ServeError>, Served) {
         let done = interrupts.or(async {

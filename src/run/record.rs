@@ -17,7 +17,7 @@ use crate::dispatch::Served;
 use crate::results::checkpoint::{Latest, LoggedRow, RowLog};
 use crate::results::{
     BatchTimes, Goal, HottestExpert, LayerFigures, Layers, MotionFigures, Outcomes, Pairs,
-    ReallocationFigures, ResultsError, ResumeFigures, RoundRow, RunDir, ServedNodeLoads,
+    ReallocationFigures, ResultsError, ResumeFigures, RoundRow, RunDir, ServedNodeLoads, Snapshot,
     StepTheory, Summary, TOKENS_PLACED, TableWriter, TailTheory, Throughput,
 };
 use crate::scenario::Scenario;
@@ -55,6 +55,7 @@ pub(super) struct Recorder {
     tokens_offered: f64,
     /// How long nodes took, and for a pair on average; none before they have ended.
     nodes_took: (Option<ForkJoin>, Option<f64>),
+    paused_ns: Option<u64>,
     /// The first error of the rounds' writer; the run goes on to a partial summary.
     failure: Option<ResultsError>,
 }
@@ -132,6 +133,7 @@ impl Recorder {
             motion: None,
             nodes_took: (None, None),
             tokens_offered: demand.tokens_mean(shape.tokens_per_request as u64),
+            paused_ns: None,
             failure: None,
         })
     }
@@ -228,6 +230,22 @@ impl Recorder {
         });
     }
 
+    /// Notes how long the run's clock stood still.
+    pub(super) fn paused(&mut self, stood_ns: u64) {
+        self.paused_ns = (stood_ns > 0).then_some(stood_ns);
+    }
+
+    /// Fills what was recorded so far into a snapshot.
+    pub(super) fn fill(&self, snapshot: &mut Snapshot) {
+        let play = &self.sums.play;
+        let worst = play.convergence(&self.scenario.game.router, None);
+        snapshot.rounds = worst.rounds;
+        snapshot.epsilon_nash_worst = worst.epsilon_nash;
+        snapshot.relative_gap_worst = worst.relative_gap;
+        snapshot.tokens_played = self.sums.tokens_played;
+        self.requests.fill(snapshot);
+    }
+
     /// How the widths changed while batches were answered.
     pub(super) fn width_changes(&self) -> &[WidthChange] {
         &self.sums.width_changes
@@ -272,6 +290,7 @@ impl Recorder {
         summary.pairs = Some(self.pairs);
         summary.reallocation.clone_from(&self.sums.reallocation);
         summary.migration = self.migration.as_ref().map(MigrationRecord::figures);
+        summary.paused_ns = self.paused_ns;
         summary.goals = goals(&self.scenario.goals, summary);
         self.null_reasons(summary);
         self.rounds.finish()?;

@@ -8,7 +8,8 @@ use crate::measure::Latency;
 use crate::measure::latency::Interval;
 use crate::results::checkpoint::RowLog;
 use crate::results::{
-    BatchTimes, GeneratorLag, Outcomes, RequestRow, ResultsError, RunDir, Summary, TableWriter,
+    BatchTimes, GeneratorLag, Outcomes, RequestRow, ResultsError, RunDir, Snapshot, Summary,
+    TableWriter,
 };
 use crate::scenario::Scenario;
 use agents::ids::{RequestId, StepId};
@@ -331,6 +332,19 @@ impl Requests {
     #[must_use]
     pub(super) fn tokens(&self) -> (u64, u64) {
         (self.sums.tokens_answered, self.sums.tokens_in_time)
+    }
+
+    /// Fills what was recorded so far into a snapshot.
+    pub(super) fn fill(&self, snapshot: &mut Snapshot) {
+        let sums = &self.sums;
+        snapshot.outcomes = sums.outcomes;
+        snapshot.answered = sums.outcomes.ok + sums.outcomes.late;
+        snapshot.tokens_answered = sums.tokens_answered;
+        snapshot.latency_ns = sums.latency.quantiles();
+        if let Some(decoding) = &sums.decoding {
+            snapshot.ttft_ns = Some(decoding.ttft.quantiles());
+            snapshot.tpot_ns = Some(decoding.tpot.quantiles());
+        }
     }
 
     /// Fills what was recorded into `summary`.

@@ -1,12 +1,13 @@
 //! The rounds of one batch: decide → send → absorb, layer by layer.
 
-use crate::dispatch::{Dispatch, DispatchError};
+use crate::dispatch::{Dispatch, DispatchError, NodeStats, Served};
 use crate::measure::Clock;
 use crate::source::{LayerInput, ScoreSource};
 use agents::game::GameError;
 use agents::ids::{LayerId, NodeId, RequestId, StepId};
 use agents::orders::{NodeReply, Orders};
 use agents::round::{AbsorbError, Arena, Decision, Perception};
+use std::fmt;
 
 /// One round as it is recorded.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,45 @@ pub(super) struct Round<'a> {
     pub legs: &'a [(NodeId, u64)],
     /// Of it, computing, ns.
     pub computed: &'a [(NodeId, u64)],
+    /// What there is to see of the nodes right after it.
+    pub nodes: AskNodes<'a>,
+}
+
+/// Asks for what there is to see of the nodes, which takes a moment where they are many.
+#[derive(Clone, Copy)]
+pub(super) struct AskNodes<'a>(&'a dyn Fn() -> NodesNow);
+
+impl<'a> AskNodes<'a> {
+    pub(super) fn new(ask: &'a dyn Fn() -> NodesNow) -> Self {
+        Self(ask)
+    }
+
+    pub(super) fn now(&self) -> NodesNow {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for AskNodes<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("AskNodes")
+    }
+}
+
+/// What there is to see of the nodes.
+pub(super) struct NodesNow {
+    pub(super) served: Served,
+    /// Of each node of `served`, whether it gets work, and the pairs that it has to answer.
+    pub(super) load: Vec<(bool, f64)>,
+}
+
+impl NodesNow {
+    pub(super) fn of(dispatch: &impl Dispatch) -> Self {
+        let served = dispatch.so_far();
+        let load = |stats: &NodeStats| {
+            (dispatch.is_available(stats.node), dispatch.node_load(stats.node).pending_pairs)
+        };
+        Self { load: served.nodes.iter().map(load).collect(), served }
+    }
 }
 
 /// When the parts of a round began and ended, on the run's clock, ns.
@@ -140,6 +180,7 @@ pub(super) async fn play_layers(
             .map_err(|source| RoundError::Absorb { step, layer, source })?;
         let combined_ns = clock.now_ns();
 
+        let nodes = || NodesNow::of(dispatch);
         let round = Round {
             step,
             layer,
@@ -150,6 +191,7 @@ pub(super) async fn play_layers(
             times: RoundTimes { decide_ns, sent_ns, replied_ns, combined_ns },
             legs: dispatch.legs(),
             computed: &computed,
+            nodes: AskNodes::new(&nodes),
         };
         watch(&round, arena);
         source.absorb(layer, &output);

@@ -5,11 +5,13 @@ use super::decode::{Answer, StepDone};
 use super::demand::Demand;
 use super::interrupt::{Interrupted, Interrupts};
 use super::migrate::ExpertsMoved;
+use super::observe::{Observed, Observer};
 use super::on_nodes::Job;
+use super::pace::{Pace, Pass};
 use super::plan::Plan;
 use super::reallocate::WidthsBrought;
 use super::record::Recorder;
-use super::rounds::{Round, RoundError, play_batch};
+use super::rounds::{AskNodes, NodesNow, Round, RoundError, play_batch};
 use super::{Progress, RunSettings};
 use crate::dispatch::{Dispatch, DispatchError, Served};
 use crate::measure::Clock;
@@ -55,6 +57,9 @@ pub(super) trait Watch {
 
     /// A round is done; the last are payload bytes sent and received.
     fn round(&mut self, round: &Round<'_>, arena: &Arena, stages: &StageEnds, payload: (u64, u64));
+
+    /// Nothing is done for a while: the next batch or step is not due, or the run stands still.
+    fn waits(&mut self, _nodes: AskNodes<'_>) {}
 
     /// A batch starts this long after it could have: it had closed and the one before had ended.
     fn released(&mut self, lag_ns: u64);
@@ -105,9 +110,37 @@ pub(super) struct Serving<'a> {
 
 impl Serving<'_> {
     /// Waits until a batch or step may start.
-    pub(super) async fn until(&self, due_ns: u64) {
-        if !self.at_once {
-            self.clock.sleep_until_ns(due_ns).await;
+    pub(super) async fn until(
+        &self,
+        due_ns: u64,
+        dispatch: &impl Dispatch,
+        watch: &mut impl Watch,
+    ) {
+        /// A wait that whoever watches is told of.
+        const LONG_NS: u64 = 100_000_000;
+        let pace = self.progress.pace();
+        let nodes = || NodesNow::of(dispatch);
+        loop {
+            let Some(pass) = pace.map_or(Some(Pass::Free), Pace::pass) else {
+                watch.waits(AskNodes::new(&nodes));
+                let _standing = self.clock.stand_still();
+                pace.expect("without one all pass").opens().await;
+                continue;
+            };
+            if self.at_once {
+                return;
+            }
+            if due_ns.saturating_sub(self.clock.now_ns()) > LONG_NS {
+                watch.waits(AskNodes::new(&nodes));
+            }
+            let Some(pace) = pace.filter(|_| pass == Pass::Free) else {
+                return self.clock.sleep_until_ns(due_ns).await;
+            };
+            tokio::select! {
+                biased;
+                () = pace.pauses() => {}
+                () = self.clock.sleep_until_ns(due_ns) => return,
+            }
         }
     }
 
@@ -174,6 +207,7 @@ pub(super) struct ServeOnce<'a> {
     pub(super) clock: Clock,
     pub(super) progress: &'a dyn Progress,
     pub(super) recorder: &'a mut Recorder,
+    pub(super) observer: Observer<'a>,
     /// Outside of what an interrupt drops: it knows what was ordered when the run was stopped.
     pub(super) arena: Arena,
     pub(super) from: Option<GoingOn>,
@@ -193,14 +227,21 @@ impl Job for ServeOnce<'_> {
         let (arena, recorder) = (&mut self.arena, &mut *self.recorder);
         let from = self.from.take();
         if let Some(from) = &from {
+            self.observer.serving_from_ns = Some(from.position.serving_from_ns);
             let now_ns = from.position.now_ns;
             let gap_ns = unix_ns(self.clock.wall_now()).saturating_sub(from.written_unix_ns);
             recorder.goes_on_after(gap_ns, &demand.intended_ns, now_ns);
             self.clock = Clock::going_on(now_ns, from.position.started_at());
+            if self.progress.pace().is_some() {
+                self.clock = self.clock.pausable();
+            }
         }
         self.stands_at_ns = None;
         let on = (self.progress, &self.clock, self.at_once);
-        self.plan.serve_demand((demand, from), arena, dispatch, on, recorder).await
+        let observer = &mut self.observer;
+        observer.clock = self.clock;
+        let watch = &mut Observed { recorder, observer };
+        self.plan.serve_demand((demand, from), arena, dispatch, on, watch).await
     }
 }
 
@@ -211,14 +252,24 @@ impl Plan<'_> {
         &self,
         settings: &RunSettings<'_>,
         clock: &Clock,
-        interrupts: &mut Interrupts,
+        interrupts: &mut Interrupts<'_>,
         recorder: &mut Recorder,
-        (arena, from): (Arena, Option<GoingOn>),
+        (arena, from, earlier): (Arena, Option<GoingOn>, &Served),
     ) -> (Result<(), ServeError>, Served) {
         let stands_at_ns = from.as_ref().map(|from| from.position.now_ns);
         let (clock, progress, at_once) = (*clock, settings.progress, settings.at_once);
-        let mut job =
-            ServeOnce { plan: self, clock, progress, recorder, arena, from, at_once, stands_at_ns };
+        let observer = Observer::new(self, progress, (clock, earlier));
+        let mut job = ServeOnce {
+            plan: self,
+            clock,
+            progress,
+            recorder,
+            observer,
+            arena,
+            from,
+            at_once,
+            stands_at_ns,
+        };
         let (result, served) = self.on_nodes(settings, interrupts, &mut job).await;
         job.recorder.pairs(job.arena.pairs());
         job.recorder.motion(job.arena.motion());
@@ -227,6 +278,8 @@ impl Plan<'_> {
             let now_ns = job.stands_at_ns.unwrap_or_else(|| job.clock.now_ns());
             job.recorder.requests.give_up(&self.demand, now_ns);
         }
+        job.recorder.paused(job.clock.stood_ns());
+        job.observer.ended(job.recorder, &served);
         (result, served)
     }
 
@@ -281,7 +334,7 @@ impl Plan<'_> {
         let requests = demand.intended_ns.len() as u64;
         for (place, batch) in demand.batches.iter().enumerate().skip(done) {
             let closes_ns = serving_from_ns + batch.closes_ns;
-            serving.until(closes_ns).await;
+            serving.until(closes_ns, dispatch, watch).await;
             let started_ns = clock.now_ns();
             watch.released(started_ns.saturating_sub(closes_ns.max(free_ns)));
             free_ns = started_ns;

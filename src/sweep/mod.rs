@@ -399,7 +399,7 @@ fn table_head(dir: &SweepDir, shard: Shard) -> String {
 /// Hears Ctrl-C and SIGTERM between runs; a run under way hears them itself.
 struct Signals {
     runtime: tokio::runtime::Runtime,
-    interrupts: Mutex<Interrupts>,
+    interrupts: Mutex<Interrupts<'static>>,
     done: tokio::sync::Notify,
     heard: AtomicBool,
 }

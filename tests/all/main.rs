@@ -51,5 +51,6 @@ mod security;
 mod slurm;
 mod spot_check;
 mod tidy;
+mod watching;
 mod wire;
 mod worker;
