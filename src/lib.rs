@@ -20,6 +20,8 @@ pub mod scenario;
 
 pub mod run;
 
+pub mod fidelity;
+
 pub mod export;
 
 pub mod sweep;

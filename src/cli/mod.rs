@@ -1,10 +1,12 @@
 //! The command line. Every command prints its result to standard output, as text or with `--json`
 //! as one JSON object; logs, progress and errors go to standard error.
 
+mod calibrate;
 mod capacity;
 mod check;
 mod diff;
 mod eval;
+mod fitted;
 mod kubernetes;
 mod launch;
 mod metrics;
@@ -59,6 +61,10 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// List what two runs, or two sweeps, were told otherwise and what that moved
     Diff(diff::DiffArgs),
+    /// Find the parameters of virtual nodes by runs that were observed
+    Fit(fitted::FitArgs),
+    /// Play runs again in virtual time, and hold what is predicted against what was measured
+    Calibrate(calibrate::CalibrateArgs),
     /// Find the highest rate that holds a latency goal
     Capacity(capacity::CapacityArgs),
     /// Serve experts as one node
@@ -131,6 +137,8 @@ pub fn main_with(registries: &Registries) -> ExitCode {
         Command::Replay(args) => replay::replay(args, registries),
         Command::Verify(args) => verify::verify(&args, registries),
         Command::Diff(args) => diff::diff(&args),
+        Command::Fit(args) => fitted::fit(&args),
+        Command::Calibrate(args) => calibrate::calibrate(&args, registries),
         Command::Capacity(args) => capacity::capacity(args, registries),
         Command::Worker(args) => worker::worker(&args),
         Command::Check(args) => check::check(&args, registries),

@@ -1,7 +1,7 @@
 //! `nashflock reference`, `completions` and `man`: what the code itself knows of keys, commands and results.
 
 use super::{Cli, Failure, Outcome, print};
-use crate::results::{Column, RequestRow, RoundRow, Row, Summary};
+use crate::results::{Column, ObservedRow, RequestRow, RoundRow, Row, Summary};
 use crate::scenario;
 use clap::{Args, CommandFactory as _, ValueEnum};
 use clap_complete::Shell;
@@ -123,6 +123,7 @@ fn of_results() -> String {
     );
     columns::<RoundRow>(&mut page);
     columns::<RequestRow>(&mut page);
+    columns::<ObservedRow>(&mut page);
     page += "\n## `summary.json`\n\nA figure that was not measured is null or absent, and `null_reasons` says why.\n";
     let settings = SchemaSettings::draft2020_12().with(|of| of.inline_subschemas = true);
     let schema = settings.into_generator().into_root_schema_for::<Summary>().to_value();

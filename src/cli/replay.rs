@@ -35,5 +35,5 @@ pub(super) fn replay(args: ReplayArgs, registries: &Registries) -> Outcome {
     let line = shell_line(words.map(|word| word.to_string_lossy().into_owned()));
     // Standard error may be closed; the manifest of the new run has the scenario's hash.
     let _ = writeln!(io::stderr(), "{line}");
-    ended(&play(&scenario, registries, Some(out), None, false)?, args.json)
+    ended(&play(&scenario, registries, Some(out), None, (false, false))?, args.json)
 }

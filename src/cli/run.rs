@@ -2,7 +2,7 @@
 
 use super::progress::Bar;
 use super::task::Task;
-use super::{Failure, Outcome, check, kubernetes, print, print_json, slurm, worker};
+use super::{Failure, Outcome, check, fitted, kubernetes, print, print_json, slurm, worker};
 use crate::dispatch::NodeSpec;
 use crate::measure::Clock;
 use crate::results::{RunDir, summary_table};
@@ -36,6 +36,12 @@ pub(super) struct RunArgs {
     /// Write `trace.json` into the results: stages, orders and requests in time, for Perfetto or Chrome
     #[arg(long)]
     trace: bool,
+    /// Write `observed.parquet` into the results: what orders asked and how long they took, for `nashflock fit`
+    #[arg(long)]
+    observe: bool,
+    /// Take keys of `[virtual]` from a file that `nashflock fit` wrote
+    #[arg(long = "virtual", value_name = "FILE")]
+    fitted: Option<PathBuf>,
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
@@ -49,7 +55,8 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
         Some(NodeSpec::Kubernetes) => Some(kubernetes::task(variable)?),
         _ => None,
     };
-    let mut sets = args.sets;
+    let mut sets = args.fitted.as_deref().map_or_else(|| Ok(Vec::new()), fitted::sets)?;
+    sets.extend(args.sets);
     let seed = args.seed.or_else(|| task.as_ref()?.seed);
     sets.extend(seed.map(|seed| format!("seed={seed}")));
     sets.extend(args.nodes.iter().flat_map(sets_of_nodes));
@@ -63,7 +70,7 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
     if let Some(task) = task.as_ref().filter(|task| task.rank > 0) {
         return task.work(&scenario, None);
     }
-    let end = play(&scenario, registries, args.out, task.as_ref(), args.trace)?;
+    let end = play(&scenario, registries, args.out, task.as_ref(), (args.trace, args.observe))?;
     ended(&end, args.json)
 }
 
@@ -116,10 +123,10 @@ pub(super) fn play(
     registries: &Registries,
     out: Option<PathBuf>,
     task: Option<&Task>,
-    trace: bool,
+    (trace, observe): (bool, bool),
 ) -> Result<RunEnd, Failure> {
     on_runtime(scenario, registries, out, task, async |settings, clock| {
-        run::run(scenario, RunSettings { trace, ..settings }, clock).await
+        run::run(scenario, RunSettings { trace, observe, ..settings }, clock).await
     })
 }
 
@@ -156,6 +163,7 @@ pub(super) fn on_runtime<T: Send>(
         hosts_worker: task.is_some(),
         at_once: false,
         trace: false,
+        observe: false,
         is_scratch: false,
     };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.

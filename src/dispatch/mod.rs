@@ -18,6 +18,7 @@ mod served;
 mod settings;
 mod spot_check;
 mod virtual_nodes;
+mod work;
 
 pub use crate::transport::endpoint;
 pub use in_process::InProcess;
@@ -29,7 +30,8 @@ pub(crate) use node_spec::{is_host_and_port, is_ip_and_port};
 pub use rehost::{Rehosted, Rehosting};
 pub use remote::Remote;
 pub use settings::RemoteSettings;
-pub use virtual_nodes::{Virtual, VirtualSettings};
+pub use virtual_nodes::{Coordinator, Virtual, VirtualSettings};
+pub(crate) use work::work_of;
 
 use agents::{
     expert::Expert,

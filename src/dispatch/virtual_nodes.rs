@@ -8,20 +8,20 @@
 use super::health::Health;
 use super::load::Loads;
 use super::round_trip::{AttemptId, Holders, RoundTrip};
+use super::work::work_of;
 use super::{
     Dispatch, DispatchError, Faults, InProcess, Ledger, NodeStats, Served, ShardAssignment,
 };
 use crate::measure::Clock;
-use agents::cluster::{Hardware, Node, Port, Served as Answer, Stream, StreamKey, Work};
-use agents::ids::{ExpertId, NodeId};
+use agents::cluster::{
+    Cores, Hardware, Network, Node, Noise, Port, Served as Answer, Stream, StreamKey, Work,
+};
+use agents::ids::{ExpertId, LayerId, NodeId};
 use agents::orders::{Combine, NodeOrder, NodeReply, Orders, PairGates, Replies};
 use agents::placement::NodeLoad;
 use agents::queueing::ForkJoin;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-
-/// Bytes of a message beside its rows.
-const HEADER_BYTES: u64 = 128;
 
 /// The coordinator stands beside the first node.
 const COORDINATOR: u32 = 0;
@@ -37,12 +37,41 @@ pub struct VirtualSettings {
     pub deadline_ms: u64,
     /// Pairs that hedges may cost for each pair ordered.
     pub hedge_budget: f64,
-    /// Time of the coordinator for each round, ns.
-    pub round_ns: f64,
-    /// Time of the coordinator for each token of a round, ns.
-    pub token_ns: f64,
+    /// How long the coordinator takes.
+    pub coordinator: Coordinator,
+    /// What services and ways of a round vary by together.
+    pub round_noise: Noise,
+    /// Cores that all nodes share; 0: each has its own.
+    pub shared_cores: u32,
     /// Of the ways of questions.
     pub seed: u64,
+}
+
+/// How long the coordinator takes before it sends a round's orders: `(round + tokens · token + step + tokens · step
+/// token) · noise`, the last two in a step's first layer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Coordinator {
+    /// For each round, ns.
+    pub round_ns: f64,
+    /// For each token of a round, ns.
+    pub token_ns: f64,
+    /// For each step, ns.
+    pub step_ns: f64,
+    /// For each token of a step, ns.
+    pub step_token_ns: f64,
+    /// What varies.
+    pub noise: Noise,
+}
+
+impl Coordinator {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+    fn took_ns(&self, layer: LayerId, tokens: f64, stream: &mut Stream) -> u64 {
+        let mut took_ns = self.round_ns + self.token_ns * tokens;
+        if layer.index() == 0 {
+            took_ns += self.step_ns + self.step_token_ns * tokens;
+        }
+        (took_ns * self.noise.draw(stream)).round() as u64
+    }
 }
 
 /// Nodes that take virtual time.
@@ -58,6 +87,16 @@ pub struct Virtual {
     loads: Loads,
     faults: Faults,
     fork_join: ForkJoin,
+    /// Of the latest round.
+    legs: Vec<(NodeId, u64)>,
+    cores: Cores,
+    /// Of what rounds vary by.
+    rounds: StreamKey,
+    round: u64,
+    /// That services and ways of this round take longer by.
+    factor: f64,
+    /// The network of rounds that take as long as they are said to.
+    network: Network,
     port: Port,
     ways: Stream,
     sequence: u64,
@@ -117,6 +156,12 @@ impl Virtual {
             loads: Loads::new(nodes, with.deadline_ms * 1_000_000),
             faults: Faults::default(),
             fork_join: ForkJoin::default(),
+            legs: Vec::new(),
+            cores: Cores::of(with.shared_cores),
+            rounds: StreamKey::new(with.seed, "cluster rounds"),
+            round: 0,
+            factor: 1.0,
+            network: with.hardware.network.clone(),
             port: Port::default(),
             ways: StreamKey::new(with.seed, "cluster front ways").stream(0, 0),
             sequence: 0,
@@ -153,8 +198,8 @@ impl Virtual {
         match what {
             What::Asked => {
                 let Message { node: at, work, .. } = *message;
-                let node = &mut self.nodes[at.index()];
-                match hardware.serve(at, node, COORDINATOR, at_ns, &work) {
+                let on = (&mut self.nodes[at.index()], &mut self.cores, self.factor);
+                match hardware.serve_on(at, on, COORDINATOR, at_ns, &work) {
                     Answer::Answered { at_ns, service_ns, .. } => {
                         message.service_ns = service_ns;
                         then(at_ns, What::Returned);
@@ -243,19 +288,11 @@ impl Course<'_, '_> {
     }
 
     fn work(&self, order: &NodeOrder) -> Work {
-        let row_bytes = (self.width * size_of::<f32>()) as u64;
-        let (pairs, rows) = (order.pairs(), order.tokens().len() as u64);
         let held = self.with.ledgers.get(&order.node).map(|ledger| &ledger.shard_bytes);
         let bytes = |expert: ExpertId| {
             held.and_then(|held| held.get(&(self.orders.layer, expert))).copied().unwrap_or(0)
         };
-        let weights: usize = order.groups.iter().map(|group| bytes(group.expert)).sum();
-        Work {
-            pairs: u32::try_from(pairs).expect("pairs of a round fit 32 bits"),
-            weight_bytes: weights as u64,
-            request_bytes: HEADER_BYTES + rows * row_bytes,
-            reply_bytes: HEADER_BYTES + row_bytes * if self.sums { rows } else { pairs as u64 },
-        }
+        work_of(order, self.width, self.sums, |expert| bytes(expert) as u64)
     }
 
     fn ended(
@@ -386,7 +423,7 @@ impl Course<'_, '_> {
         }
         self.with.health.ended(orders, &self.answered_ns);
         if self.legs.len() == orders {
-            self.with.fork_join.record(self.legs.drain(..));
+            self.with.fork_join.record(self.legs.iter().copied());
         } else {
             self.with.fork_join.record_incomplete();
         }
@@ -435,12 +472,13 @@ impl Dispatch for Virtual {
     ) -> Result<Replies, DispatchError> {
         let mut replies = self.compute.deliver(orders, gates, hidden, width).await?;
         let tokens = (hidden.len() / width.max(1)) as f64;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "`as` saturates"
-        )]
-        let own_ns = (self.with.round_ns + self.with.token_ns * tokens).round() as u64;
+        let mut stream = self.rounds.stream(0, self.round);
+        self.round += 1;
+        let own_ns = self.with.coordinator.took_ns(orders.layer, tokens, &mut stream);
+        if self.with.round_noise != Noise::Constant {
+            self.factor = self.with.round_noise.draw(&mut stream);
+            self.with.hardware.network = self.network.times(self.factor);
+        }
         self.clock.advance_to_ns(self.clock.now_ns() + own_ns);
         self.welcome();
         let pairs = orders.nodes.iter().map(NodeOrder::pairs).sum();
@@ -469,7 +507,9 @@ impl Dispatch for Virtual {
             course.learn();
         }
         let service_ns = std::mem::take(&mut course.service_ns);
+        let legs = std::mem::take(&mut course.legs);
         drop(course);
+        self.legs = legs;
         self.holders = holders;
         done?;
         for reply in &mut replies.nodes {
@@ -483,6 +523,10 @@ impl Dispatch for Virtual {
         let is_back =
             || self.health.is_lost(node) && !self.with.hardware.faults.is_down(node, now_ns);
         self.health.is_available(node, now_ns) || is_back()
+    }
+
+    fn legs(&self) -> &[(NodeId, u64)] {
+        &self.legs
     }
 
     fn node_load(&self, node: NodeId) -> NodeLoad {

@@ -27,6 +27,7 @@ mod requests;
 mod resume;
 mod rounds;
 mod rules;
+mod samples;
 mod serve;
 mod state_hash;
 mod sums;
@@ -71,6 +72,7 @@ use placement::Placed;
 use plan::Plan;
 use record::Recorder;
 use resume::Parts;
+use samples::Sampler;
 use serve::GoingOn;
 use std::path::{Path, PathBuf};
 use sums::NodeLoadSums;
@@ -97,6 +99,8 @@ pub struct RunSettings<'a> {
     pub at_once: bool,
     /// Whether `trace.json` is written.
     pub trace: bool,
+    /// Whether `observed.parquet` is written, where widths stay.
+    pub observe: bool,
     /// Whether the directory is thrown away once its figures are taken: there is no report, and files need not be
     /// on the disk when the run ends.
     pub is_scratch: bool,
@@ -152,6 +156,12 @@ pub enum PlanError {
     /// Virtual nodes.
     #[error("virtual.blocks: {0}")]
     Copies(#[from] TooSmall),
+    /// Orders are not observed.
+    #[error(
+        "--observe: experts of which widths are reallocated and requests of [virtual.blocks] are not observed; leave \
+         out [precision.reallocate] or [virtual.blocks]"
+    )]
+    Observe,
     /// The run directory.
     #[error(transparent)]
     Results(#[from] ResultsError),
@@ -171,7 +181,8 @@ impl PlanError {
             | Self::Trace(_)
             | Self::Fit(_)
             | Self::Placement(_)
-            | Self::Copies(_) => true,
+            | Self::Copies(_)
+            | Self::Observe => true,
         }
     }
 }
@@ -186,6 +197,11 @@ pub async fn run(
     settings: RunSettings<'_>,
     clock: &Clock,
 ) -> Result<RunEnd, PlanError> {
+    let can_observe =
+        scenario.precision.reallocate.is_off() && scenario.virtual_nodes.blocks.is_off();
+    if settings.observe && !can_observe {
+        return Err(PlanError::Observe);
+    }
     if !scenario.virtual_nodes.blocks.is_off() {
         return blocks::run(scenario, &settings, clock);
     }
@@ -269,6 +285,10 @@ async fn play(
     recorder.place((0..shape.layers).map(|l| source.router_rows(LayerId::from_index(l))));
     if settings.trace {
         recorder.draw(Some(Trace::start(&record.dir, scenario.nodes.seats())?));
+    }
+    if settings.observe {
+        let experts = &plan.experts.served;
+        recorder.sample(Some(Sampler::start(&record.dir, experts, shape.width)?));
     }
     recorder.watch_migration(plan.migration_record());
     let summary = &mut record.summary;

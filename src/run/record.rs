@@ -8,6 +8,7 @@ use super::migrate::{ExpertsMoved, MigrationRecord};
 use super::reallocate::WidthsBrought;
 use super::requests::Requests;
 use super::rounds::Round;
+use super::samples::Sampler;
 use super::serve::{Refusal, ServeError, StageEnds, Watch};
 use super::state_hash::StateHash;
 use super::sums::{FlockSums, NodeLoadSums, PlaySums};
@@ -45,6 +46,8 @@ pub(super) struct Recorder {
     planes: Vec<Option<Plane>>,
     /// Where one was asked for.
     trace: Option<Trace>,
+    /// Likewise.
+    sampler: Option<Sampler>,
     /// Which experts the loads are of, where some are pruned.
     kept: Option<KeptExperts>,
     /// Experts that move between nodes; none where they stay.
@@ -127,6 +130,7 @@ impl Recorder {
             checkpoints: None,
             planes: vec![None; shape.layers],
             trace: None,
+            sampler: None,
             kept,
             migration: None,
             pairs: Pairs::default(),
@@ -163,6 +167,11 @@ impl Recorder {
     /// Writes a trace from now on.
     pub(super) fn draw(&mut self, trace: Option<Trace>) {
         self.trace = trace;
+    }
+
+    /// Notes what orders asked and how long they took from now on.
+    pub(super) fn sample(&mut self, sampler: Option<Sampler>) {
+        self.sampler = sampler;
     }
 
     /// Takes back what was recorded up to a checkpoint.
@@ -271,6 +280,7 @@ impl Recorder {
     ) -> Result<(), ResultsError> {
         let cut = self.checkpoints.take().map_or(Ok(()), Checkpoints::finish);
         let drawn = self.trace.take().map_or(Ok(()), Trace::finish);
+        let observed = self.sampler.take().map_or(Ok(()), Sampler::finish);
         let elapsed_ns = self.requests.span_ns();
         summary.state_hash = self.sums.state.finalize().to_hex().to_string();
         let gap_max = self.scenario.goals.relative_gap_max;
@@ -296,7 +306,7 @@ impl Recorder {
         self.rounds.finish()?;
         self.requests.finish(dir, started_at)?;
         dir.write_layers(&Layers::new(self.sums.layers))?;
-        cut.and(drawn)
+        cut.and(drawn).and(observed)
     }
 
     /// Why a certificate is absent, where the play itself is the reason.
@@ -405,6 +415,9 @@ impl Watch for Recorder {
         if let Some(trace) = &mut self.trace {
             trace.round(round, stages);
         }
+        if let Some(sampler) = &mut self.sampler {
+            sampler.round(round);
+        }
         let route_ns = stages.route_ns();
         let state = &mut self.sums.state;
         arena.fingerprint(|bytes| {
@@ -495,12 +508,18 @@ impl Watch for Recorder {
                 trace.request(request.index() as u64, (intended_ns, times_ns.end));
             }
         }
+        if let Some(sampler) = &mut self.sampler {
+            sampler.step_ended(&times_ns);
+        }
         self.requests.batch(batch, intended_ns, times_ns, losses);
     }
 
     fn step(&mut self, step: StepDone) {
         if let Some(trace) = &mut self.trace {
             trace.step(step.tokens, (step.times_ns.start, step.times_ns.end));
+        }
+        if let Some(sampler) = &mut self.sampler {
+            sampler.step_ended(&step.times_ns);
         }
         self.requests.step(&step);
     }

@@ -1,11 +1,10 @@
 //! What a scenario says of virtual nodes, as the virtual cluster takes it.
 
-use crate::dispatch::VirtualSettings;
+use crate::dispatch::{Coordinator, VirtualSettings};
 use crate::scenario::Scenario;
 use crate::scenario::file::{self, Shape, VirtualFault, VirtualNodes};
 use agents::cluster::{CrashRate, Fault, FaultPlan, Hardware, Network, Noise, Service, Topology};
 use agents::ids::NodeId;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 const US: f64 = 1e3;
@@ -22,8 +21,15 @@ pub(super) fn settings(scenario: &Scenario) -> VirtualSettings {
         nodes: nodes.count,
         deadline_ms: u64::from(nodes.deadline_ms),
         hedge_budget: nodes.hedge_budget,
-        round_ns: with.coordinator_round_us * US,
-        token_ns: with.coordinator_token_us * US,
+        coordinator: Coordinator {
+            round_ns: with.coordinator_round_us * US,
+            token_ns: with.coordinator_token_us * US,
+            step_ns: with.coordinator_step_us * US,
+            step_token_ns: with.coordinator_step_token_us * US,
+            noise: empirical(&with.coordinator_factors),
+        },
+        round_noise: empirical(&with.round_factors),
+        shared_cores: with.shared_cores,
         seed: scenario.seed,
     }
 }
@@ -41,13 +47,15 @@ pub(super) fn hardware(
         setup_ns: with.setup_us * US,
         pair_ns: with.pair_us * US,
         weight_byte_ns: with.weight_mib_us * US / MIB,
+        pass_byte_ns: with.pass_mib_us * US / MIB,
         noise: match with.service {
             Shape::Constant => Noise::Constant,
             Shape::Exponential => Noise::Exponential,
             Shape::LogNormal => Noise::LogNormal(with.service_deviation),
+            Shape::Empirical => empirical(&with.service_factors),
         },
         node_deviation: with.node_deviation,
-        slowness: BTreeMap::new(),
+        slowness: (0..).map(NodeId).zip(with.node_factors.iter().copied()).collect(),
     };
     let network = Network {
         topology,
@@ -68,6 +76,11 @@ pub(super) fn hardware(
     let plan =
         FaultPlan::new(&faults, nodes, |node| topology.rack(node)).with_crashes(rate, nodes, seed);
     Hardware::new(service, network, plan, whole(with.detect_ms * MS), seed)
+}
+
+/// Constant where there are no factors.
+fn empirical(factors: &[f64]) -> Noise {
+    if factors.is_empty() { Noise::Constant } else { Noise::Empirical(factors.into()) }
 }
 
 /// Which nodes are near.
@@ -94,6 +107,12 @@ fn fault(fault: &VirtualFault) -> Fault {
         VirtualFault::Slow { node, at_ms, for_ms, factor } => {
             Fault::Slow { node: NodeId(node), when_ns: when(at_ms, for_ms), factor }
         }
+        VirtualFault::Pause { node, at_ms, for_ms, every_ms, stopped_ms } => Fault::Pause {
+            node: NodeId(node),
+            when_ns: when(at_ms, for_ms),
+            every_ns: whole(every_ms * MS).max(whole(stopped_ms * MS) + 1),
+            stopped_ns: whole(stopped_ms * MS),
+        },
         VirtualFault::Partition { rack, at_ms, for_ms } => {
             Fault::Partition { rack, when_ns: when(at_ms, for_ms) }
         }

@@ -18,11 +18,29 @@ pub struct VirtualNodes {
     /// Default 100.
     #[schemars(range(min = 0, max = 1_000_000_000))]
     pub weight_mib_us: f64,
+    /// Time of a node for each MiB each time that its kernels read it, once for every panel of 8, 4, 2 or 1 tokens of
+    /// an expert, in µs, 0 to 10^9. Default 0.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub pass_mib_us: f64,
     /// How a node's time varies. Default `constant`.
     pub service: Shape,
     /// Standard deviation of a node's time over its mean, 0.001 to 100; used by service `log_normal`. Default 0.2.
     #[schemars(range(min = 0.001, max = 100))]
     pub service_deviation: f64,
+    /// Equally likely factors of a node's time, ascending, of mean 1, each 0 to 1000000; service `empirical` needs them.
+    /// Default none.
+    #[schemars(length(max = 65_536), extend("items" = { "type": "number", "minimum": 0, "maximum": 1_000_000 }))]
+    pub service_factors: Vec<f64>,
+    /// The same for all times of a round together, of nodes and ways. Default none: only single nodes vary.
+    #[schemars(length(max = 65_536), extend("items" = { "type": "number", "minimum": 0, "maximum": 1_000_000 }))]
+    pub round_factors: Vec<f64>,
+    /// How many times as long as the others each node takes, by node, each 0.001 to 1000000; those beyond the list 1.
+    /// Default none.
+    #[schemars(length(max = 65_536), extend("items" = { "type": "number", "minimum": 0.001, "maximum": 1_000_000 }))]
+    pub node_factors: Vec<f64>,
+    /// Cores that all nodes share, as those of one machine do, 0 to 4096. Default 0: each has its own.
+    #[schemars(range(max = 4096))]
+    pub shared_cores: u32,
     /// Standard deviation of how slow nodes are, over its mean, 0 to 100. Default 0: all are alike.
     #[schemars(range(min = 0, max = 100))]
     pub node_deviation: f64,
@@ -61,6 +79,16 @@ pub struct VirtualNodes {
     /// Time of the coordinator for each token of a round, in µs, 0 to 10^9. Default 0.
     #[schemars(range(min = 0, max = 1_000_000_000))]
     pub coordinator_token_us: f64,
+    /// Time of the coordinator for each step besides, in µs, 0 to 10^9. Default 0.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub coordinator_step_us: f64,
+    /// Time of the coordinator for each token of a step besides, in µs, 0 to 10^9. Default 0.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub coordinator_step_token_us: f64,
+    /// Equally likely factors of the coordinator's time for a round, ascending, of mean 1, each 0 to 1000000. Default
+    /// none: it does not vary.
+    #[schemars(length(max = 65_536), extend("items" = { "type": "number", "minimum": 0, "maximum": 1_000_000 }))]
+    pub coordinator_factors: Vec<f64>,
     /// Crashes of a node in an hour, at random, 0 to 3600000. Default 0.
     #[schemars(range(min = 0, max = 3_600_000))]
     pub crashes_per_hour: f64,
@@ -80,8 +108,13 @@ impl Default for VirtualNodes {
             setup_us: 20.0,
             pair_us: 1.0,
             weight_mib_us: 100.0,
+            pass_mib_us: 0.0,
             service: Shape::Constant,
             service_deviation: 0.2,
+            service_factors: Vec::new(),
+            round_factors: Vec::new(),
+            node_factors: Vec::new(),
+            shared_cores: 0,
             node_deviation: 0.0,
             topology: Topology::Flat,
             rack_nodes: 32,
@@ -95,6 +128,9 @@ impl Default for VirtualNodes {
             detect_ms: 1.0,
             coordinator_round_us: 0.0,
             coordinator_token_us: 0.0,
+            coordinator_step_us: 0.0,
+            coordinator_step_token_us: 0.0,
+            coordinator_factors: Vec::new(),
             crashes_per_hour: 0.0,
             crash_ms: 10_000.0,
             faults: Vec::new(),
@@ -114,6 +150,8 @@ pub enum Shape {
     Exponential,
     /// Log-normally, by `service_deviation`.
     LogNormal,
+    /// As was measured: by `service_factors`.
+    Empirical,
 }
 
 /// Which nodes are near each other.
@@ -172,6 +210,24 @@ pub enum VirtualFault {
         #[schemars(range(min = 0.01, max = 1_000_000))]
         factor: f64,
     },
+    /// A node stands still again and again, and goes on where it stood.
+    Pause {
+        /// Which, from 0.
+        #[schemars(range(max = 999_999))]
+        node: u32,
+        /// From when on, in ms of serving, 0 to 10^9.
+        #[schemars(range(min = 0, max = 1_000_000_000))]
+        at_ms: f64,
+        /// For how long, in ms, 0.001 to 10^9.
+        #[schemars(range(min = 0.001, max = 1_000_000_000))]
+        for_ms: f64,
+        /// From a pause to the next, in ms, 0.001 to 10^9; more than `stopped_ms`.
+        #[schemars(range(min = 0.001, max = 1_000_000_000))]
+        every_ms: f64,
+        /// Length of a pause, in ms, 0 to 10^9.
+        #[schemars(range(min = 0, max = 1_000_000_000))]
+        stopped_ms: f64,
+    },
     /// No message passes between a rack and others.
     Partition {
         /// Which, from 0.
@@ -206,9 +262,10 @@ impl VirtualFault {
     #[must_use]
     pub fn place(&self) -> (u32, &'static str) {
         match self {
-            Self::Crash { node, .. } | Self::Slow { node, .. } | Self::Flaky { node, .. } => {
-                (*node, "node")
-            }
+            Self::Crash { node, .. }
+            | Self::Slow { node, .. }
+            | Self::Pause { node, .. }
+            | Self::Flaky { node, .. } => (*node, "node"),
             Self::RackLoss { rack, .. } | Self::Partition { rack, .. } => (*rack, "rack"),
         }
     }

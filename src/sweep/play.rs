@@ -157,6 +157,7 @@ impl<'a> Player<'a> {
             hosts_worker: false,
             at_once: self.sweep.at_once,
             trace: false,
+            observe: false,
             is_scratch: true,
         };
         pool.install(|| {

@@ -8,6 +8,7 @@ mod book;
 mod certificates;
 mod checkpoints;
 mod cli_bad_input;
+mod cli_calibration;
 mod cli_capacity;
 mod cli_ended_early;
 mod cli_eval_task;

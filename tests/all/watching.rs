@@ -59,6 +59,7 @@ async fn play(folder: &Folder, out: &str, progress: &dyn Progress) -> RunEnd {
         hosts_worker: false,
         at_once: false,
         trace: false,
+        observe: false,
         is_scratch: false,
     };
     let clock = if progress.pace().is_some() { Clock::start().pausable() } else { Clock::start() };

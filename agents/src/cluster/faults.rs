@@ -34,6 +34,17 @@ pub enum Fault {
         /// How many times as long it takes, above 0.
         factor: f64,
     },
+    /// A node stands still again and again, keeps what it has in hand and goes on.
+    Pause {
+        /// Which.
+        node: NodeId,
+        /// Likewise.
+        when_ns: Range<u64>,
+        /// From the start of a pause to the next, above `stopped_ns`.
+        every_ns: u64,
+        /// How long it stands.
+        stopped_ns: u64,
+    },
     /// No message passes between a rack and any other.
     Partition {
         /// Which.
@@ -69,11 +80,37 @@ pub struct FaultPlan {
     /// By node: when it is down, ascending and apart.
     down_ns: BTreeMap<u32, Vec<Range<u64>>>,
     slow: BTreeMap<u32, Vec<(Range<u64>, f64)>>,
+    pauses: BTreeMap<u32, Vec<Stops>>,
     flaky: BTreeMap<u32, Vec<(Range<u64>, f64)>>,
     /// By rack.
     cut_ns: BTreeMap<u32, Vec<Range<u64>>>,
     /// One bit a node: whether any of the above knows it.
     faulty: Vec<u64>,
+}
+
+/// Pauses of a node, as in [`Fault::Pause`].
+#[derive(Clone, Debug)]
+struct Stops {
+    when_ns: Range<u64>,
+    every_ns: u64,
+    stopped_ns: u64,
+}
+
+impl Stops {
+    /// When the pause of this time ends.
+    fn until_ns(&self, now_ns: u64) -> Option<u64> {
+        let since_ns = now_ns.checked_sub(self.when_ns.start)?;
+        let began_ns = now_ns - since_ns % self.every_ns;
+        let until_ns = (began_ns + self.stopped_ns).min(self.when_ns.end);
+        (now_ns < until_ns).then_some(until_ns)
+    }
+
+    /// When the first pause from this time on begins.
+    fn next_ns(&self, now_ns: u64) -> Option<u64> {
+        let since_ns = now_ns.saturating_sub(self.when_ns.start);
+        let next_ns = self.when_ns.start + since_ns.div_ceil(self.every_ns) * self.every_ns;
+        (self.stopped_ns > 0 && next_ns < self.when_ns.end).then_some(next_ns)
+    }
 }
 
 impl FaultPlan {
@@ -90,6 +127,16 @@ impl FaultPlan {
                 Fault::Slow { node, when_ns, factor } => {
                     plan.note(node.0);
                     plan.slow.entry(node.0).or_default().push((when_ns.clone(), *factor));
+                }
+                Fault::Pause { node, when_ns, every_ns, stopped_ns } => {
+                    assert!(stopped_ns < every_ns, "a node that pauses goes on at times");
+                    plan.note(node.0);
+                    let pauses = plan.pauses.entry(node.0).or_default();
+                    pauses.push(Stops {
+                        when_ns: when_ns.clone(),
+                        every_ns: *every_ns,
+                        stopped_ns: *stopped_ns,
+                    });
                 }
                 Fault::Partition { rack, when_ns } => {
                     plan.cut_ns.entry(*rack).or_default().push(when_ns.clone());
@@ -192,6 +239,35 @@ impl FaultPlan {
         }
         let slow = self.slow.get(&node).into_iter().flatten();
         slow.filter(|(when, _)| when.contains(&now_ns)).map(|(_, factor)| factor).product()
+    }
+
+    /// When a node that stands still at `now_ns` goes on; `now_ns` where it does not.
+    #[must_use]
+    pub(super) fn resumed(&self, node: u32, now_ns: u64) -> u64 {
+        let mut at_ns = now_ns;
+        while let Some(on_ns) = self.stops(node).find_map(|stop| stop.until_ns(at_ns)) {
+            at_ns = on_ns;
+        }
+        at_ns
+    }
+
+    /// When a node has computed for so long that begins at a time at which it does not stand still.
+    #[must_use]
+    pub(super) fn ended(&self, node: u32, start_ns: u64, service_ns: u64) -> u64 {
+        let (mut at_ns, mut left_ns) = (start_ns, service_ns);
+        while let Some(stop_ns) = self.stops(node).filter_map(|stop| stop.next_ns(at_ns)).min() {
+            if at_ns + left_ns <= stop_ns {
+                break;
+            }
+            left_ns -= stop_ns - at_ns;
+            at_ns = self.resumed(node, stop_ns);
+        }
+        at_ns + left_ns
+    }
+
+    fn stops(&self, node: u32) -> impl Iterator<Item = &Stops> {
+        let known = self.is_faulty(node).then(|| self.pauses.get(&node)).flatten();
+        known.into_iter().flatten()
     }
 
     /// The probability that a message between a node and somebody in `other_rack` is lost at `now_ns`.

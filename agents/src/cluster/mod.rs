@@ -11,9 +11,12 @@
 mod calendar;
 mod choose;
 mod copies;
+mod cores;
 pub mod demand;
 mod engine;
 mod faults;
+pub mod fit;
+mod fork;
 mod front;
 pub mod joint;
 pub mod limits;
@@ -26,9 +29,11 @@ mod settings;
 mod stream;
 
 pub use copies::{Copies, TooSmall};
+pub use cores::Cores;
 pub use demand::{Candidates, Popularity};
 pub use engine::{Report, simulate};
 pub use faults::{CrashRate, Fault, FaultPlan};
+pub use fork::Fork;
 pub use network::{Network, Port, Topology};
 pub use node::{Hardware, Node, Served, Service, Work};
 pub use noise::Noise;

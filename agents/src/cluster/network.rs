@@ -72,6 +72,21 @@ pub struct Port {
 }
 
 impl Network {
+    /// The same with all times so many times as long.
+    #[must_use]
+    pub fn times(&self, factor: f64) -> Self {
+        let longer = |ns: u64| whole_ns(ns as f64 * factor);
+        Self {
+            topology: self.topology,
+            base_ns: self.base_ns.map(|ns| longer(ns).max(1)),
+            jitter_ns: self.jitter_ns * factor,
+            jitter: self.jitter.clone(),
+            // A factor of 0 would have bytes go on for ever.
+            bytes_per_ns: self.bytes_per_ns / factor.max(f64::MIN_POSITIVE),
+            message_ns: longer(self.message_ns),
+        }
+    }
+
     /// The least time from a message's start to its first byte's arrival anywhere, ns.
     #[must_use]
     pub fn least_ns(&self) -> u64 {

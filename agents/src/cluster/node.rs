@@ -3,6 +3,7 @@
 //! Since the order is that of arrival, a message's end is known when it arrives (Lindley 1952): a node needs
 //! no event of its own, and none while it is idle.
 
+use super::cores::Cores;
 use super::faults::FaultPlan;
 use super::network::{Network, Port};
 use super::noise::Noise;
@@ -18,13 +19,16 @@ pub struct Work {
     pub pairs: u32,
     /// Encoded bytes of the weights of the experts that it touches: their widths tell.
     pub weight_bytes: u64,
+    /// The same as often as they are read, see [`crate::expert::passes`].
+    pub pass_bytes: u64,
     /// Bytes of the question.
     pub request_bytes: u64,
     /// Bytes of the answer.
     pub reply_bytes: u64,
 }
 
-/// How long work takes: `(setup + pairs · pair + weight bytes · byte) · noise`, times how slow the node is.
+/// How long work takes: `(setup + pairs · pair + weight bytes · byte + pass bytes · byte) · noise`, times how slow the
+/// node is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// For each message, ns.
@@ -33,6 +37,8 @@ pub struct Service {
     pub pair_ns: f64,
     /// For each byte of the weights that are touched, ns.
     pub weight_byte_ns: f64,
+    /// For each byte each time that it is read, ns.
+    pub pass_byte_ns: f64,
     /// What varies.
     pub noise: Noise,
     /// Standard deviation of the nodes' slowness, log-normal with mean 1; 0: all are alike.
@@ -48,6 +54,7 @@ impl Service {
         self.setup_ns
             + self.pair_ns * f64::from(work.pairs)
             + self.weight_byte_ns * work.weight_bytes as f64
+            + self.pass_byte_ns * work.pass_bytes as f64
     }
 }
 
@@ -165,6 +172,19 @@ impl Hardware {
         now_ns: u64,
         work: &Work,
     ) -> Served {
+        self.serve_on(at, (node, &mut Cores::default(), 1.0), place, now_ns, work)
+    }
+
+    /// The same where nodes may share the cores of their host, and where all takes `factor` times as long.
+    #[must_use]
+    pub fn serve_on(
+        &self,
+        at: NodeId,
+        (node, cores, factor): (&mut Node, &mut Cores, f64),
+        place: u32,
+        now_ns: u64,
+        work: &Work,
+    ) -> Served {
         let (crashes, is_down) = self.faults.crashes(at.0, now_ns);
         if is_down {
             return Served::Broken { at_ns: now_ns + self.detect_ns };
@@ -173,13 +193,18 @@ impl Hardware {
             (node.port, node.free_ns, node.crashes) = (Port::default(), now_ns, crashes);
         }
         let whole_ns_at = self.network.received(&mut node.port, now_ns, work.request_bytes);
-        let start_ns = whole_ns_at.max(node.free_ns);
+        let start_ns = cores.free_ns(whole_ns_at.max(node.free_ns));
         let mut stream = self.service_key.stream(at.0.into(), node.messages.into());
         node.messages = node.messages.wrapping_add(1);
         let slowness = self.slowness(at) * self.faults.slowness(at.0, start_ns);
         let noise = self.service.noise.draw(&mut stream);
-        let service_ns = whole_ns(self.service.mean_ns(work) * noise * slowness);
-        node.free_ns = start_ns + service_ns;
+        let service_ns = whole_ns(self.service.mean_ns(work) * noise * slowness * factor);
+        let resumed_ns = self.faults.resumed(at.0, start_ns);
+        // Who stands still leaves the cores to others.
+        if resumed_ns == start_ns {
+            cores.take(start_ns + service_ns);
+        }
+        node.free_ns = self.faults.ended(at.0, resumed_ns, service_ns);
         if let Some(crash_ns) = self.faults.crash_within(at.0, now_ns, node.free_ns) {
             return Served::Broken { at_ns: crash_ns.max(now_ns) + self.detect_ns };
         }
@@ -200,7 +225,7 @@ impl Hardware {
 #[cfg(test)]
 mod tests {
     use super::{Hardware, Node, Served, Service, Work};
-    use crate::cluster::{Fault, FaultPlan, Network, Noise, Topology};
+    use crate::cluster::{Cores, Fault, FaultPlan, Network, Noise, Topology};
     use crate::ids::NodeId;
     use std::collections::BTreeMap;
 
@@ -209,6 +234,7 @@ mod tests {
             setup_ns: 1_000.0,
             pair_ns: 10.0,
             weight_byte_ns: 0.5,
+            pass_byte_ns: 0.0,
             noise: Noise::Constant,
             node_deviation: 0.0,
             slowness: BTreeMap::from([(NodeId(1), 4.0)]),
@@ -224,7 +250,13 @@ mod tests {
         Hardware::new(service, network, FaultPlan::new(faults, 4, |n| n / 2), 50, 1)
     }
 
-    const WORK: Work = Work { pairs: 20, weight_bytes: 600, request_bytes: 40, reply_bytes: 80 };
+    const WORK: Work = Work {
+        pairs: 20,
+        weight_bytes: 600,
+        pass_bytes: 1_200,
+        request_bytes: 40,
+        reply_bytes: 80,
+    };
 
     #[test]
     fn a_message_waits_for_those_before_it_and_takes_by_pairs_bytes_and_node() {
@@ -251,6 +283,34 @@ mod tests {
         assert_eq!(serve(10), Served::Broken { at_ns: 2_050 });
         assert_eq!(serve(2_200), Served::Broken { at_ns: 2_250 });
         assert_eq!(serve(2_600), Served::Answered { at_ns: 4_240, wait_ns: 0, service_ns: 1_500 });
+    }
+
+    #[test]
+    fn a_node_that_stands_still_goes_on_where_it_stood_and_leaves_its_core_to_others() {
+        let pause = Fault::Pause {
+            node: NodeId(0),
+            when_ns: 0..1_000_000,
+            every_ns: 10_000,
+            stopped_ns: 4_000,
+        };
+        let hardware = hardware(&[pause]);
+        let mut cores = Cores::of(1);
+        let mut serve = |at: NodeId, now| {
+            let on = (&mut Node::default(), &mut cores, 1.0);
+            // In the other rack.
+            let place = if at == NodeId(0) { 3 } else { 0 };
+            let Served::Answered { at_ns, .. } = hardware.serve_on(at, on, place, now, &WORK)
+            else {
+                panic!("no node is down")
+            };
+            at_ns - 300
+        };
+        // 40 ns of wire; stopped until 4000, then 1500 of work.
+        assert_eq!(serve(NodeId(0), 0), 5_500);
+        assert_eq!(serve(NodeId(2), 100), 1_640, "the core was free");
+        assert_eq!(serve(NodeId(3), 200), 3_140, "the core was taken");
+        // From 9500 to 10000, and from 14000 on.
+        assert_eq!(serve(NodeId(0), 9_460), 15_000);
     }
 
     #[test]

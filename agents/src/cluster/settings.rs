@@ -5,6 +5,7 @@ use super::demand::Popularity;
 use super::node::{Hardware, Work};
 use super::prices::Pricing;
 use super::stream::StreamKey;
+use crate::expert::passes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -108,6 +109,9 @@ impl Settings {
         Work {
             pairs,
             weight_bytes: u64::from(experts) * self.expert_bytes,
+            pass_bytes: u64::from(experts)
+                * self.expert_bytes
+                * passes(self.block_tokens as usize) as u64,
             request_bytes: self.header_bytes + u64::from(self.block_tokens) * self.row_bytes,
             reply_bytes: self.header_bytes + u64::from(pairs) * self.row_bytes,
         }

@@ -35,6 +35,12 @@ pub struct ExpertShape {
     pub hidden: usize,
 }
 
+/// How often the kernels read a quantized expert's weights for so many tokens: once for each panel of 8, 4, 2 or 1.
+#[must_use]
+pub const fn passes(tokens: usize) -> usize {
+    tokens / kernel::PANEL_TOKENS + (tokens % kernel::PANEL_TOKENS).count_ones() as usize
+}
+
 /// Lengths of groups that experts have.
 pub const GROUP_LENGTHS: [usize; 4] = [32, 64, 128, 256];
 

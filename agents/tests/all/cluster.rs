@@ -26,6 +26,7 @@ fn hardware(noise: Noise, faults: FaultPlan, seed: u64) -> Hardware {
         setup_ns: SERVICE_NS,
         pair_ns: 0.0,
         weight_byte_ns: 0.0,
+        pass_byte_ns: 0.0,
         noise,
         node_deviation: 0.0,
         slowness: BTreeMap::new(),

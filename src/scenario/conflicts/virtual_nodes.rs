@@ -1,7 +1,7 @@
 //! What contradicts itself in `[virtual]`, and how many nodes an engine can have.
 
 use super::Found;
-use crate::scenario::file::{Engine, Scenario, Source, Topology};
+use crate::scenario::file::{Engine, Scenario, Shape, Source, Topology, VirtualFault};
 
 /// Nodes that are not virtual, at most.
 const REAL_NODES_MAX: u32 = 4096;
@@ -18,6 +18,20 @@ pub(super) fn find(scenario: &Scenario, found: &mut Found<'_>) {
     if !with.blocks.is_off() {
         blocks(scenario, found);
     }
+    let has_factors = with.service != Shape::Empirical || !with.service_factors.is_empty();
+    found.unless(has_factors, &["virtual.service", "virtual.service_factors"], || {
+        let message = "`virtual.service` is \"empirical\" but `virtual.service_factors` is empty";
+        (message.into(), "write the factors that were measured".into())
+    });
+    for (key, factors) in [
+        ("virtual.service_factors", &with.service_factors),
+        ("virtual.round_factors", &with.round_factors),
+        ("virtual.coordinator_factors", &with.coordinator_factors),
+    ] {
+        found.unless(factors.is_sorted(), &[key], || {
+            (format!("`{key}` does not ascend"), "sort the factors".into())
+        });
+    }
     let racks = match with.topology {
         Topology::Flat => 1,
         Topology::Racks | Topology::Pods => count.div_ceil(with.rack_nodes.max(1)),
@@ -25,6 +39,14 @@ pub(super) fn find(scenario: &Scenario, found: &mut Found<'_>) {
     for (at, fault) in with.faults.iter().enumerate() {
         let (place, what) = fault.place();
         let all = if what == "rack" { racks } else { count };
+        if let VirtualFault::Pause { every_ms, stopped_ms, .. } = fault {
+            let key = format!("virtual.faults[{at}].stopped_ms");
+            found.unless(stopped_ms < every_ms, &[&key, "virtual.faults"], || {
+                let message =
+                    format!("`{key}` is {stopped_ms} but a pause begins every {every_ms} ms");
+                (message, "write a shorter pause".into())
+            });
+        }
         let key = format!("virtual.faults[{at}].{what}");
         // Where other engines run it, nobody reads it.
         let holds = engine != Engine::Virtual || place < all;
