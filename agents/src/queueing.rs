@@ -172,12 +172,19 @@ impl Queue<'_> {
     /// enough (from a utilisation of about 0.998 on, for the 99th percentile), and without service times.
     #[must_use]
     pub fn response_quantile_ns(&self, q: f64) -> Option<f64> {
+        self.response_quantiles_ns(&[q])?.pop()
+    }
+
+    /// The same of several shares, with cells as wide as the largest needs them.
+    #[must_use]
+    pub fn response_quantiles_ns(&self, shares_below: &[f64]) -> Option<Vec<f64>> {
         let busy = self.utilisation();
         let shares = self.service.shares();
         let mean = self.service.mean_ns().filter(|mean| *mean > 0.0)?;
-        if busy >= 1.0 || !(0.0..1.0).contains(&q) {
+        if busy >= 1.0 || !shares_below.iter().all(|q| (0.0..1.0).contains(q)) {
             return None;
         }
+        let largest = shares_below.iter().copied().fold(0.0, f64::max);
         let longest = shares.last()?.0;
         // Doubled until the cells reach far enough.
         let mut cell = longest.max(mean) / 256.0;
@@ -190,10 +197,10 @@ impl Queue<'_> {
                 };
                 shares.iter().map(below).sum()
             };
-            if response(CELLS - 1) >= q {
+            if response(CELLS - 1) >= largest {
                 let cells: Vec<usize> = (0..CELLS).collect();
-                let at = cells.partition_point(|at| response(*at) < q);
-                return Some(at as f64 * cell);
+                let at = |q: &f64| cells.partition_point(|at| response(*at) < *q) as f64 * cell;
+                return Some(shares_below.iter().map(at).collect());
             }
             if cell > longest {
                 // All service times are in one cell by now: wider ones do not reach further in cells.
@@ -210,11 +217,14 @@ fn wait_distribution(busy: f64, shares: &[(f64, f64)], mean: f64, cell: f64) -> 
     let residual_below =
         |x: f64| shares.iter().map(|(time, share)| share * time.min(x)).sum::<f64>() / mean;
     let ends: Vec<f64> = (0..CELLS).map(|j| residual_below(j as f64 * cell)).collect();
-    let residual: Vec<f64> = ends.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let mut residual: Vec<f64> = ends.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // No residual time is longer than the longest service.
+    let cells = residual.iter().rposition(|share| *share != 0.0).map_or(0, |last| last + 1);
+    residual.truncate(cells);
     let mut exactly = vec![0.0; CELLS];
     exactly[0] = 1.0 - busy;
     for j in 1..CELLS {
-        let sum: f64 = (1..=j).map(|i| residual[i - 1] * exactly[j - i]).sum();
+        let sum: f64 = (1..=j.min(cells)).map(|i| residual[i - 1] * exactly[j - i]).sum();
         exactly[j] = busy * sum;
     }
     let mut below = 0.0;
