@@ -26,6 +26,7 @@ pub mod statistics;
 mod summary;
 mod table;
 mod theory;
+mod timeline;
 mod trace;
 mod virtual_time;
 
@@ -55,7 +56,10 @@ pub use summary::{
     Summary, Throughput,
 };
 pub use table::summary_table;
-pub use theory::{BatchTimes, HottestExpert, QueueTheory, StepTheory, TailTheory};
+pub use theory::{
+    BatchTimes, HottestExpert, QueueTheory, ResponseQuantile, StepTheory, TailTheory,
+};
+pub use timeline::{NodeTimeline, TIMELINE_NODES_MAX, Timeline};
 pub use trace::{TraceWriter, Track};
 pub use virtual_time::VirtualTime;
 

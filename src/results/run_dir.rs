@@ -14,6 +14,7 @@ use super::manifest::Manifest;
 use super::parquet::{Row, TableWriter, read_table};
 use super::report::{self, RunRecord};
 use super::summary::Summary;
+use super::timeline::Timeline;
 use super::{RoundRow, SCHEMA_VERSION};
 use crate::measure::clock::compact_utc;
 use crate::measure::latency::{Interval, Latency, read_hlog, write_hlog};
@@ -184,6 +185,14 @@ impl RunDir {
         self.write("summary.json", summary.to_json().as_bytes())
     }
 
+    /// Writes `timeline.json`.
+    ///
+    /// # Errors
+    /// See [`RunDir::write`].
+    pub fn write_timeline(&self, timeline: &Timeline) -> Result<(), ResultsError> {
+        self.write("timeline.json", to_json(timeline).as_bytes())
+    }
+
     /// Writes `layers.json`.
     ///
     /// # Errors
@@ -254,6 +263,7 @@ impl RunDir {
             manifest,
             summary: self.read_summary()?,
             layers: or_missing(self.read_json("layers.json"))?,
+            timeline: or_missing(self.read_json("timeline.json"))?,
             rounds: or_missing(read_table::<RoundRow>(&self.path))?.unwrap_or_default(),
             latency: or_missing(self.read_latency())?,
         })

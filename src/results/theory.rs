@@ -61,12 +61,26 @@ pub struct QueueTheory {
     pub response_p99_mg1_ns: Option<f64>,
     /// The same had service times been exponential with the same mean; null under overload.
     pub response_p99_mm1_ns: Option<f64>,
+    /// Times that a share of the batches do not exceed, up to the largest share that leaves one batch above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub response: Vec<ResponseQuantile>,
     /// Whether `response_p99_lower_ns` is within `response_p99_mg1_ns`.
     pub within: Option<bool>,
     /// Whether that had to be so.
     pub condition_holds: bool,
     /// Why it had to, or had not.
     pub condition: String,
+}
+
+/// A time from a batch's closing to its end that a share of the batches do not exceed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ResponseQuantile {
+    /// The share.
+    pub quantile: f64,
+    /// As measured, ns, to 3 %.
+    pub measured_ns: u64,
+    /// By M/G/1 with the measured service times, rounded up, ns; null under overload.
+    pub mg1_ns: Option<f64>,
 }
 
 /// Layers that wait for the slowest of the nodes that they ask, from their orders to the last reply.
@@ -143,6 +157,20 @@ impl BatchTimes {
         }
     }
 
+    fn response(&self, queue: Option<Queue<'_>>) -> Vec<ResponseQuantile> {
+        // Four to each further nine.
+        let nines = (1..).map(|at| f64::from(at) * 0.25).map(|nines| 1.0 - 10_f64.powf(-nines));
+        let count = self.response.count() as f64;
+        let shares: Vec<f64> = nines.take_while(|share| count * (1.0 - share) >= 1.0).collect();
+        let by_theory = queue.and_then(|queue| queue.response_quantiles_ns(&shares));
+        let quantile = |(at, share): (usize, &f64)| {
+            let mg1_ns = by_theory.as_ref().map(|times| times[at]);
+            let measured_ns = self.response.quantile_ns(*share)?;
+            Some(ResponseQuantile { quantile: *share, measured_ns, mg1_ns })
+        };
+        shares.iter().enumerate().filter_map(quantile).collect()
+    }
+
     /// The figures. `whole` is false where requests were refused or the run did not complete.
     #[must_use]
     pub fn theory(&self, whole: bool) -> QueueTheory {
@@ -191,6 +219,7 @@ impl BatchTimes {
             response_p99_mm1_ns: service_mean_ns
                 .zip(utilisation)
                 .and_then(|(mean, busy)| exponential_response_quantile_ns(mean, busy, P99)),
+            response: self.response(queue),
             within: response_p99_lower_ns
                 .zip(response_p99_mg1_ns)
                 .map(|(measured, bound)| measured as f64 <= bound),

@@ -19,10 +19,10 @@ use crate::results::checkpoint::{Latest, LoggedRow, RowLog};
 use crate::results::{
     BatchTimes, Goal, HottestExpert, LayerFigures, Layers, MotionFigures, Outcomes, Pairs,
     ReallocationFigures, ResultsError, ResumeFigures, RoundRow, RunDir, ServedNodeLoads, Snapshot,
-    StepTheory, Summary, TOKENS_PLACED, TableWriter, TailTheory, Throughput,
+    StepTheory, Summary, TOKENS_PLACED, TableWriter, TailTheory, Throughput, Timeline,
 };
 use crate::scenario::Scenario;
-use crate::scenario::file::Goals;
+use crate::scenario::file::{Engine, Goals};
 use crate::source::{KeptExperts, SourceShape};
 use agents::flock::motion::LayerMotion;
 use agents::flock::plane::Plane;
@@ -78,6 +78,7 @@ pub(super) struct Sums {
     #[serde(with = "as_json")]
     layers: Vec<LayerFigures>,
     payload_bytes: u64,
+    timeline: Timeline,
     /// Tokens of all batches or steps.
     tokens_played: u64,
     resumed: ResumeFigures,
@@ -121,6 +122,7 @@ impl Recorder {
                 nodes_changed: false,
                 layers: (0..).zip(bits).map(layer).collect(),
                 payload_bytes: 0,
+                timeline: Timeline::default(),
                 tokens_played: 0,
                 resumed: ResumeFigures::default(),
                 reallocation,
@@ -305,8 +307,29 @@ impl Recorder {
         self.null_reasons(summary);
         self.rounds.finish()?;
         self.requests.finish(dir, started_at)?;
+        dir.write_timeline(&self.sums.timeline)?;
         dir.write_layers(&Layers::new(self.sums.layers))?;
         cut.and(drawn).and(observed)
+    }
+
+    /// What the nodes did in a round, from when serving started.
+    fn in_time(&mut self, round: &Round<'_>) {
+        let from_ns = self.requests.sums().serving_from_ns();
+        let since = |at_ns: u64| at_ns.saturating_sub(from_ns);
+        let sent_ns = round.times.sent_ns;
+        // In one process nobody is asked and nobody fails.
+        if self.scenario.nodes.engine != Engine::InProcess {
+            for order in &round.decision.orders.nodes {
+                let has_answered = round.legs.iter().any(|(node, _)| *node == order.node);
+                self.sums.timeline.asked(order.node.0, since(sent_ns), has_answered);
+            }
+        }
+        for (node, compute_ns) in round.computed {
+            let leg = round.legs.iter().find(|(of, _)| of == node);
+            let ended_ns = leg.map_or(round.times.replied_ns, |(_, took_ns)| sent_ns + took_ns);
+            let times_ns = (since(ended_ns.saturating_sub(*compute_ns)), since(ended_ns));
+            self.sums.timeline.computed(node.0, times_ns);
+        }
     }
 
     /// Why a certificate is absent, where the play itself is the reason.
@@ -418,6 +441,7 @@ impl Watch for Recorder {
         if let Some(sampler) = &mut self.sampler {
             sampler.round(round);
         }
+        self.in_time(round);
         let route_ns = stages.route_ns();
         let state = &mut self.sums.state;
         arena.fingerprint(|bytes| {

@@ -13,7 +13,7 @@ use crate::binary::{Ended, Folder, SYNTHETIC};
 /// Of a run that decodes answers, beside `FILES`.
 const FILES_OF_DECODING: [&str; 2] = ["hist/tpot.hlog", "hist/ttft.hlog"];
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "hist/generator-lag.hlog",
     "hist/requests.hlog",
     "layers.json",
@@ -23,6 +23,7 @@ const FILES: [&str; 9] = [
     "rounds.parquet",
     "scenario.toml",
     "summary.json",
+    "timeline.json",
 ];
 
 const SUMMARY_KEYS: &str = "

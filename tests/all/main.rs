@@ -5,6 +5,7 @@ mod attacks;
 mod bad_network;
 mod binary;
 mod book;
+mod browser;
 mod certificates;
 mod checkpoints;
 mod cli_bad_input;

@@ -291,6 +291,7 @@ fn a_report_rebuilt_from_its_directory_is_the_same_bytes() {
         manifest: dir.read_manifest().expect("readable"),
         summary: full_summary(),
         layers: Some(layers()),
+        timeline: None,
         rounds: (0..100).map(|at| settling(at, 50)).collect(),
         latency: Some(request_latency()),
     };

@@ -4,11 +4,13 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::RunRecord;
 use super::cards::cards;
-use super::pictures::{convergence, flock, latency, load, precision};
+use super::pictures::{convergence, figure, flock, key, latency, load, precision};
+use super::plots::{self, BLUE, GREY, Mark, ORANGE};
 use super::theory::theory;
+use super::timeline::nodes_in_time;
 use crate::results::format::{ABSENT, bytes, count, duration, nats, number, percent};
 use crate::results::table::lag_text;
-use crate::results::{Manifest, Status, Summary};
+use crate::results::{Manifest, Quality, Status, Summary};
 
 /// The page as text: the same bytes for the same record. It loads nothing and runs nothing.
 #[must_use]
@@ -36,7 +38,7 @@ pub fn render(record: &RunRecord) -> String {
                 (section("latency", "Latency", html! { (lag(summary)) (latency(record)) }))
                 (section("theory", "Tail and theory", theory(summary)))
                 (section("outcomes", "Outcomes", outcomes(summary)))
-                (section("nodes", "Nodes", nodes(summary)))
+                (section("nodes", "Nodes", html! { (nodes(summary)) (in_time(record)) }))
                 (section("precision", "Bits per expert", precision(record)))
                 (section("again", "Run it again", again(manifest, summary)))
             } }
@@ -197,7 +199,37 @@ fn quality(summary: &Summary) -> Markup {
     html! {
         p { "Cross-entropy in nats a token over " (count(quality.tokens)) " tokens; lower is better. The last column is this run minus the control." }
         (table(["model", "nats a token", "this run − it"], rows.collect()))
+        (bytes_against_loss(summary, quality))
     }
+}
+
+/// Bytes of the experts and the loss that they come to.
+#[expect(clippy::cast_precision_loss, reason = "a position on an axis")]
+fn bytes_against_loss(summary: &Summary, quality: &Quality) -> Markup {
+    let memory = &summary.memory;
+    let marks = [
+        (BLUE, "this run", memory.expert_bytes, quality.loss),
+        (ORANGE, "the same experts, plain top-k", memory.expert_bytes, quality.loss_top_k),
+        (GREY, "f32 model, plain top-k", memory.expert_bytes_f32, quality.loss_f32),
+    ];
+    let marks: Vec<_> = marks
+        .into_iter()
+        .filter_map(|(colour, name, bytes, loss)| Some((colour, name, bytes as f64 / 1e6, loss?)))
+        .collect();
+    if marks.len() < 2 {
+        return html! {};
+    }
+    let drawn: Vec<Mark> = marks
+        .iter()
+        .map(|(colour, _, megabytes, loss)| Mark { colour, x: (*megabytes, 0.0), y: (*loss, 0.0) })
+        .collect();
+    let names = ["bytes of all experts, MB", "loss, nats a token"];
+    let labels: [&dyn Fn(&f64) -> String; 2] = [&|x| number(Some(*x)), &|y| format!("{y:.3}")];
+    figure(
+        &plots::scatter(&drawn, names, labels),
+        "bytes of the experts against the loss",
+        html! { @for (colour, name, ..) in &marks { (key(colour, name)) } },
+    )
 }
 
 /// A sentence where the load generator was too late for its latencies to be the system's.
@@ -256,6 +288,10 @@ fn nodes(summary: &Summary) -> Markup {
         ]
     });
     table(["node", "experts", "bytes", "token-experts", "busy", ""], rows.collect())
+}
+
+fn in_time(record: &RunRecord) -> Markup {
+    record.timeline.as_ref().map_or_else(|| html! {}, nodes_in_time)
 }
 
 fn again(manifest: &Manifest, summary: &Summary) -> Markup {

@@ -10,9 +10,10 @@ mod series;
 pub mod sweep;
 mod sweep_plots;
 mod theory;
+mod timeline;
 
 use crate::measure::Latency;
-use crate::results::{Layers, Manifest, RoundRow, Summary};
+use crate::results::{Layers, Manifest, RoundRow, Summary, Timeline};
 
 pub use html::render;
 
@@ -25,6 +26,8 @@ pub struct RunRecord {
     pub summary: Summary,
     /// `layers.json`, where it was written.
     pub layers: Option<Layers>,
+    /// `timeline.json`, where it was written.
+    pub timeline: Option<Timeline>,
     /// `rounds.parquet`; empty where it was not finished.
     pub rounds: Vec<RoundRow>,
     /// `hist/requests.hlog`, where it was written.

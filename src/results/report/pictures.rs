@@ -217,11 +217,11 @@ fn prepared(lines: Vec<Named>) -> (Markup, Vec<Line>, String) {
     (keys, lines, thinned)
 }
 
-fn key(colour: &str, name: &str) -> Markup {
+pub(super) fn key(colour: &str, name: &str) -> Markup {
     html! { span.key style={ "background:" (colour) } {} (name) }
 }
 
-fn figure(svg: &str, label: &str, caption: Markup) -> Markup {
+pub(super) fn figure(svg: &str, label: &str, caption: Markup) -> Markup {
     html! {
         figure {
             div role="img" aria-label=(label) { (PreEscaped(svg)) }

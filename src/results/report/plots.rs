@@ -74,7 +74,16 @@ pub(super) fn percentile_curve(latency: &Latency) -> Option<String> {
         .chain([(nines, 1.0)])
         .filter_map(|(x, q)| Some((x, latency.quantile(q)?.max(1) as f64)))
         .collect();
-    let (low, high) = (points.first()?.1, points.last()?.1);
+    over_percentiles(&[Line { colour: BLUE, points }], "percentile of requests")
+}
+
+/// Times over percentiles, x as many nines as the percentile has; none without points.
+pub(super) fn over_percentiles(lines: &[Line], x_name: &str) -> Option<String> {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let (low, high) = (
+        points().map(|point| point.1).min_by(f64::total_cmp)?.max(1.0),
+        points().map(|point| point.1).max_by(f64::total_cmp)?,
+    );
     let decades = low.log10().floor()..(high.log10() + 1e-9).ceil();
     let y = 10f64.powf(decades.start)..10f64.powf(decades.end.max(decades.start + 1.0));
     let percentile = |x: &f64| {
@@ -87,19 +96,52 @@ pub(super) fn percentile_curve(latency: &Latency) -> Option<String> {
             nines => format!("99.{} %", "9".repeat(nine_count(nines))).replace("99. ", "99 "),
         }
     };
-    let line = [Line { colour: BLUE, points }];
+    let nines = points().map(|point| point.0).fold(0.0, f64::max);
     let x = 0.0..nines.ceil().max(1.0);
     Some(picture(|area| {
-        chart(
-            area,
-            x,
-            y.log_scale(),
-            ["percentile of requests", "latency"],
-            &percentile,
-            &|y| nanoseconds(*y),
-            &line,
-        )
+        let label = |y: &f64| nanoseconds(*y);
+        chart(area, x, y.log_scale(), [x_name, "latency"], &percentile, &label, lines)
     }))
+}
+
+/// A measured point, each value with half of its interval, 0 for none.
+pub(super) struct Mark {
+    pub(super) colour: &'static str,
+    pub(super) x: (f64, f64),
+    pub(super) y: (f64, f64),
+}
+
+/// Points with bars as long as their intervals.
+pub(super) fn scatter(
+    marks: &[Mark],
+    names: [&str; 2],
+    labels: [&dyn Fn(&f64) -> String; 2],
+) -> String {
+    let range = |of: fn(&Mark) -> (f64, f64)| {
+        let ends = || marks.iter().map(of);
+        let low = ends().map(|(mean, half)| mean - half).fold(f64::INFINITY, f64::min);
+        let high = ends().map(|(mean, half)| mean + half).fold(f64::NEG_INFINITY, f64::max);
+        let room = (0.08 * (high - low)).max(1e-9 + 1e-3 * high.abs());
+        if low <= high { low - room..high + room } else { 0.0..1.0 }
+    };
+    picture(|area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .margin_right(24)
+            .x_label_area_size(40)
+            .y_label_area_size(72)
+            .build_cartesian_2d(range(|mark| mark.x), range(|mark| mark.y))?;
+        mesh(&mut chart, names, labels[0], labels[1])?;
+        for Mark { colour, x, y } in marks {
+            let colour = rgb(colour);
+            let bars = [[(x.0 - x.1, y.0), (x.0 + x.1, y.0)], [(x.0, y.0 - y.1), (x.0, y.0 + y.1)]];
+            chart.draw_series(
+                bars.map(|bar| PathElement::new(bar.to_vec(), colour.stroke_width(1))),
+            )?;
+            chart.draw_series(std::iter::once(Circle::new((x.0, y.0), 4, colour.filled())))?;
+        }
+        Ok(())
+    })
 }
 
 /// Loads over their mean, each list sorted on its own, the control behind.

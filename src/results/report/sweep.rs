@@ -4,6 +4,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::html::nothing;
+use super::plots::{self, BLUE, Mark};
 use super::sweep_plots::{self, COLOURS};
 use crate::results::format::{count, number};
 use crate::results::statistics::Interval;
@@ -106,6 +107,7 @@ pub fn render_sweep(record: &SweepRecord) -> String {
                 @if let Some(found) = &record.search { (section("search", "What was found", search(record, found))) }
                 (section("points", "Points", points(record)))
                 (section("effects", "What each axis does", effects(record)))
+                (section("against", "Figures against each other", against(record)))
                 (section("baseline", "Against the baseline", baseline(record)))
                 (section("targets", "Work until a target is reached", targets(record)))
                 (section("again", "Run it again", again()))
@@ -223,6 +225,39 @@ fn effects(record: &SweepRecord) -> Markup {
                     (PreEscaped(sweep_plots::effect(effect)))
                 }
                 figcaption { (effect.figure) " by " (effect.key) }
+            }
+        }
+    }
+}
+
+/// Pairs of figures drawn at most.
+const PAIRS_MAX: usize = 4;
+
+/// The first figure and each of the next ones, a mark a point.
+fn against(record: &SweepRecord) -> Markup {
+    let of = |interval: &Interval| (interval.mean, interval.half_width.unwrap_or(0.0));
+    let marks = |other: usize| -> Vec<Mark> {
+        let mark = |point: &PointRecord| {
+            let figure = |at: usize| point.figures.get(at)?.as_ref().map(of);
+            Some(Mark { colour: BLUE, x: figure(0)?, y: figure(other)? })
+        };
+        record.points.iter().filter_map(mark).collect()
+    };
+    let pairs = (1..record.figures.len()).map(|other| (&record.figures[other], marks(other)));
+    let drawn: Vec<_> = pairs.filter(|(_, marks)| marks.len() > 1).take(PAIRS_MAX).collect();
+    let Some(first) = record.figures.first().filter(|_| !drawn.is_empty()) else {
+        return nothing("There are not two figures of two points (`sweep.figures`).");
+    };
+    let label = |value: &f64| number(Some(*value));
+    html! {
+        p { "Each mark is a point of the sweep, with the intervals of its means. What lies lower or further left than all others, "
+            "where less is better, is a choice; the rest are not." }
+        @for (name, marks) in drawn {
+            figure {
+                div role="img" aria-label={ (name) " against " (first) } {
+                    (PreEscaped(plots::scatter(&marks, [first, name], [&label, &label])))
+                }
+                figcaption { (name) " against " (first) }
             }
         }
     }

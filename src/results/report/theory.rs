@@ -3,8 +3,10 @@
 use maud::{Markup, html};
 
 use super::html::{nothing, table};
-use crate::results::Summary;
+use super::pictures::{figure, key};
+use super::plots::{self, BLUE, Line, ORANGE};
 use crate::results::format::{ABSENT, count, duration, number, percent};
+use crate::results::{QueueTheory, ResponseQuantile, Summary};
 
 /// A row: what, measured, bound, and whether the bound is kept and has to be.
 fn row(
@@ -31,6 +33,38 @@ fn row(
 )]
 fn time(ns: Option<f64>) -> String {
     duration(ns.map(|ns| ns.round() as u64))
+}
+
+/// From closing to end by percentile, beside what M/G/1 says of it.
+fn response(queue: &QueueTheory) -> Markup {
+    // As many nines as the share has.
+    let nines = |share: f64| -(1.0 - share).log10();
+    let line = |colour, of: fn(&ResponseQuantile) -> Option<f64>| Line {
+        colour,
+        points: queue
+            .response
+            .iter()
+            .filter_map(|at| Some((nines(at.quantile), of(at)?)))
+            .collect(),
+    };
+    let lines = [
+        line(ORANGE, |at| at.mg1_ns),
+        #[expect(clippy::cast_precision_loss, reason = "a position on an axis")]
+        line(BLUE, |at| Some(at.measured_ns as f64)),
+    ];
+    let Some(svg) = plots::over_percentiles(&lines, "percentile of batches") else {
+        return html! {};
+    };
+    figure(
+        &svg,
+        "batches from closing to end by percentile, measured and by theory",
+        html! {
+            (key(BLUE, "batches, measured"))
+            @if lines[0].points.is_empty() { p { "Under overload there is no bound." } }
+            @else { (key(ORANGE, "M/G/1, from the measured rate and service times")) }
+            p { "From when a batch closes to its last answer, without the load generator's lag. One run's far percentiles lie around the expected ones." }
+        },
+    )
 }
 
 /// The section.
@@ -92,7 +126,9 @@ pub(super) fn theory(summary: &Summary) -> Markup {
             (number(hottest.tokens_per_s_cap_even)) " then. " (hottest.condition) "."
         });
     }
+    let curve = theory.queue.as_ref().map_or_else(|| html! {}, response);
     html! {
+        (curve)
         (table(["measured / bound", "measured", "bound", ""], rows))
         @for note in notes { p.soft { (note) } }
     }
