@@ -105,7 +105,10 @@ pub(super) fn play_again(
 ) -> Result<RunDir, Failure> {
     let mut scenario = scenario.clone();
     scenario.nodes.count = u32::try_from(scenario.nodes.seats()).unwrap_or(u32::MAX);
-    scenario.nodes.engine = Engine::InProcess;
+    // Of blocks no expert is computed, so only virtual nodes can play them.
+    if scenario.virtual_nodes.blocks.is_off() {
+        scenario.nodes.engine = Engine::InProcess;
+    }
     scenario.nodes.peers.clear();
     scenario.run.checkpoint_every_rounds = 0;
     let end = on_runtime(&scenario, registries, Some(out), None, async |settings, clock| {

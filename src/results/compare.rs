@@ -1,6 +1,6 @@
 //! What differs between two runs, or between a run and the same again.
 
-use super::{Layers, RequestRow, ResultsError, RoundRow, RunDir, Summary};
+use super::{BlockFigures, Layers, RequestRow, ResultsError, RoundRow, RunDir, Summary};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -92,8 +92,13 @@ pub fn game_figures(summary: &Summary) -> Value {
 /// # Errors
 /// A file is missing or damaged.
 pub fn game_differences(run: &RunDir, again: &RunDir) -> Result<Vec<Difference>, ResultsError> {
-    let figures = |dir: &RunDir| dir.read_summary().map(|summary| game_figures(&summary));
-    let mut found = differences(&figures(run)?, &figures(again)?);
+    let (of_run, of_again) = (run.read_summary()?, again.read_summary()?);
+    let mut found = differences(&game_figures(&of_run), &game_figures(&of_again));
+    if let Some((of_run, of_again)) = blocks(&of_run).zip(blocks(&of_again)) {
+        // There are no rows of blocks.
+        found.extend(differences(&of_run, &of_again));
+        return Ok(found);
+    }
     let layers = |dir: &RunDir| -> Result<Value, ResultsError> {
         let layers: Layers = dir.read_layers()?;
         Ok(json!({"layers.json": layers}))
@@ -102,6 +107,14 @@ pub fn game_differences(run: &RunDir, again: &RunDir) -> Result<Vec<Difference>,
     found.extend(first_row("rounds", &rounds(run)?, &rounds(again)?));
     found.extend(first_row("requests", &requests(run)?, &requests(again)?));
     Ok(found)
+}
+
+/// What a run of token blocks came to, times too, which are virtual; none of another run.
+fn blocks(summary: &Summary) -> Option<Value> {
+    let blocks = summary.virtual_time.as_ref()?.blocks.as_ref()?;
+    // What simulating took of this machine is of the machine, and the number of threads.
+    let blocks = BlockFigures { machine_ns: 0, bytes: 0, ..blocks.clone() };
+    Some(json!({"latency_ns": summary.latency_ns, "virtual_time": {"blocks": blocks}}))
 }
 
 /// Without times and payload.

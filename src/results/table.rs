@@ -61,17 +61,19 @@ pub fn summary_table(summary: &Summary) -> String {
         }
     }
     let memory = &summary.memory;
-    row(
-        "expert bytes",
-        bytes(memory.expert_bytes),
-        format!(
-            "{} in {}: {} saved, {} bits a weight",
-            bytes(memory.expert_bytes_f32),
-            memory.base_type,
-            percent(memory.saving),
-            number(memory.bits_per_weight)
-        ),
-    );
+    if memory.expert_bytes_f32 > 0 {
+        row(
+            "expert bytes",
+            bytes(memory.expert_bytes),
+            format!(
+                "{} in {}: {} saved, {} bits a weight",
+                bytes(memory.expert_bytes_f32),
+                memory.base_type,
+                percent(memory.saving),
+                number(memory.bits_per_weight)
+            ),
+        );
+    }
     if let Some(precision) = &summary.precision {
         let uniform = precision.uniform_cost.map_or_else(String::new, |uniform| {
             format!(", {} uniform bits", number(Some(uniform)))
@@ -218,8 +220,10 @@ pub fn summary_table(summary: &Summary) -> String {
             ),
         );
     }
-    let alive = summary.nodes.iter().filter(|node| node.alive).count();
-    row("nodes alive", alive.to_string(), format!("of {}", summary.nodes.len()));
+    if !summary.nodes.is_empty() {
+        let alive = summary.nodes.iter().filter(|node| node.alive).count();
+        row("nodes alive", alive.to_string(), format!("of {}", summary.nodes.len()));
+    }
     if let Some(MembershipFigures { joined, left, expired, dropped, .. }) = &summary.membership {
         row(
             "workers joined",

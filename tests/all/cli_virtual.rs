@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use nashflock::results::RunDir;
+use nashflock::results::compare::game_differences;
 use serde_json::Value;
 
 use crate::binary::{Folder, SYNTHETIC, skipped};
@@ -37,6 +39,25 @@ fn shipped_scenarios_have_the_state_in_virtual_time_that_they_have_in_process() 
         let verified = folder.nashflock(&["verify", name]);
         assert_eq!(verified.code, Some(0), "{name}: {}{}", verified.stdout, verified.stderr);
     }
+}
+
+#[test]
+fn a_run_of_blocks_is_verified_and_one_that_came_to_something_else_is_told() {
+    let folder = shipped();
+    let run = ["run", "scenarios/front-ends.toml", "--set", "load.requests=2000", "--out", "out"];
+    assert_eq!(folder.nashflock(&run).code, Some(0));
+    let verified = folder.nashflock(&["verify", "out"]);
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+    let replayed = folder.nashflock(&["replay", "out"]);
+    assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
+
+    let run = ["run", "scenarios/front-ends.toml", "--set", "load.requests=2000", "--seed", "9"];
+    assert_eq!(folder.nashflock(&[&run[..], &["--out", "other"]].concat()).code, Some(0));
+    let dir = |name: &str| RunDir::open(&folder.path(name)).expect("a run directory");
+    let found = game_differences(&dir("out"), &dir("other")).expect("both are whole");
+    let keys: Vec<&str> = found.iter().map(|of| of.key.as_str()).collect();
+    assert!(keys.contains(&"virtual_time.blocks.trace_hash"), "{keys:?}");
+    assert!(keys.iter().all(|key| !key.contains("machine")), "{keys:?}");
 }
 
 /// Five virtual seconds; each expert on two of six nodes, which stand in racks of two.
