@@ -129,6 +129,23 @@ fn a_report_of_a_run_on_nodes_is_drawn_whole_and_says_nothing_to_the_console() {
 }
 
 #[test]
+fn a_report_of_token_blocks_shows_what_became_of_them_in_time() {
+    let Some(browser) = browser() else { return skipped("no Chromium is installed") };
+    let folder = Folder::with("");
+    let scenario = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/rack-loss.toml");
+    let scenario = scenario.to_str().expect("a path in UTF-8");
+    let ended =
+        folder.nashflock(&["run", scenario, "--set", "load.requests=300000", "--out", "out"]);
+    assert!(matches!(ended.code, Some(0 | 3)), "{}", ended.stderr);
+    let shown = show(browser, &folder.path("out/report.html"), &folder.path("."));
+    keep(&folder.path("."), "blocks.png");
+    assert_eq!(shown.console, Vec::<String>::new());
+    let wanted = ["goals", "time", "joint", "theory", "outcomes", "again"];
+    assert_eq!(ids(&shown.dom), BTreeSet::from(wanted));
+    assert!(shown.count(BLUE) > 1_000, "{} blue", shown.count(BLUE));
+}
+
+#[test]
 fn a_report_of_a_sweep_is_drawn_whole_and_says_nothing_to_the_console() {
     let Some(browser) = browser() else { return skipped("no Chromium is installed") };
     let sweep = "[sweep]\nseeds = 3\nfigures = [\"convergence.max_over_mean\", \"convergence.score_loss\"]\n\

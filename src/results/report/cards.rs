@@ -2,11 +2,15 @@
 
 use maud::{Markup, html};
 
-use crate::results::Summary;
+use super::html::blocks_of;
 use crate::results::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
+use crate::results::{BlockFigures, JointFigures, JointPlayFigures, Summary};
 
 /// All cards of a run.
 pub(super) fn cards(summary: &Summary) -> Markup {
+    if let Some(blocks) = blocks_of(summary) {
+        return of_blocks(summary, blocks);
+    }
     let play = &summary.convergence;
     let rate = &summary.throughput;
     html! {
@@ -37,6 +41,47 @@ pub(super) fn cards(summary: &Summary) -> Markup {
                 ("token-experts a second", number(rate.token_experts_per_s)),
                 ("payload", bytes_per_s(rate.bytes_per_s)),
                 ("over", duration(Some(rate.elapsed_ns))),
+            ]))
+        }
+    }
+}
+
+/// Of a run of token blocks, of which no expert is computed.
+fn of_blocks(summary: &Summary, blocks: &BlockFigures) -> Markup {
+    let tokens = &blocks.tokens;
+    let last = blocks.joint.last();
+    let gap = |of: fn(&JointFigures) -> &JointPlayFigures| {
+        percent(last.map(|joint| of(joint).relative_gap))
+    };
+    let load = |of: fn(&JointFigures) -> &JointPlayFigures| {
+        number(last.map(|joint| of(joint).max_over_mean))
+    };
+    html! {
+        div.cards {
+            (card("Gap of the joint play", gap(|joint| &joint.played), &[
+                ("by plain top-k", gap(|joint| &joint.plain)),
+                ("by who knows all", gap(|joint| &joint.informed)),
+                ("front ends", count(blocks.front_ends)),
+            ]))
+            (card("Load, max over mean", load(|joint| &joint.played), &[
+                ("plain top-k", load(|joint| &joint.plain)),
+                ("by who knows all", load(|joint| &joint.informed)),
+                ("even", "1".to_owned()),
+            ]))
+            (latency(summary))
+            (card("Tokens in time", count(tokens.ok), &[
+                ("of", count(tokens.arrived)),
+                ("late", count(tokens.late)),
+                ("lost", count(tokens.lost)),
+                ("shed", count(tokens.shed)),
+            ]))
+            (card("Tokens a second", number(summary.throughput.tokens_per_s), &[
+                ("offered", number(summary.throughput.offered_tokens_per_s)),
+                ("over", duration(Some(summary.throughput.elapsed_ns))),
+            ]))
+            (card("Events", count(blocks.events), &[
+                ("time of this machine", duration(Some(blocks.machine_ns))),
+                ("memory", bytes(blocks.bytes)),
             ]))
         }
     }

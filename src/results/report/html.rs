@@ -3,6 +3,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::RunRecord;
+use super::blocks;
 use super::cards::cards;
 use super::pictures::{convergence, figure, flock, key, latency, load, precision};
 use super::plots::{self, BLUE, GREY, Mark, ORANGE};
@@ -10,7 +11,7 @@ use super::theory::theory;
 use super::timeline::nodes_in_time;
 use crate::results::format::{ABSENT, bytes, count, duration, nats, number, percent};
 use crate::results::table::lag_text;
-use crate::results::{Manifest, Quality, Status, Summary};
+use crate::results::{BlockFigures, Manifest, Quality, Status, Summary};
 
 /// The page as text: the same bytes for the same record. It loads nothing and runs nothing.
 #[must_use]
@@ -30,21 +31,44 @@ pub fn render(record: &RunRecord) -> String {
                 (header(manifest, summary))
                 (cards(summary))
                 (goals(summary))
-                (section("convergence", "Convergence", convergence(record)))
-                (section("certificate", "Certificate", certificate(summary)))
-                (section("flock", "Flock and equilibrium", flock(record)))
-                (section("load", "Load per expert", load(record)))
-                (section("quality", "Loss", quality(summary)))
-                (section("latency", "Latency", html! { (lag(summary)) (latency(record)) }))
-                (section("theory", "Tail and theory", theory(summary)))
+                @match blocks_of(summary) {
+                    Some(of) => (of_blocks(of)),
+                    None => (of_rounds(record)),
+                }
                 (section("outcomes", "Outcomes", outcomes(summary)))
-                (section("nodes", "Nodes", html! { (nodes(summary)) (in_time(record)) }))
-                (section("precision", "Bits per expert", precision(record)))
                 (section("again", "Run it again", again(manifest, summary)))
             } }
         }
     }
     .into_string()
+}
+
+/// What a run of token blocks came to; none of another run.
+pub(super) fn blocks_of(summary: &Summary) -> Option<&BlockFigures> {
+    summary.virtual_time.as_ref()?.blocks.as_ref()
+}
+
+fn of_blocks(of: &BlockFigures) -> Markup {
+    html! {
+        (section("time", "Tokens and blocks in time", blocks::in_time(of)))
+        (section("joint", "Joint play", blocks::joint(of)))
+        (section("theory", "Tail and theory", blocks::limits(of)))
+    }
+}
+
+fn of_rounds(record: &RunRecord) -> Markup {
+    let summary = &record.summary;
+    html! {
+        (section("convergence", "Convergence", convergence(record)))
+        (section("certificate", "Certificate", certificate(summary)))
+        (section("flock", "Flock and equilibrium", flock(record)))
+        (section("load", "Load per expert", load(record)))
+        (section("quality", "Loss", quality(summary)))
+        (section("latency", "Latency", html! { (lag(summary)) (latency(record)) }))
+        (section("theory", "Tail and theory", theory(summary)))
+        (section("nodes", "Nodes", html! { (nodes(summary)) (in_time(record)) }))
+        (section("precision", "Bits per expert", precision(record)))
+    }
 }
 
 /// A sentence where a section has nothing to show.

@@ -1,5 +1,6 @@
 //! `report.html`: one file without scripts or links, made from the other files of the run.
 
+mod blocks;
 mod cards;
 mod heat;
 mod html;

@@ -63,6 +63,31 @@ pub(super) fn lines(lines: &[Line], bottom: f64, y_name: &str) -> String {
     })
 }
 
+/// Shares over milliseconds.
+pub(super) fn shares_in_time(lines: &[Line]) -> String {
+    let label = |share: &f64| format!("{:.0} %", share * 100.0);
+    picture(|area| {
+        chart(area, x_range(lines), 0.0..1.02, [TIME, "share"], &milliseconds, &label, lines)
+    })
+}
+
+/// Latencies in ns over milliseconds, on a log axis.
+pub(super) fn latency_in_time(lines: &[Line]) -> String {
+    let values = || lines.iter().flat_map(|line| &line.points).map(|point| point.1);
+    let low = values().fold(f64::INFINITY, f64::min);
+    let low = if low.is_finite() { low.max(1.0).log10().floor() } else { 0.0 };
+    let high = (values().fold(1.0, f64::max).log10() + 1e-9).ceil().max(low + 1.0);
+    let y = (10f64.powf(low)..10f64.powf(high)).log_scale();
+    let label = |ns: &f64| nanoseconds(*ns);
+    picture(|area| chart(area, x_range(lines), y, [TIME, "latency"], &milliseconds, &label, lines))
+}
+
+const TIME: &str = "virtual time, ms";
+
+fn milliseconds(value: &f64) -> String {
+    format!("{value:.0}")
+}
+
 /// Latency over the percentile, each further nine as wide as the one before. The curve ends at the
 /// maximum, drawn where one sample is left.
 #[expect(clippy::cast_precision_loss, reason = "positions on an axis")]
