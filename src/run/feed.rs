@@ -1,6 +1,7 @@
 //! The latest snapshot of a run, for any number of listeners, and the pace that they set.
 
 use super::pace::Pace;
+use super::timeline::Took;
 use super::{Progress, RunEnd};
 use crate::results::{SCHEMA_VERSION, Snapshot, SnapshotEnd};
 use crate::scenario::Scenario;
@@ -101,6 +102,14 @@ impl Progress for Listeners<'_> {
 
     fn snapshot(&self, snapshot: &Snapshot) {
         self.0.iter().for_each(|listener| listener.snapshot(snapshot));
+    }
+
+    fn wants_times(&self) -> bool {
+        self.0.iter().any(|listener| listener.wants_times())
+    }
+
+    fn took(&self, took: &Took) {
+        self.0.iter().filter(|of| of.wants_times()).for_each(|listener| listener.took(took));
     }
 
     fn pace(&self) -> Option<&Pace> {

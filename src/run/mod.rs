@@ -31,6 +31,7 @@ mod samples;
 mod serve;
 mod state_hash;
 mod sums;
+pub mod timeline;
 mod trace;
 mod virtual_nodes;
 mod width_control;
@@ -121,6 +122,15 @@ pub trait Progress: Sync {
     /// What the run is doing: told between rounds, about ten times a second at most, and once more when serving
     /// has ended. The run waits for it to return.
     fn snapshot(&self, _snapshot: &Snapshot) {}
+
+    /// Whether [`Self::took`] is to be called.
+    fn wants_times(&self) -> bool {
+        false
+    }
+
+    /// Something in serving took time: told between rounds, in the order in which it ended, but for what the
+    /// variants of [`timeline::What`] say. The run waits for it to return.
+    fn took(&self, _took: &timeline::Took) {}
 
     /// Who sets the pace of the run; then its clock has to be [`Clock::pausable`].
     fn pace(&self) -> Option<&Pace> {

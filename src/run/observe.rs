@@ -10,6 +10,7 @@ use super::reallocate::WidthsBrought;
 use super::record::Recorder;
 use super::rounds::{AskNodes, NodesNow, Round};
 use super::serve::{Refusal, ServeError, StageEnds, Watch};
+use super::timeline::{self, Took};
 use crate::dispatch::{NodeStats, Served};
 use crate::measure::Clock;
 use crate::results::{
@@ -32,6 +33,7 @@ pub(super) struct Observer<'a> {
     /// Snapshots are rare in this one's time, which virtual time is not.
     machine: Clock,
     is_watched: bool,
+    wants_times: bool,
     /// When the next one is due, of the machine's clock.
     due_ns: u64,
     /// Of the run's clock; none before.
@@ -73,6 +75,7 @@ impl<'a> Observer<'a> {
             clock,
             machine: Clock::start(),
             is_watched,
+            wants_times: progress.wants_times(),
             due_ns: 0,
             serving_from_ns: None,
             kept: plan.experts.kept(),
@@ -236,6 +239,9 @@ impl Watch for Observed<'_, '_> {
         if self.observer.is_watched {
             self.observer.round(round, stages, self.recorder);
         }
+        if self.observer.wants_times {
+            timeline::round(round, stages, &mut |took| self.observer.progress.took(&took));
+        }
     }
 
     fn waits(&mut self, nodes: AskNodes<'_>) {
@@ -259,14 +265,29 @@ impl Watch for Observed<'_, '_> {
         times_ns: Range<u64>,
         losses: Option<&[f64]>,
     ) {
+        if self.observer.wants_times {
+            let from_ns = self.observer.serving_from_ns.unwrap_or(0);
+            let asked = |request: &RequestId| {
+                (request.index() as u64, from_ns + intended_ns[request.index()])
+            };
+            let (step, times_ns) = (u64::from(batch.0.0), (times_ns.start, times_ns.end));
+            let tell = &mut |took| self.observer.progress.took(&took);
+            timeline::batch(step, times_ns, batch.1.iter().map(asked), tell);
+        }
         self.recorder.batch(batch, intended_ns, times_ns, losses);
     }
 
     fn step(&mut self, step: StepDone) {
+        if self.observer.wants_times {
+            self.observer.progress.took(&Took::from(&step));
+        }
         self.recorder.step(step);
     }
 
     fn answered(&mut self, answer: Answer) {
+        if self.observer.wants_times {
+            self.observer.progress.took(&Took::from(&answer));
+        }
         self.recorder.answered(answer);
     }
 

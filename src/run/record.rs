@@ -12,6 +12,7 @@ use super::samples::Sampler;
 use super::serve::{Refusal, ServeError, StageEnds, Watch};
 use super::state_hash::StateHash;
 use super::sums::{FlockSums, NodeLoadSums, PlaySums};
+use super::timeline::{self, Took};
 use super::trace::Trace;
 use super::width_control::WidthChange;
 use crate::dispatch::Served;
@@ -436,7 +437,7 @@ impl Watch for Recorder {
         (bytes_sent, bytes_received): (u64, u64),
     ) {
         if let Some(trace) = &mut self.trace {
-            trace.round(round, stages);
+            timeline::round(round, stages, &mut |took| trace.took(&took));
         }
         if let Some(sampler) = &mut self.sampler {
             sampler.round(round);
@@ -525,12 +526,12 @@ impl Watch for Recorder {
     ) {
         if let Some(trace) = &mut self.trace {
             let from_ns = self.requests.sums().serving_from_ns();
-            let (step, requests) = (u64::from(batch.0.0), &batch.1);
-            trace.batch(step, requests.len(), (times_ns.start, times_ns.end));
-            for request in requests {
-                let intended_ns = from_ns + intended_ns[request.index()];
-                trace.request(request.index() as u64, (intended_ns, times_ns.end));
-            }
+            let asked = |request: &RequestId| {
+                (request.index() as u64, from_ns + intended_ns[request.index()])
+            };
+            let (step, times_ns) = (u64::from(batch.0.0), (times_ns.start, times_ns.end));
+            let tell = &mut |took| trace.took(&took);
+            timeline::batch(step, times_ns, batch.1.iter().map(asked), tell);
         }
         if let Some(sampler) = &mut self.sampler {
             sampler.step_ended(&times_ns);
@@ -540,7 +541,7 @@ impl Watch for Recorder {
 
     fn step(&mut self, step: StepDone) {
         if let Some(trace) = &mut self.trace {
-            trace.step(step.tokens, (step.times_ns.start, step.times_ns.end));
+            trace.took(&Took::from(&step));
         }
         if let Some(sampler) = &mut self.sampler {
             sampler.step_ended(&step.times_ns);
@@ -550,7 +551,7 @@ impl Watch for Recorder {
 
     fn answered(&mut self, answer: Answer) {
         if let Some(trace) = &mut self.trace {
-            trace.answer(&answer);
+            trace.took(&Took::from(&answer));
         }
         self.requests.answer(answer);
     }
