@@ -1,5 +1,6 @@
 //! `nashflock calibrate`: plays runs again in virtual time and holds what is predicted against what was measured.
 
+use super::exports::Exports;
 use super::fitted::{failure, section};
 use super::run::on_runtime;
 use super::{Failure, Outcome, check, print, print_json, results_failure};
@@ -106,10 +107,17 @@ fn played(
     let folder = tempfile::tempdir()
         .map_err(|error| Failure::Dependency(format!("cannot make a temporary folder: {error}")))?;
     let out = Some(folder.path().join("virtual"));
-    let end = on_runtime(&scenario, registries, out, None, async |settings, clock| {
-        run::run(&scenario, RunSettings { observe: true, is_scratch: true, ..settings }, clock)
-            .await
-    })?;
+    let end = on_runtime(
+        &scenario,
+        registries,
+        out,
+        None,
+        Exports::default(),
+        async |settings, clock| {
+            run::run(&scenario, RunSettings { observe: true, is_scratch: true, ..settings }, clock)
+                .await
+        },
+    )?;
     match end.failure {
         None => {}
         Some(error @ run::ServeError::Interrupted(_)) => {

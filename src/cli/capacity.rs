@@ -1,5 +1,6 @@
 //! `nashflock capacity`: the highest rate that holds a latency goal.
 
+use super::exports::Exports;
 use super::run::on_runtime;
 use super::{Failure, Outcome, check, print, print_json};
 use crate::dispatch::NodeSpec;
@@ -43,9 +44,14 @@ pub(super) fn capacity(mut args: CapacityArgs, registries: &Registries) -> Outco
     args.sets.extend(args.nodes.iter().flat_map(sets_of_nodes));
     let scenario = check::load(&args.scenario, &args.sets, registries, args.json)?;
     let goal = goal(&args, &scenario)?;
-    let found = on_runtime(&scenario, registries, None, None, async |settings, clock| {
-        crate::run::capacity(&scenario, goal, settings, clock).await
-    })?;
+    let found = on_runtime(
+        &scenario,
+        registries,
+        None,
+        None,
+        Exports::default(),
+        async |settings, clock| crate::run::capacity(&scenario, goal, settings, clock).await,
+    )?;
     let found = found.map_err(|error| match error {
         ServeError::Interrupted(_) => Failure::Interrupted(error.to_string()),
         _ => Failure::dependency(error),

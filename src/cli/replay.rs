@@ -1,5 +1,6 @@
 //! `nashflock replay`: plays the scenario of a run directory once more, into a new one.
 
+use super::exports::Exports;
 use super::run::{ended, play};
 use super::{Outcome, check, results_failure};
 use crate::measure::Clock;
@@ -35,5 +36,6 @@ pub(super) fn replay(args: ReplayArgs, registries: &Registries) -> Outcome {
     let line = shell_line(words.map(|word| word.to_string_lossy().into_owned()));
     // Standard error may be closed; the manifest of the new run has the scenario's hash.
     let _ = writeln!(io::stderr(), "{line}");
-    ended(&play(&scenario, registries, Some(out), None, (false, false))?, args.json)
+    let wants = (false, false);
+    ended(&play(&scenario, registries, Some(out), None, wants, Exports::default())?, args.json)
 }

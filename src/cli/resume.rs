@@ -1,5 +1,6 @@
 //! `nashflock resume`: goes on with a run or a sweep that was cut.
 
+use super::exports::{ExportArgs, Exports};
 use super::run::{ended, on_runtime};
 use super::{Failure, Outcome, check, sweep};
 use crate::dispatch::NodeSpec;
@@ -29,6 +30,8 @@ pub(super) struct ResumeArgs {
     /// Play runs of a sweep again that failed
     #[arg(long)]
     failed: bool,
+    #[command(flatten)]
+    exports: ExportArgs,
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
@@ -36,6 +39,10 @@ pub(super) struct ResumeArgs {
 
 pub(super) fn resume(args: &ResumeArgs, registries: &Registries) -> Outcome {
     if SweepDir::is_at(&args.run) {
+        if args.exports.is_asked() {
+            let sentence = "--metrics and --otlp are of a single run, and this is a sweep";
+            return Err(Failure::BadInput(sentence.to_owned()));
+        }
         let which = (args.shard, args.jobs);
         return sweep::resume(&args.run, which, args.failed, registries, args.json);
     }
@@ -48,7 +55,8 @@ pub(super) fn resume(args: &ResumeArgs, registries: &Registries) -> Outcome {
     }
     // Standard error may be closed; the manifest says it too.
     let _ = writeln!(io::stderr(), "{}", cut.says());
-    let end = on_runtime(&scenario, registries, None, None, async |settings, clock| {
+    let exports = Exports::start(&args.exports, &scenario)?;
+    let end = on_runtime(&scenario, registries, None, None, exports, async |settings, clock| {
         run::resume(&scenario, cut, settings, clock).await
     })?;
     ended(&end, args.json)

@@ -1,12 +1,13 @@
 //! `nashflock run`: runs a scenario.
 
+use super::exports::{ExportArgs, Exports};
 use super::progress::Bar;
 use super::task::Task;
 use super::{Failure, Outcome, check, fitted, kubernetes, print, print_json, slurm, worker};
 use crate::dispatch::NodeSpec;
 use crate::measure::Clock;
 use crate::results::{RunDir, summary_table};
-use crate::run::{self, PlanError, RunEnd, RunSettings, ServeError};
+use crate::run::{self, Listeners, PlanError, Progress, RunEnd, RunSettings, ServeError};
 use crate::scenario::file::Engine;
 use crate::scenario::{Scenario, sets_of_nodes};
 use agents::game::Registries;
@@ -42,6 +43,8 @@ pub(super) struct RunArgs {
     /// Take keys of `[virtual]` from a file that `nashflock fit` wrote
     #[arg(long = "virtual", value_name = "FILE")]
     fitted: Option<PathBuf>,
+    #[command(flatten)]
+    exports: ExportArgs,
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
@@ -68,9 +71,11 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
         let _ = writeln!(io::stderr(), "{note}");
     }
     if let Some(task) = task.as_ref().filter(|task| task.rank > 0) {
-        return task.work(&scenario, None);
+        return task.work(&scenario, args.exports.metrics);
     }
-    let end = play(&scenario, registries, args.out, task.as_ref(), (args.trace, args.observe))?;
+    let exports = Exports::start(&args.exports, &scenario)?;
+    let wants = (args.trace, args.observe);
+    let end = play(&scenario, registries, args.out, task.as_ref(), wants, exports)?;
     ended(&end, args.json)
 }
 
@@ -111,9 +116,11 @@ pub(super) fn play_again(
     }
     scenario.nodes.peers.clear();
     scenario.run.checkpoint_every_rounds = 0;
-    let end = on_runtime(&scenario, registries, Some(out), None, async |settings, clock| {
-        run::run(&scenario, RunSettings { at_once: true, ..settings }, clock).await
-    })?;
+    let exports = Exports::default();
+    let end =
+        on_runtime(&scenario, registries, Some(out), None, exports, async |settings, clock| {
+            run::run(&scenario, RunSettings { at_once: true, ..settings }, clock).await
+        })?;
     match end.failure {
         None => Ok(end.dir),
         Some(error @ ServeError::Interrupted(_)) => Err(Failure::Interrupted(error.to_string())),
@@ -127,8 +134,9 @@ pub(super) fn play(
     out: Option<PathBuf>,
     task: Option<&Task>,
     (trace, observe): (bool, bool),
+    exports: Exports,
 ) -> Result<RunEnd, Failure> {
-    on_runtime(scenario, registries, out, task, async |settings, clock| {
+    on_runtime(scenario, registries, out, task, exports, async |settings, clock| {
         run::run(scenario, RunSettings { trace, observe, ..settings }, clock).await
     })
 }
@@ -139,6 +147,7 @@ pub(super) fn on_runtime<T: Send>(
     registries: &Registries,
     out: Option<PathBuf>,
     task: Option<&Task>,
+    exports: Exports,
     work: impl AsyncFnOnce(RunSettings<'_>, &Clock) -> Result<T, PlanError> + Send,
 ) -> Result<T, Failure> {
     let program = std::env::current_exe()
@@ -154,6 +163,8 @@ pub(super) fn on_runtime<T: Send>(
         .build()
         .map_err(|error| Failure::Dependency(format!("cannot start threads: {error}")))?;
     let bar = Bar::new();
+    let listeners =
+        Listeners([&bar as &dyn Progress].into_iter().chain(exports.listeners()).collect());
     // A path need not be UTF-8; the manifest's text has to be.
     let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let settings = RunSettings {
@@ -161,7 +172,7 @@ pub(super) fn on_runtime<T: Send>(
         program: &program,
         out,
         registries,
-        progress: &bar,
+        progress: &listeners,
         run_token: task.map_or_else(worker::run_token, Task::token).into(),
         hosts_worker: task.is_some(),
         at_once: false,
@@ -177,10 +188,12 @@ pub(super) fn on_runtime<T: Send>(
                 _ if settings.progress.pace().is_some() => Clock::start().pausable(),
                 _ => Clock::start(),
             };
+            exports.begins(&clock);
             work(settings, &clock).await
         })
     });
     bar.clear();
+    exports.end();
     runtime.shutdown_timeout(Duration::from_millis(500));
     end.map_err(|error| {
         if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }

@@ -1,6 +1,6 @@
 //! `nashflock worker`: one node.
 
-use super::{Failure, Outcome, metrics};
+use super::{Failure, Outcome, exports};
 use crate::dispatch::is_host_and_port;
 use crate::export::MetricsAddress;
 use crate::transport::{Listen, RUN_TOKEN_VARIABLE, TlsFiles};
@@ -128,7 +128,7 @@ pub(super) fn run_token() -> String {
 
 /// Serves as one node until told to stop.
 pub(super) fn serve(mut settings: Settings, address: Option<MetricsAddress>) -> Outcome {
-    let _page = metrics::of_node(address, &mut settings)?;
+    let _page = exports::of_node(address, &mut settings)?;
     // Computation has threads of its own; with one thread for the connections no step waits until
     // another wakes up.
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,6 +1,7 @@
-//! In the place of the page, in builds without it.
+//! In the place of the pages, in builds without them.
 
 use super::{ExportError, MetricsAddress};
+use crate::run::Progress;
 use crate::worker;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -8,18 +9,46 @@ use std::sync::Arc;
 
 /// Never there.
 #[derive(Debug)]
-pub struct MetricsPage(Infallible);
+pub struct NodePage(Infallible);
 
-impl MetricsPage {
+impl NodePage {
     /// # Errors
     /// Always: the build has no such page.
-    pub fn of_node(_: MetricsAddress, _: Arc<worker::Figures>) -> Result<Self, ExportError> {
+    pub fn serve(_: MetricsAddress, _: Arc<worker::Figures>) -> Result<Self, ExportError> {
         Err(ExportError::NotBuilt { flag: "--metrics", feature: "prometheus" })
     }
 
     /// Where it is served.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
+        match self.0 {}
+    }
+}
+
+/// Never there.
+#[derive(Debug)]
+pub struct RunPage(Infallible);
+
+impl RunPage {
+    /// # Errors
+    /// Always: the build has no such page.
+    pub fn serve(_: MetricsAddress) -> Result<Self, ExportError> {
+        Err(ExportError::NotBuilt { flag: "--metrics", feature: "prometheus" })
+    }
+
+    /// Where it is served.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        match self.0 {}
+    }
+}
+
+impl Progress for RunPage {
+    fn phase(&self, _: &str) {
+        match self.0 {}
+    }
+
+    fn answered(&self, _: u64, _: u64) {
         match self.0 {}
     }
 }

@@ -1,16 +1,39 @@
 //! The figures of a node.
 
 use super::encode::{Families, by, one};
+use super::{ExportError, MetricsAddress, page};
+use crate::transport::http::PageServer;
 use crate::worker::{Figures, NodeFigures};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// The figures of a node, served until this is dropped.
+#[derive(Debug)]
+pub struct NodePage(PageServer);
+
+impl NodePage {
+    /// Serves them from now on.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub fn serve(address: MetricsAddress, figures: Arc<Figures>) -> Result<Self, ExportError> {
+        page::serve(address, OfNode(figures)).map(Self)
+    }
+
+    /// Where they are served.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.0.address()
+    }
+}
 
 /// Reads a node's counters when they are asked for.
 #[derive(Debug)]
-pub(super) struct OfNode(pub(super) Arc<Figures>);
+struct OfNode(Arc<Figures>);
 
 impl Collector for OfNode {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {

@@ -1,9 +1,7 @@
-//! The page `/metrics`, in the format that was asked for: OpenMetrics or Prometheus' own.
+//! Pages at `/metrics`, in the format that was asked for: OpenMetrics or Prometheus' own.
 
-use super::node::OfNode;
 use super::{ExportError, MetricsAddress};
 use crate::transport::http::{Answer, PageServer};
-use crate::worker;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -11,49 +9,23 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use std::net::SocketAddr;
-use std::sync::Arc;
 
 /// What OpenMetrics calls itself.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves figures until it is dropped.
-#[derive(Debug)]
-pub struct MetricsPage {
-    server: PageServer,
-}
-
-impl MetricsPage {
-    /// The figures of a node.
-    ///
-    /// # Errors
-    /// The address cannot be listened on.
-    pub fn of_node(
-        address: MetricsAddress,
-        figures: Arc<worker::Figures>,
-    ) -> Result<Self, ExportError> {
-        Self::serve(address, OfNode(figures))
-    }
-
-    /// Where it is served.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.server.address()
-    }
-
-    fn serve(address: MetricsAddress, of: impl Collector) -> Result<Self, ExportError> {
-        let mut registry = Registry::with_prefix("nashflock");
-        let build = Info::new([
-            ("version", env!("CARGO_PKG_VERSION")),
-            ("commit", env!("NASHFLOCK_COMMIT")),
-        ]);
-        registry.register("build", "What the program was built from", build);
-        registry.register_collector(Box::new(of));
-        let answer = move |request: &Request<Incoming>| answer(&registry, request);
-        let server = PageServer::start(address.0, "metrics", answer)
-            .map_err(|source| ExportError::Bind { address: address.0, source })?;
-        Ok(Self { server })
-    }
+/// Serves a page until what is returned is dropped.
+pub(super) fn serve(
+    address: MetricsAddress,
+    of: impl Collector,
+) -> Result<PageServer, ExportError> {
+    let mut registry = Registry::with_prefix("nashflock");
+    let build =
+        Info::new([("version", env!("CARGO_PKG_VERSION")), ("commit", env!("NASHFLOCK_COMMIT"))]);
+    registry.register("build", "What the program was built from", build);
+    registry.register_collector(Box::new(of));
+    let answer = move |request: &Request<Incoming>| answer(&registry, request);
+    PageServer::start(address.0, "metrics", answer)
+        .map_err(|source| ExportError::Bind { address: address.0, source })
 }
 
 fn answer(registry: &Registry, request: &Request<Incoming>) -> Answer {

@@ -83,6 +83,16 @@ impl Folder {
         folder
     }
 
+    /// Has the scenario decode answers of four tokens.
+    #[cfg(any(feature = "prometheus", feature = "otel"))]
+    pub(crate) fn decodes(&self) {
+        const LENGTHS: &str =
+            "[load.generation]\nlengths = \"fixed\"\nprompt_tokens = 8\ngenerated_tokens = 4\n";
+        let file = self.path("scenario.toml");
+        let text = fs::read_to_string(&file).expect("it was written");
+        fs::write(file, text + LENGTHS).expect("writable");
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }

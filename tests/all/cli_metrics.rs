@@ -1,12 +1,19 @@
 //! `--metrics`: figures for Prometheus.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
+use agents::game::Registries;
+use nashflock::export::{MetricsAddress, RunPage};
+use nashflock::measure::Clock;
+use nashflock::results::Summary;
+use nashflock::run::{self, RunSettings};
+use nashflock::scenario::{self, Known};
+use nashflock::transport::RunToken;
 use proto::ShardChunk;
 use proto::expert_service_client::ExpertServiceClient;
 use serde_json::Value;
@@ -15,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use crate::binary::{Folder, SYNTHETIC, is_alive, signal, skipped, until};
-use crate::scrape::{Prometheus, Scraped, ask, promtool};
+use crate::scrape::{Prometheus, Scraped, ask, families, free_address, promtool, scraping};
 
 /// A worker that serves its figures; killed when dropped.
 struct Worker {
@@ -59,14 +66,8 @@ fn count(of: &Value) -> f64 {
 fn a_workers_figures_agree_with_the_summary_of_the_run_that_it_served() {
     let folder = Folder::with(SYNTHETIC);
     let worker = Worker::start(&folder);
-    let prometheus = Prometheus::start(
-        &folder.path("."),
-        &format!(
-            "global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\nscrape_configs:\n- job_name: worker\n  \
-             static_configs: [{{targets: [\"{}\"]}}]\n",
-            worker.metrics
-        ),
-    );
+    let config = scraping(&[("worker", &worker.metrics)]);
+    let prometheus = Prometheus::start(&folder.path("."), &config);
     let before = worker.figures();
     assert_eq!(before.get("nashflock_worker_orders_total"), 0.0);
     assert_eq!(before.get("nashflock_worker_shards"), 0.0);
@@ -169,35 +170,232 @@ fn an_address_that_is_taken_or_none_is_bad_input() {
     assert!(none.stderr.contains("nor IP:PORT"), "{}", none.stderr);
 }
 
-/// Families by name, counters with their suffix, and their kind.
-fn families(text: &str) -> BTreeSet<(String, String)> {
-    let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-    kinds.map(|line| line.split_once(' ').expect("a name and a kind")).map(owned).collect()
-}
-
-fn owned((name, kind): (&str, &str)) -> (String, String) {
-    (name.to_owned(), kind.to_owned())
-}
-
 /// What the page of the book lists below a heading.
-fn listed(heading: &str) -> BTreeSet<(String, String)> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/observing.md");
-    let page = fs::read_to_string(file).expect("the page is there");
+fn listed(heading: &str) -> BTreeMap<String, String> {
+    let page = source("docs/observing.md");
     let section = page.split(heading).nth(1).expect("the section is there");
     let section = section.split("\n## ").next().and_then(|of| of.split("\n### ").next());
     let rows = section.expect("it has an end").lines().filter(|line| line.starts_with("| `nash"));
     rows.map(|row| {
         let mut cells = row.split('|').map(str::trim).skip(1);
-        let mut cell = || cells.next().expect("three cells").trim_matches('`');
-        owned((cell(), cell()))
+        let mut cell = || cells.next().expect("three cells").trim_matches('`').to_owned();
+        (cell(), cell())
     })
     .collect()
 }
 
+fn source(name: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    fs::read_to_string(file).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn page(address: &str) -> String {
+    ask(address, "GET /metrics", "").expect("it serves").body
+}
+
+/// A run in this process, whose page outlives it.
+async fn play(folder: &Folder, sets: &[&str], page: &RunPage) -> Summary {
+    let registries = Registries::standard();
+    let routers = registries.routers.names().map(str::to_owned).collect();
+    let Registries { costs, allocators, motions, migrations, .. } = &registries;
+    let known = Known { routers, costs, allocators, motions, migrations };
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    let scenario = scenario::load(&folder.path("scenario.toml"), &sets, &known).expect("good");
+    let settings = RunSettings {
+        command: vec!["test".to_owned()],
+        program: Path::new(env!("CARGO_BIN_EXE_nashflock")),
+        out: Some(folder.path("out")),
+        registries: &registries,
+        progress: page,
+        run_token: RunToken::default(),
+        hosts_worker: false,
+        at_once: false,
+        trace: false,
+        observe: false,
+        is_scratch: false,
+    };
+    let end = run::run(&scenario, settings, &Clock::start()).await.expect("good input");
+    assert!(end.failure.is_none());
+    end.summary
+}
+
+fn agree(figures: &Scraped, summary: &Summary) {
+    let is = |series: &str, value: f64| assert_eq!(figures.get(series), value, "{series}");
+    for (outcome, count) in summary.outcomes.rows() {
+        is(&format!("nashflock_requests_total{{outcome=\"{outcome}\"}}"), count as f64);
+    }
+    let answered = (summary.outcomes.ok + summary.outcomes.late) as f64;
+    is("nashflock_run_requests", summary.outcomes.total() as f64);
+    is("nashflock_request_seconds_count", answered);
+    is("nashflock_rounds_total", summary.convergence.rounds as f64);
+    is("nashflock_stage_seconds_count{stage=\"respond\"}", summary.convergence.rounds as f64);
+    is("nashflock_epsilon_nash_worst", summary.convergence.epsilon_nash.expect("certified"));
+    is("nashflock_relative_gap_worst", summary.convergence.relative_gap.expect("certified"));
+    is("nashflock_nodes", summary.nodes.len() as f64);
+    for node in &summary.nodes {
+        let of = |name: &str| format!("nashflock_node_{name}{{node=\"{}\"}}", node.node);
+        is(&of("token_experts_total"), node.tokens as f64);
+        is(&of("experts"), node.experts as f64);
+        is(&of("shards_bytes"), node.bytes as f64);
+        let up = format!("nashflock_node_state{{node=\"{}\",state=\"up\"}}", node.node);
+        is(&up, f64::from(u8::from(node.alive)));
+    }
+    // Of each request its own latency: the largest is below the first bound that holds them all.
+    let bound = |q_ns: Option<u64>| q_ns.expect("requests were answered") as f64 / 1e9;
+    let (p50, most) = (bound(summary.latency_ns.p50), bound(summary.latency_ns.max));
+    let buckets: Vec<(f64, f64)> = figures.buckets("nashflock_request_seconds_bucket");
+    let within = |share: f64| buckets.iter().find(|(_, count)| *count >= share * answered);
+    assert!(within(1.0).is_some_and(|(bound, _)| *bound >= most), "{buckets:?} {most}");
+    assert!(within(0.5).is_some_and(|(bound, _)| *bound >= p50 * 0.99), "{buckets:?} {p50}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_runs_figures_agree_with_its_summary_and_prometheus_reads_them() {
+    let folder = Folder::with(SYNTHETIC);
+    let run_page = RunPage::serve(MetricsAddress(([127, 0, 0, 1], 0).into())).expect("a free port");
+    let address = run_page.address().to_string();
+    let config = scraping(&[("run", &address)]);
+    let prometheus = Prometheus::start(&folder.path("."), &config);
+    let started = Scraped::from(&address).expect("it serves");
+    assert_eq!(started.get("nashflock_run_phase{phase=\"starting\"}"), 1.0);
+    let engine = ["nodes.engine=\"local\"", "nodes.count=2"];
+    let summary = play(&folder, &engine, &run_page).await;
+    let text = page(&address);
+    let figures = Scraped::parse(&text);
+    agree(&figures, &summary);
+    let loads = |layer: u32| format!("nashflock_expert_tokens{{layer=\"{layer}\",expert=\"11\"}}");
+    assert!(figures.get(&loads(0)) >= 0.0 && figures.get(&loads(1)) >= 0.0);
+    assert_eq!(figures.get("nashflock_faults_total{kind=\"lost_node\"}"), 0.0);
+    let Some(prometheus) = prometheus else { return skipped("there is no prometheus") };
+    assert_eq!(promtool(&text).expect("it comes with prometheus"), Ok(()), "{text}");
+    let rounds = summary.convergence.rounds as f64;
+    prometheus.until("nashflock_rounds_total", rounds);
+    prometheus.until("sum(nashflock_requests_total)", summary.outcomes.total() as f64);
+    let pairs: u64 = summary.nodes.iter().map(|node| node.tokens).sum();
+    prometheus.until("sum(nashflock_node_token_experts_total)", pairs as f64);
+    prometheus.until("max(nashflock_run_info{scenario=\"small\",router=\"equilibrium\"})", 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn times_of_answers_that_are_decoded_are_told() {
+    let folder = Folder::with_checkpoint();
+    folder.decodes();
+    let run_page = RunPage::serve(MetricsAddress(([127, 0, 0, 1], 0).into())).expect("a free port");
+    let address = run_page.address().to_string();
+    let summary = play(&folder, &[], &run_page).await;
+    let figures = Scraped::from(&address).expect("it serves");
+    agree(&figures, &summary);
+    let answered = (summary.outcomes.ok + summary.outcomes.late) as f64;
+    assert_eq!(figures.get("nashflock_first_token_seconds_count"), answered);
+    assert_eq!(figures.get("nashflock_token_seconds_count"), answered);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn of_many_experts_only_the_largest_load_is_told() {
+    let folder = Folder::with(&SYNTHETIC.replace("experts = 12", "experts = 300"));
+    let run_page = RunPage::serve(MetricsAddress(([127, 0, 0, 1], 0).into())).expect("a free port");
+    let summary = play(&folder, &[], &run_page).await;
+    let figures = Scraped::from(&run_page.address().to_string()).expect("it serves");
+    agree(&figures, &summary);
+    assert!(!figures.0.keys().any(|series| series.starts_with("nashflock_expert_tokens")));
+    assert!(figures.get("nashflock_max_over_mean{layer=\"1\"}") >= 1.0);
+}
+
 #[test]
-fn the_book_lists_the_figures_that_are_served_and_no_others() {
+fn prometheus_scrapes_a_run_and_its_worker_and_agrees_with_the_summary() {
+    let folder = Folder::with_checkpoint();
+    let worker = Worker::start(&folder);
+    let at = free_address();
+    let config = scraping(&[("run", &at), ("worker", &worker.metrics)]);
+    let Some(prometheus) = Prometheus::start(&folder.path("."), &config) else {
+        return skipped("there is no prometheus");
+    };
+    let nodes = format!("peers:{}", worker.listening);
+    let summary = folder.summary("watched", &["--nodes", &nodes, "--metrics", &at]);
+    let alone = folder.summary("alone", &[]);
+    assert_eq!(summary["state_hash"], alone["state_hash"], "who looks on changes nothing");
+    let last = |series: &str| prometheus.query(&format!("last_over_time({series}[10m])"));
+    // The page is there while the controls are played, after the last batch.
+    let late = prometheus
+        .query("count_over_time(nashflock_run_phase{phase=\"playing the controls\"}[10m])");
+    assert!(late.is_some_and(|scrapes| scrapes >= 1.0), "{late:?}");
+    let rounds = count(&summary["convergence"]["rounds"]);
+    assert_eq!(last("nashflock_rounds_total"), Some(rounds));
+    let outcome = "nashflock_requests_total{outcome=\"ok\"}";
+    assert_eq!(last(outcome), Some(count(&summary["outcomes"]["ok"])));
+    let pairs = count(&summary["nodes"][0]["tokens"]);
+    assert_eq!(last("nashflock_node_token_experts_total{node=\"0\"}"), Some(pairs));
+    assert!(last("nashflock_worker_token_experts_total").is_some_and(|all| all >= pairs));
+    assert!(last("nashflock_sent_bytes_total").is_some_and(|bytes| bytes > 0.0));
+    assert_eq!(last("up{job=\"run\"}"), prometheus.query("last_over_time(up{job=\"run\"}[10m])"));
+}
+
+/// Names of figures within an expression of Prometheus.
+fn named(expression: &str) -> impl Iterator<Item = &str> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    expression.split(move |c| !is_part(c)).filter(|word| word.starts_with("nashflock_"))
+}
+
+/// Every expression below a value of JSON.
+fn expressions(of: &Value) -> Vec<String> {
+    match of {
+        Value::Object(keys) => {
+            let own = keys.get("expr").and_then(Value::as_str).map(str::to_owned);
+            own.into_iter().chain(keys.values().flat_map(expressions)).collect()
+        }
+        Value::Array(values) => values.iter().flat_map(expressions).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Which say what something is, and of which another panel already shows the part that changes.
+const NOT_DRAWN: [&str; 5] = [
+    "nashflock_build_info",
+    "nashflock_run_info",
+    "nashflock_run_phase",
+    "nashflock_paused",
+    "nashflock_serving_seconds",
+];
+
+#[test]
+fn the_book_lists_the_figures_that_are_served_and_the_dashboard_draws_them() {
     let folder = Folder::with(SYNTHETIC);
     let worker = Worker::start(&folder);
-    let page = ask(&worker.metrics, "GET /metrics", "").expect("it serves");
-    assert_eq!(families(&page.body), listed("### A node"));
+    let run_page = RunPage::serve(MetricsAddress(([127, 0, 0, 1], 0).into())).expect("a free port");
+    let of_run = families(&page(&run_page.address().to_string()));
+    let of_node = families(&page(&worker.metrics));
+    let build = ("nashflock_build_info".to_owned(), "gauge".to_owned());
+    assert_eq!(of_node, listed("### A node"));
+    assert_eq!(of_run, listed("### A run").into_iter().chain([build]).collect());
+
+    let dashboard: Value =
+        serde_json::from_str(&source("deploy/grafana/nashflock.json")).expect("JSON");
+    let drawn = expressions(&dashboard["panels"]);
+    assert!(drawn.len() > 20, "{}", drawn.len());
+    let all: BTreeMap<String, String> = of_run.into_iter().chain(of_node).collect();
+    let family = |name: &str| {
+        let parts = ["_bucket", "_sum", "_count"].into_iter();
+        let whole = parts
+            .filter_map(|part| name.strip_suffix(part))
+            .find(|of| all.get(*of).is_some_and(|kind| kind == "histogram"));
+        whole.unwrap_or(name).to_owned()
+    };
+    let shown: BTreeSet<String> = drawn.iter().flat_map(|of| named(of)).map(family).collect();
+    let stale: Vec<_> = shown.iter().filter(|name| !all.contains_key(*name)).collect();
+    assert!(stale.is_empty(), "nobody serves {stale:?}");
+    let is_missing = |name: &&String| !shown.contains(*name) && !NOT_DRAWN.contains(&name.as_str());
+    let missing: Vec<_> = all.keys().filter(is_missing).collect();
+    assert!(missing.is_empty(), "no panel draws {missing:?}");
+
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus.yml");
+    let Some(prometheus) = Prometheus::start(&folder.path("."), &scraping(&[])) else {
+        return skipped("there is no prometheus");
+    };
+    for expression in &drawn {
+        let plain = expression.replace("$__rate_interval", "1m").replace("$instance", ".*");
+        assert!(prometheus.understands(&plain), "{plain}");
+    }
+    let checked = Command::new("promtool").args(["check", "config"]).arg(example).output();
+    let checked = checked.expect("it comes with prometheus");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 }

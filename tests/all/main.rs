@@ -27,6 +27,8 @@ mod cli_resume;
 mod cli_route;
 mod cli_run;
 mod cli_scenarios;
+#[cfg(feature = "otel")]
+mod cli_spans;
 mod cli_stored;
 mod cli_sweep;
 mod cli_trace;

@@ -56,6 +56,18 @@ impl Scraped {
         *self.0.get(series).unwrap_or_else(|| panic!("there is no {series} among {:?}", self.0))
     }
 
+    /// Upper bounds of a histogram without labels, and how many are within each.
+    pub(crate) fn buckets(&self, name: &str) -> Vec<(f64, f64)> {
+        let bound = |series: &str| {
+            let rest = series.strip_prefix(name)?.strip_prefix("{le=\"")?;
+            rest.strip_suffix("\"}")?.parse::<f64>().ok()
+        };
+        let found = self.0.iter().filter_map(|(series, count)| Some((bound(series)?, *count)));
+        let mut found: Vec<(f64, f64)> = found.collect();
+        found.sort_by(|a, b| a.0.total_cmp(&b.0));
+        found
+    }
+
     /// Of all series of a name together.
     pub(crate) fn sum(&self, name: &str) -> f64 {
         let of = |series: &&String| series.split('{').next() == Some(name);
@@ -78,6 +90,22 @@ pub(crate) fn promtool(text: &str) -> Option<Result<(), String>> {
     let output = child.wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     Some(if output.status.success() && said.is_empty() { Ok(()) } else { Err(said) })
+}
+
+/// Families by name, counters with their suffix, and their kind.
+pub(crate) fn families(text: &str) -> BTreeMap<String, String> {
+    let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let kinds = kinds.map(|line| line.split_once(' ').expect("a name and a kind"));
+    kinds.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect()
+}
+
+/// A configuration that scrapes these jobs five times a second.
+pub(crate) fn scraping(jobs: &[(&str, &str)]) -> String {
+    let job = |(name, address): &(&str, &str)| {
+        format!("- {{job_name: {name}, static_configs: [{{targets: [\"{address}\"]}}]}}\n")
+    };
+    let jobs: String = jobs.iter().map(job).collect();
+    format!("global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\nscrape_configs:\n{jobs}")
 }
 
 /// A Prometheus server that scrapes; ended when dropped.
@@ -117,6 +145,13 @@ impl Prometheus {
         let found = said["data"]["result"].as_array().expect("a vector");
         assert!(found.len() < 2, "{expression} gives more than one series: {said}");
         found.first()?["value"][1].as_str().expect("a number as text").parse().ok()
+    }
+
+    /// Whether an expression is one.
+    pub(crate) fn understands(&self, expression: &str) -> bool {
+        let escaped: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let page = ask(&self.address, &format!("GET /api/v1/query?query={escaped}"), "");
+        page.expect("it answers").status == 200
     }
 
     /// Waits until an expression has a value.
