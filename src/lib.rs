@@ -24,6 +24,8 @@ pub mod fidelity;
 
 pub mod export;
 
+pub mod watching;
+
 pub mod sweep;
 
 pub mod cli;

@@ -1,8 +1,7 @@
 //! `nashflock calibrate`: plays runs again in virtual time and holds what is predicted against what was measured.
 
-use super::exports::Exports;
 use super::fitted::{failure, section};
-use super::run::on_runtime;
+use super::run::{Audience, on_runtime};
 use super::{Failure, Outcome, check, print, print_json, results_failure};
 use crate::fidelity::{Comparison, Figure, Statistic, Times};
 use crate::results::{RunDir, Summary};
@@ -112,7 +111,7 @@ fn played(
         registries,
         out,
         None,
-        Exports::default(),
+        Audience::default(),
         async |settings, clock| {
             run::run(&scenario, RunSettings { observe: true, is_scratch: true, ..settings }, clock)
                 .await

@@ -1,7 +1,6 @@
 //! `nashflock capacity`: the highest rate that holds a latency goal.
 
-use super::exports::Exports;
-use super::run::on_runtime;
+use super::run::{Audience, on_runtime};
 use super::{Failure, Outcome, check, print, print_json};
 use crate::dispatch::NodeSpec;
 use crate::run::{ATTEMPTS_MAX, Capacity, CapacityGoal, ServeError, Verdict, requests_needed};
@@ -49,7 +48,7 @@ pub(super) fn capacity(mut args: CapacityArgs, registries: &Registries) -> Outco
         registries,
         None,
         None,
-        Exports::default(),
+        Audience::default(),
         async |settings, clock| crate::run::capacity(&scenario, goal, settings, clock).await,
     )?;
     let found = found.map_err(|error| match error {

@@ -23,9 +23,11 @@ mod sweep;
 mod sweep_files;
 mod task;
 mod verify;
+mod watch;
 mod worker;
 
 use crate::results::ResultsError;
+use crate::watching::HeldLog;
 use agents::game::Registries;
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
@@ -188,7 +190,7 @@ fn print_json(value: &serde_json::Value) -> Outcome {
 fn log_to_stderr(is_worker: bool) {
     let level = if is_worker { LevelFilter::INFO } else { LevelFilter::WARN };
     tracing_subscriber::fmt()
-        .with_writer(io::stderr)
+        .with_writer(|| HeldLog)
         .with_ansi(io::stderr().is_terminal())
         // A worker outlives the reader of its log by a moment; that must not panic.
         .log_internal_errors(false)

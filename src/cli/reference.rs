@@ -1,10 +1,11 @@
 //! `nashflock reference`, `completions` and `man`: what the code itself knows of keys, commands and results.
 
 use super::{Cli, Failure, Outcome, print};
-use crate::results::{Column, ObservedRow, RequestRow, RoundRow, Row, Summary};
+use crate::results::{Column, ObservedRow, RequestRow, RoundRow, Row, Snapshot, Summary};
 use crate::scenario;
 use clap::{Args, CommandFactory as _, ValueEnum};
 use clap_complete::Shell;
+use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -125,15 +126,22 @@ fn of_results() -> String {
     columns::<RequestRow>(&mut page);
     columns::<ObservedRow>(&mut page);
     page += "\n## `summary.json`\n\nA figure that was not measured is null or absent, and `null_reasons` says why.\n";
+    keys_of::<Summary>(&mut page);
+    page += "\n## Snapshots\n\nWhat `run --serve` tells while a run goes, and what `--live` draws; see [watching](watching.md).\n";
+    keys_of::<Snapshot>(&mut page);
+    page
+}
+
+/// Every key of a JSON object.
+fn keys_of<T: JsonSchema>(page: &mut String) {
     let settings = SchemaSettings::draft2020_12().with(|of| of.inline_subschemas = true);
-    let schema = settings.into_generator().into_root_schema_for::<Summary>().to_value();
+    let schema = settings.into_generator().into_root_schema_for::<T>().to_value();
     let mut keys = Vec::new();
     flatten(&mut keys, "", &schema);
-    page += "\n| key | what |\n|---|---|\n";
+    *page += "\n| key | what |\n|---|---|\n";
     for (key, says) in keys {
         let _ = writeln!(page, "| `{key}` | {says} |");
     }
-    page
 }
 
 fn columns<R: Row>(page: &mut String) {

@@ -36,6 +36,6 @@ pub(super) fn replay(args: ReplayArgs, registries: &Registries) -> Outcome {
     let line = shell_line(words.map(|word| word.to_string_lossy().into_owned()));
     // Standard error may be closed; the manifest of the new run has the scenario's hash.
     let _ = writeln!(io::stderr(), "{line}");
-    let wants = (false, false);
-    ended(&play(&scenario, registries, Some(out), None, wants, Exports::default())?, args.json)
+    let (wants, nobody) = ((false, false), (Exports::default(), None));
+    ended(&play(&scenario, registries, Some(out), None, wants, nobody)?, args.json)
 }

@@ -1,7 +1,8 @@
 //! `nashflock resume`: goes on with a run or a sweep that was cut.
 
 use super::exports::{ExportArgs, Exports};
-use super::run::{ended, on_runtime};
+use super::run::{Audience, ended, on_runtime};
+use super::watch::{WatchArgs, Watching};
 use super::{Failure, Outcome, check, sweep};
 use crate::dispatch::NodeSpec;
 use crate::run::{self, CutRun};
@@ -32,6 +33,8 @@ pub(super) struct ResumeArgs {
     failed: bool,
     #[command(flatten)]
     exports: ExportArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
@@ -56,10 +59,15 @@ pub(super) fn resume(args: &ResumeArgs, registries: &Registries) -> Outcome {
     // Standard error may be closed; the manifest says it too.
     let _ = writeln!(io::stderr(), "{}", cut.says());
     let exports = Exports::start(&args.exports, &scenario)?;
-    let end = on_runtime(&scenario, registries, None, None, exports, async |settings, clock| {
+    let watching = Watching::start(args.watch, &scenario)?;
+    let audience = Audience { exports, watching: watching.as_ref() };
+    let end = on_runtime(&scenario, registries, None, None, audience, async |settings, clock| {
         run::resume(&scenario, cut, settings, clock).await
-    })?;
-    ended(&end, args.json)
+    });
+    if let Some(watching) = watching {
+        watching.end(end.as_ref().ok());
+    }
+    ended(&end?, args.json)
 }
 
 /// The scenario with other nodes, as many as the world that was cut has.

@@ -3,6 +3,7 @@
 use super::exports::{ExportArgs, Exports};
 use super::progress::Bar;
 use super::task::Task;
+use super::watch::{WatchArgs, Watching};
 use super::{Failure, Outcome, check, fitted, kubernetes, print, print_json, slurm, worker};
 use crate::dispatch::NodeSpec;
 use crate::measure::Clock;
@@ -45,6 +46,8 @@ pub(super) struct RunArgs {
     fitted: Option<PathBuf>,
     #[command(flatten)]
     exports: ExportArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
@@ -74,8 +77,10 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
         return task.work(&scenario, args.exports.metrics);
     }
     let exports = Exports::start(&args.exports, &scenario)?;
+    let watching = Watching::start(args.watch, &scenario)?;
     let wants = (args.trace, args.observe);
-    let end = play(&scenario, registries, args.out, task.as_ref(), wants, exports)?;
+    let hear = (exports, watching);
+    let end = play(&scenario, registries, args.out, task.as_ref(), wants, hear)?;
     ended(&end, args.json)
 }
 
@@ -116,9 +121,9 @@ pub(super) fn play_again(
     }
     scenario.nodes.peers.clear();
     scenario.run.checkpoint_every_rounds = 0;
-    let exports = Exports::default();
+    let nobody = Audience::default();
     let end =
-        on_runtime(&scenario, registries, Some(out), None, exports, async |settings, clock| {
+        on_runtime(&scenario, registries, Some(out), None, nobody, async |settings, clock| {
             run::run(&scenario, RunSettings { at_once: true, ..settings }, clock).await
         })?;
     match end.failure {
@@ -134,11 +139,23 @@ pub(super) fn play(
     out: Option<PathBuf>,
     task: Option<&Task>,
     (trace, observe): (bool, bool),
-    exports: Exports,
+    (exports, watching): (Exports, Option<Watching>),
 ) -> Result<RunEnd, Failure> {
-    on_runtime(scenario, registries, out, task, exports, async |settings, clock| {
+    let audience = Audience { exports, watching: watching.as_ref() };
+    let end = on_runtime(scenario, registries, out, task, audience, async |settings, clock| {
         run::run(scenario, RunSettings { trace, observe, ..settings }, clock).await
-    })
+    });
+    if let Some(watching) = watching {
+        watching.end(end.as_ref().ok());
+    }
+    end
+}
+
+/// Who hears of a run while it goes.
+#[derive(Default)]
+pub(super) struct Audience<'a> {
+    pub(super) exports: Exports,
+    pub(super) watching: Option<&'a Watching>,
 }
 
 /// Does `work` as the scenario's own task: on a pool of its threads, with its progress drawn.
@@ -147,7 +164,7 @@ pub(super) fn on_runtime<T: Send>(
     registries: &Registries,
     out: Option<PathBuf>,
     task: Option<&Task>,
-    exports: Exports,
+    Audience { exports, watching }: Audience<'_>,
     work: impl AsyncFnOnce(RunSettings<'_>, &Clock) -> Result<T, PlanError> + Send,
 ) -> Result<T, Failure> {
     let program = std::env::current_exe()
@@ -162,9 +179,12 @@ pub(super) fn on_runtime<T: Send>(
         .num_threads(scenario.compute.threads as usize)
         .build()
         .map_err(|error| Failure::Dependency(format!("cannot start threads: {error}")))?;
-    let bar = Bar::new();
-    let listeners =
-        Listeners([&bar as &dyn Progress].into_iter().chain(exports.listeners()).collect());
+    let bar = watching.is_none_or(|watching| !watching.is_shown()).then(Bar::new);
+    let mut listeners: Vec<&dyn Progress> = Vec::new();
+    listeners.extend(watching.map(|watching| &*watching.feed as &dyn Progress));
+    listeners.extend(bar.as_ref().map(|bar| bar as &dyn Progress));
+    listeners.extend(exports.listeners());
+    let listeners = Listeners(listeners);
     // A path need not be UTF-8; the manifest's text has to be.
     let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let settings = RunSettings {
@@ -192,7 +212,7 @@ pub(super) fn on_runtime<T: Send>(
             work(settings, &clock).await
         })
     });
-    bar.clear();
+    bar.iter().for_each(Bar::clear);
     exports.end();
     runtime.shutdown_timeout(Duration::from_millis(500));
     end.map_err(|error| {

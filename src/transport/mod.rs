@@ -3,7 +3,6 @@
 
 mod brake;
 mod dial;
-#[cfg(feature = "prometheus")]
 pub(crate) mod http;
 mod incoming;
 mod listen;

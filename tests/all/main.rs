@@ -41,6 +41,8 @@ mod gguf;
 mod hostile;
 mod independent_client;
 mod launch_kubernetes;
+mod live;
+mod live_page;
 mod nodes;
 mod once;
 mod overload;
