@@ -1,4 +1,4 @@
-//! `report.html`: one file without scripts or links, made from the other files of the run.
+//! `report.html`: one file that loads nothing, made from the other files of the run.
 
 mod blocks;
 mod cards;
