@@ -208,6 +208,8 @@ fn a_run_that_fails_keeps_its_message_and_the_others_go_on() {
     }
     let status = folder.nashflock(&["status", "out", "--json"]).json();
     assert_eq!((status["failed"].as_u64(), status["done"].as_u64()), (Some(3), Some(6)));
+    let watched = folder.nashflock(&["resume", "out", "--failed", "--metrics", "0"]);
+    assert_eq!(watched.code, Some(2), "there is no page of a sweep: {}", watched.stderr);
     let again = folder.nashflock(&["resume", "out", "--failed", "--json"]);
     assert_eq!(again.code, Some(4), "they fail again: {}", again.stderr);
     assert_eq!(again.json()["done"], 6);
