@@ -42,6 +42,17 @@ pub(crate) fn skipped(why: &str) {
     std::io::stderr().write_all(said.as_bytes()).expect("standard error is open");
 }
 
+/// A Python that can do `imports`: what a variable names, the environment that `.ci/run` makes, or the system's.
+pub(crate) fn python(variable: &str, imports: &str) -> Option<PathBuf> {
+    let target = Path::new(env!("CARGO_BIN_EXE_nashflock")).ancestors().nth(2);
+    let made = target.map(|target| target.join("grpc-venv/bin/python"));
+    let found = [std::env::var_os(variable).map(PathBuf::from), made, Some("python3".into())];
+    found.into_iter().flatten().find(|python| {
+        let tried = Command::new(python).args(["-c", imports]).stderr(Stdio::null()).status();
+        tried.is_ok_and(|status| status.success())
+    })
+}
+
 /// A folder with one scenario.
 pub(crate) struct Folder {
     folder: TempDir,

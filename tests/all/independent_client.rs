@@ -1,29 +1,18 @@
 //! A client of another make: Python's grpcio with its health and reflection packages.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::binary::{Folder, SYNTHETIC, skipped};
+use crate::binary::{Folder, SYNTHETIC, python, skipped};
 
 const IMPORTS: &str = "import grpc, grpc_health.v1.health_pb2, grpc_reflection.v1alpha";
 
-/// A Python that has the packages: that of the environment which `.ci/run` makes, else the system's.
-fn python() -> Option<PathBuf> {
-    let target = Path::new(env!("CARGO_BIN_EXE_nashflock")).ancestors().nth(2);
-    let made = target.map(|target| target.join("grpc-venv/bin/python"));
-    let found = [std::env::var_os("GRPC_PYTHON").map(PathBuf::from), made, Some("python3".into())];
-    found.into_iter().flatten().find(|python| {
-        let tried = Command::new(python).args(["-c", IMPORTS]).stderr(Stdio::null()).status();
-        tried.is_ok_and(|status| status.success())
-    })
-}
-
 #[test]
 fn pythons_grpcio_lists_the_services_checks_health_and_is_told_what_is_wrong() {
-    let Some(python) = python() else {
+    let Some(python) = python("GRPC_PYTHON", IMPORTS) else {
         skipped(
             "no Python with grpcio, grpcio-health-checking and grpcio-reflection; .ci/run makes one in \
              target/grpc-venv, and GRPC_PYTHON names another",

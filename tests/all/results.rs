@@ -1,6 +1,6 @@
 //! Run directories: what is written can be read back, and nothing is lost or overwritten.
 
-use crate::binary::skipped;
+use crate::binary::{Folder, SYNTHETIC, python, skipped};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,9 @@ use nashflock::results::{
     Summary, Throughput, report, summary_table,
 };
 use proptest::prelude::*;
+
+/// Why a test of another reader is left out.
+const NO_PYARROW: &str = "no Python with pyarrow; .ci/run puts it into target/grpc-venv, and PYARROW_PYTHON names another";
 
 /// The keys of `summary.json` that other programs rely on.
 const SUMMARY_KEYS: &str = "
@@ -85,23 +88,57 @@ fn other_parquet_readers_see_the_same_columns_and_sums() {
     let mut table = dir.table().expect("rounds can be made");
     (0..20_000).for_each(|at| table.push(round(at)).expect("writable"));
     table.finish().expect("rounds can be ended");
-    let script = "import sys\ntry:\n import pyarrow.parquet as p\nexcept ImportError:\n sys.exit(77)\n\
+    let Some(python) = python("PYARROW_PYTHON", "import pyarrow.parquet") else {
+        return skipped(NO_PYARROW);
+    };
+    let script = "import sys\nimport pyarrow.parquet as p\n\
         t = p.read_table(sys.argv[1])\n\
         d = t.to_pydict()\n\
         print(t.num_rows, sum(d['tokens']), d['relative_gap'].count(None), d['router'][5], \
         t.schema.field('step').type, t.schema.metadata[b'nashflock.schema_version'].decode())";
     let file = dir.path().join("rounds.parquet");
-    let Ok(output) = Command::new("python3").arg("-c").arg(script).arg(&file).output() else {
-        return skipped("no python3");
-    };
-    if output.status.code() == Some(77) {
-        return skipped("python3 has no pyarrow");
-    }
+    let output = Command::new(python).arg("-c").arg(script).arg(&file).output().expect("it runs");
     let rows: Vec<RoundRow> = (0..20_000).map(round).collect();
     let tokens: u64 = rows.iter().map(|row| row.tokens).sum();
     let absent = rows.iter().filter(|row| row.relative_gap.is_none()).count();
     let expected = format!("20000 {tokens} {absent} {} uint64 1\n", rows[5].router);
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
+#[test]
+fn another_reader_of_parquet_finds_in_a_runs_columns_what_its_summary_says() {
+    let Some(python) = python("PYARROW_PYTHON", "import pyarrow.parquet") else {
+        return skipped(NO_PYARROW);
+    };
+    let folder = Folder::with(SYNTHETIC);
+    let summary = folder.summary("out", &[]);
+    let script = "import json, sys\nimport pyarrow.parquet as p\n\
+        of = lambda name: p.read_table(sys.argv[1] + '/' + name + '.parquet').to_pydict()\n\
+        requests, rounds = of('requests'), of('rounds')\n\
+        outcomes = {name: requests['outcome'].count(name) for name in ('ok', 'late', 'shed', 'error')}\n\
+        print(json.dumps({'outcomes': outcomes, 'tokens': sum(requests['tokens']),\n\
+        'latency_ns_max': max(requests['latency_ns']), 'rounds': len(rounds['layer']),\n\
+        'agrees': all(f - i == l for f, i, l in\n\
+        zip(requests['finished_ns'], requests['intended_ns'], requests['latency_ns'])),\n\
+        'epsilon_nash': max(rounds['epsilon_nash']), 'relative_gap': max(rounds['relative_gap']),\n\
+        'route_ns': sum(rounds['route_ns']), 'max_over_mean': max(rounds['max_over_mean'])}))";
+    let out = folder.path("out");
+    let output = Command::new(python).arg("-c").arg(script).arg(&out).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    for outcome in ["ok", "late", "shed", "error"] {
+        assert_eq!(read["outcomes"][outcome], summary["outcomes"][outcome], "{outcome}");
+    }
+    let convergence = &summary["convergence"];
+    for key in ["rounds", "epsilon_nash", "relative_gap", "route_ns"] {
+        assert_eq!(read[key], convergence[key], "{key}");
+    }
+    assert_eq!(read["max_over_mean"], convergence["max_over_mean_worst"]);
+    assert_eq!((read["tokens"].as_u64(), read["agrees"].as_bool()), (Some(24 * 16), Some(true)));
+    // The histogram keeps three digits.
+    let largest = |of: &serde_json::Value| of.as_f64().expect("a number");
+    let (exact, kept) = (largest(&read["latency_ns_max"]), largest(&summary["latency_ns"]["max"]));
+    assert!((kept - exact).abs() <= exact * 1e-3, "{kept} {exact}");
 }
 
 #[test]
