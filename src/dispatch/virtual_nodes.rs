@@ -39,8 +39,8 @@ pub struct VirtualSettings {
     pub hedge_budget: f64,
     /// How long the coordinator takes.
     pub coordinator: Coordinator,
-    /// What services and ways of a round vary by together.
-    pub round_noise: Noise,
+    /// What all times of a step vary by together.
+    pub step_noise: Noise,
     /// Cores that all nodes share; 0: each has its own.
     pub shared_cores: u32,
     /// Of the ways of questions.
@@ -65,12 +65,12 @@ pub struct Coordinator {
 
 impl Coordinator {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
-    fn took_ns(&self, layer: LayerId, tokens: f64, stream: &mut Stream) -> u64 {
+    fn took_ns(&self, layer: LayerId, tokens: f64, factor: f64, stream: &mut Stream) -> u64 {
         let mut took_ns = self.round_ns + self.token_ns * tokens;
         if layer.index() == 0 {
             took_ns += self.step_ns + self.step_token_ns * tokens;
         }
-        (took_ns * self.noise.draw(stream)).round() as u64
+        (took_ns * factor * self.noise.draw(stream)).round() as u64
     }
 }
 
@@ -90,12 +90,12 @@ pub struct Virtual {
     /// Of the latest round.
     legs: Vec<(NodeId, u64)>,
     cores: Cores,
-    /// Of what rounds vary by.
+    /// Of what rounds and steps vary by.
     rounds: StreamKey,
     round: u64,
-    /// That services and ways of this round take longer by.
+    /// That all of this step takes longer by.
     factor: f64,
-    /// The network of rounds that take as long as they are said to.
+    /// The network of steps that take as long as they are said to.
     network: Network,
     port: Port,
     ways: Stream,
@@ -474,11 +474,11 @@ impl Dispatch for Virtual {
         let tokens = (hidden.len() / width.max(1)) as f64;
         let mut stream = self.rounds.stream(0, self.round);
         self.round += 1;
-        let own_ns = self.with.coordinator.took_ns(orders.layer, tokens, &mut stream);
-        if self.with.round_noise != Noise::Constant {
-            self.factor = self.with.round_noise.draw(&mut stream);
+        if orders.layer.index() == 0 && self.with.step_noise != Noise::Constant {
+            self.factor = self.with.step_noise.draw(&mut stream);
             self.with.hardware.network = self.network.times(self.factor);
         }
+        let own_ns = self.with.coordinator.took_ns(orders.layer, tokens, self.factor, &mut stream);
         self.clock.advance_to_ns(self.clock.now_ns() + own_ns);
         self.welcome();
         let pairs = orders.nodes.iter().map(NodeOrder::pairs).sum();

@@ -26,7 +26,7 @@ fn keys(fitted: &Fitted) -> Table {
     let all = [
         ("node_factors", &fitted.node_factors),
         ("service_factors", &fitted.service_factors),
-        ("round_factors", &fitted.round_factors),
+        ("step_factors", &fitted.step_factors),
         ("coordinator_factors", &fitted.coordinator_factors),
     ];
     let value = |estimate: Estimate| estimate.value;
@@ -39,7 +39,7 @@ fn keys(fitted: &Fitted) -> Table {
 fn control(fitted: &Fitted) -> Table {
     let service = [fitted.service_mean_ns, 0.0, 0.0, 0.0];
     let coordinator = [fitted.coordinator_mean_ns, 0.0, 0.0, 0.0];
-    let none = ["node_factors", "service_factors", "round_factors", "coordinator_factors"];
+    let none = ["node_factors", "service_factors", "step_factors", "coordinator_factors"];
     table_of((service, [0.0; 3], coordinator), 0, none.map(|key| (key, &[][..])))
 }
 

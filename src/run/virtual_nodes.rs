@@ -28,7 +28,7 @@ pub(super) fn settings(scenario: &Scenario) -> VirtualSettings {
             step_token_ns: with.coordinator_step_token_us * US,
             noise: empirical(&with.coordinator_factors),
         },
-        round_noise: empirical(&with.round_factors),
+        step_noise: empirical(&with.step_factors),
         shared_cores: with.shared_cores,
         seed: scenario.seed,
     }

@@ -31,9 +31,9 @@ pub struct VirtualNodes {
     /// Default none.
     #[schemars(length(max = 65_536), extend("items" = { "type": "number", "minimum": 0, "maximum": 1_000_000 }))]
     pub service_factors: Vec<f64>,
-    /// The same for all times of a round together, of nodes and ways. Default none: only single nodes vary.
+    /// The same for all times of a step together: of the coordinator, nodes and ways. Default none.
     #[schemars(length(max = 65_536), extend("items" = { "type": "number", "minimum": 0, "maximum": 1_000_000 }))]
-    pub round_factors: Vec<f64>,
+    pub step_factors: Vec<f64>,
     /// How many times as long as the others each node takes, by node, each 0.001 to 1000000; those beyond the list 1.
     /// Default none.
     #[schemars(length(max = 65_536), extend("items" = { "type": "number", "minimum": 0.001, "maximum": 1_000_000 }))]
@@ -112,7 +112,7 @@ impl Default for VirtualNodes {
             service: Shape::Constant,
             service_deviation: 0.2,
             service_factors: Vec::new(),
-            round_factors: Vec::new(),
+            step_factors: Vec::new(),
             node_factors: Vec::new(),
             shared_cores: 0,
             node_deviation: 0.0,

@@ -68,7 +68,7 @@ fn held_out_virtual_runs_are_predicted_and_means_alone_are_not_enough() {
     let folder = folder();
     let noisy = [
         "virtual.shared_cores=2",
-        "virtual.round_factors=[0.8, 0.85, 0.9, 0.9, 0.95, 1.0, 1.1, 1.3, 1.6]",
+        "virtual.step_factors=[0.8, 0.85, 0.9, 0.9, 0.95, 1.0, 1.1, 1.3, 1.6]",
         "virtual.coordinator_factors=[0.7, 1.0, 1.3]",
     ];
     observed(&folder, "seen", "1", &noisy);
@@ -76,7 +76,8 @@ fn held_out_virtual_runs_are_predicted_and_means_alone_are_not_enough() {
     let found = fitted(&folder, "seen", "fitted.toml");
     assert_eq!(found["shared_cores"], 2, "as the scenario says");
     let args = ["calibrate", "held-out", "--fitted", "fitted.toml", "--json"];
-    let goals = ["--goal-mean", "2", "--goal-p99", "9"];
+    // The means of 550 factors differ by 1.5 % between two runs, and what waits in a queue by twice that.
+    let goals = ["--goal-mean", "5", "--goal-p99", "9"];
     let ended = folder.nashflock(&[&args[..], &goals].concat());
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     let run = &ended.json()["runs"][0];
@@ -135,9 +136,9 @@ fn what_cannot_be_fitted_or_compared_is_said_with_a_remedy() {
         r#"virtual.faults=[{kind="pause",node=0,at_ms=0,for_ms=9,every_ms=2,stopped_ms=2}]"#;
     refused(&["check", "scenario.toml", "--set", pause], "`virtual.faults[0].stopped_ms` is 2");
     refused(&["check", "scenario.toml", "--set", "virtual.service=empirical"], "service_factors");
-    let falling = "virtual.round_factors=[2, 1]";
+    let falling = "virtual.step_factors=[2, 1]";
     refused(
         &["check", "scenario.toml", "--set", falling],
-        "`virtual.round_factors` does not ascend",
+        "`virtual.step_factors` does not ascend",
     );
 }

@@ -2,8 +2,8 @@
 //!
 //! Services and the coordinator's times are linear in what they do, with parameters that are not negative; parameters
 //! of the ways are found by playing the rounds again ([`Fork`]) with the computing times that were measured. What is
-//! left is kept as factors: of each service where nodes are apart, and of all services of a round where they share
-//! cores: there what disturbs one disturbs all, and all times of a round vary together.
+//! left is kept as factors: of each service and of the coordinator's times where nodes are apart, and of all times of a
+//! step where they share the cores of a machine: there what disturbs one disturbs all for longer than a round.
 
 mod least_squares;
 mod ways;
@@ -77,17 +77,17 @@ pub struct Fitted {
     pub service: [Estimate; 4],
     /// By node: how many times as long as the mean one it takes.
     pub node_factors: Vec<f64>,
-    /// Of a service, ascending and equally likely; none where nodes share cores.
+    /// Of a service, ascending, equally likely and of mean 1; none where nodes share cores.
     pub service_factors: Vec<f64>,
     /// Of a way, a message and a byte.
     pub ways: [Estimate; 3],
     /// Cores that the nodes share, or 0.
     pub cores: u32,
-    /// Of all times of a round but the coordinator's, likewise; none where nodes do not share cores.
-    pub round_factors: Vec<f64>,
+    /// Of all times of a step, likewise; none where nodes do not share cores.
+    pub step_factors: Vec<f64>,
     /// Of the coordinator for a round, a token of it, a step, and a token of it.
     pub coordinator: [Estimate; 4],
-    /// Likewise.
+    /// As those of services.
     pub coordinator_factors: Vec<f64>,
     /// Of services, of the rounds' last answers, and of the coordinator's times.
     pub residuals: [Residual; 3],
@@ -117,17 +117,27 @@ pub fn fit(rounds: &[Watched], cores: u32) -> Option<Fitted> {
         let legs = fork.legs(orders);
         (round.last_ns() as f64, legs.into_iter().max().unwrap_or(0) as f64)
     };
-    let mut round_factors = Vec::new();
+    let (coordinator, mut coordinator_factors, residual_of_coordinator) = coordinator(rounds);
+    let mut step_factors = Vec::new();
     if cores > 0 {
-        let lasts = rounds.iter().map(|round| last(round, &fork, &service)).collect();
-        let (longer, factors) = factors(lasts);
+        let (longer, _) =
+            factors(rounds.iter().map(|round| last(round, &fork, &service)).collect());
         service = service.map(|estimate| estimate.times(longer));
         ways = ways.map(|estimate| estimate.times(longer));
         fork = fork.times(longer);
-        (round_factors, service_factors) = (factors, Vec::new());
+        let of_round = |round: &Watched| {
+            let of_nodes = last(round, &fork, &service).1;
+            (round.took_ns() as f64, of_nodes + dot(&coordinator_features(round), &coordinator))
+        };
+        let of_step = |step: &[Watched]| {
+            let rounds = step.iter().map(of_round);
+            rounds.fold((0.0, 0.0), |sum, round| (sum.0 + round.0, sum.1 + round.1))
+        };
+        let steps = rounds.chunk_by(|_, next| !next.is_first).map(of_step);
+        step_factors = factors(steps.collect()).1;
+        (service_factors, coordinator_factors) = (Vec::new(), Vec::new());
     }
     let residual_of_rounds = residual(rounds.iter().map(|round| last(round, &fork, &service)));
-    let (coordinator, coordinator_factors, residual_of_coordinator) = coordinator(rounds);
     let count = legs().count() as f64;
     let nodes = node_factors.keys().next_back().map_or(0, |node| node.index() + 1);
     let factor = |node| node_factors.get(&NodeId::from_index(node)).copied().unwrap_or(1.0);
@@ -138,7 +148,7 @@ pub fn fit(rounds: &[Watched], cores: u32) -> Option<Fitted> {
         service_factors,
         ways,
         cores,
-        round_factors,
+        step_factors,
         coordinator,
         coordinator_factors,
         residuals: [residual_of_services, residual_of_rounds, residual_of_coordinator],
@@ -180,14 +190,16 @@ fn services(rounds: &[Watched]) -> ([Estimate; 4], BTreeMap<NodeId, f64>) {
     (service, factors)
 }
 
+fn coordinator_features(round: &Watched) -> [f64; 4] {
+    let (tokens, first) = (round.tokens as f64, f64::from(u8::from(round.is_first)));
+    [1.0, tokens, first, first * tokens]
+}
+
 fn coordinator(rounds: &[Watched]) -> ([Estimate; 4], Vec<f64>, Residual) {
-    let features = |round: &Watched| {
-        let (tokens, first) = (round.tokens as f64, f64::from(u8::from(round.is_first)));
-        [1.0, tokens, first, first * tokens]
-    };
     let measured = |round: &Watched| round.coordinator_ns as f64;
-    let found = least_squares(rounds.iter().map(|round| (features(round), measured(round))));
-    let said = |round: &Watched| dot(&features(round), &found);
+    let found =
+        least_squares(rounds.iter().map(|round| (coordinator_features(round), measured(round))));
+    let said = |round: &Watched| dot(&coordinator_features(round), &found);
     let both = || rounds.iter().map(|round| (measured(round), said(round)));
     let (longer, factors) = factors(both().collect());
     (found.map(|estimate| estimate.times(longer)), factors, residual(both()))
@@ -259,12 +271,16 @@ mod tests {
 
     const FORK: Fork = Fork { latency_ns: 40_000.0, message_ns: 7_000.0, byte_ns: 0.4, cores: 2 };
 
-    /// Of four nodes that share two cores; all times of a round are longer by one factor.
+    /// Of four nodes that share two cores; all times of a step are longer by one factor.
     fn rounds(mut factor: impl FnMut() -> f64) -> Vec<Watched> {
         let mut random = rng::stream(5, "fit");
+        let mut longer = 1.0;
         (0..2_000)
             .map(|at| {
-                let factor = factor();
+                let is_first = at % 2 == 0;
+                if is_first {
+                    longer = factor();
+                }
                 let tokens: u32 = random.random_range(8..200);
                 let works = [0, 1, 2, 3].map(|node: u32| Work {
                     pairs: tokens + 9 * node,
@@ -277,19 +293,19 @@ mod tests {
                     let bytes = 0.1 * work.weight_bytes as f64 + 0.2 * work.pass_bytes as f64;
                     30_000.0 + 1_500.0 * f64::from(work.pairs) + bytes
                 };
-                let service = |work: &Work| factor * service(work);
-                let legs_ns = FORK.times(factor).legs(works.map(|work| (work, service(&work))));
+                let service = |work: &Work| longer * service(work);
+                let legs_ns = FORK.times(longer).legs(works.map(|work| (work, service(&work))));
                 let leg = |(node, (work, leg_ns))| Leg {
                     node: NodeId::from_index(node),
                     work,
                     compute_ns: super::super::whole_ns(service(&work)),
                     leg_ns,
                 };
-                let is_first = at % 2 == 0;
+                let own_ns = 10_000 + 300 * tokens + 50_000 * u32::from(is_first);
                 Watched {
                     tokens: u64::from(tokens),
                     is_first,
-                    coordinator_ns: 10_000 + u64::from(tokens) * 300 + u64::from(is_first) * 50_000,
+                    coordinator_ns: super::super::whole_ns(longer * f64::from(own_ns)),
                     legs: works.into_iter().zip(legs_ns).enumerate().map(leg).collect(),
                 }
             })
@@ -318,7 +334,7 @@ mod tests {
         assert_eq!(found.coordinator[3].value, 0.0);
         assert!(found.node_factors.iter().all(|factor| (factor - 1.0).abs() < 1e-3));
         assert!(found.residuals.iter().all(|of| of.rms_ns < 1e-3 * of.mean_ns), "{found:?}");
-        assert!(found.round_factors.iter().all(|factor| (factor - 1.0).abs() < 1e-3));
+        assert!(found.step_factors.iter().all(|factor| (factor - 1.0).abs() < 1e-3));
         // Whoever takes nodes for apart sees it in what is left.
         let apart = fit(&rounds(|| 1.0), 0).expect("there are rounds");
         let [shared, apart] = [&found, &apart].map(|fitted| fitted.residuals[1].rms_ns);
@@ -327,11 +343,11 @@ mod tests {
     }
 
     #[test]
-    fn what_rounds_vary_by_comes_back_as_factors() {
+    fn what_steps_vary_by_comes_back_as_factors() {
         let mut random = rng::stream(6, "fit factors");
         let found = fit(&rounds(|| 0.5 + random.random::<f64>()), 2).expect("there are rounds");
-        for (of, factor) in found.round_factors.iter().enumerate() {
-            let told = 0.5 + (of as f64 + 0.5) / found.round_factors.len() as f64;
+        for (of, factor) in found.step_factors.iter().enumerate() {
+            let told = 0.5 + (of as f64 + 0.5) / found.step_factors.len() as f64;
             assert!((factor - told).abs() < 0.05, "{of}: {factor}, not {told}");
         }
         assert!((found.service[1].value / 1_500.0 - 1.0).abs() < 0.05, "{:?}", found.service);

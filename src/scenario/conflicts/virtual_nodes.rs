@@ -25,7 +25,7 @@ pub(super) fn find(scenario: &Scenario, found: &mut Found<'_>) {
     });
     for (key, factors) in [
         ("virtual.service_factors", &with.service_factors),
-        ("virtual.round_factors", &with.round_factors),
+        ("virtual.step_factors", &with.step_factors),
         ("virtual.coordinator_factors", &with.coordinator_factors),
     ] {
         found.unless(factors.is_sorted(), &[key], || {
