@@ -7,14 +7,44 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tempfile::TempDir;
+
 use crate::binary::{Folder, SYNTHETIC, skipped};
 
-/// The browser of this machine, if it has one.
+/// The browser of this machine, if it has one that shows an empty page.
 fn browser() -> Option<&'static str> {
-    let starts = |name: &&str| {
-        Command::new(name).arg("--version").output().is_ok_and(|end| end.status.success())
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let folder = TempDir::new().expect("a temporary folder");
+    let shows = |name: &&str| {
+        let shown = start(name, folder.path()).args(["--dump-dom", "about:blank"]).output();
+        shown.is_ok_and(|shown| shown.status.success() && !shown.stdout.is_empty())
     };
-    ["chromium", "chromium-browser", "google-chrome"].into_iter().find(starts)
+    let found = names.into_iter().find(shows);
+    if found.is_none() {
+        skipped("there is no Chromium that shows an empty page");
+    }
+    found
+}
+
+fn start(browser: &str, folder: &Path) -> Command {
+    // Whatever keeps it from starting here must not keep the tests.
+    let mut command = Command::new("timeout");
+    command.args([
+        "60",
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+    ]);
+    command.args([
+        "--hide-scrollbars",
+        "--force-prefers-reduced-motion",
+        "--enable-logging=stderr",
+    ]);
+    command.arg("--window-size=900,9000");
+    command.arg(format!("--user-data-dir={}", folder.join("browser").display()));
+    command
 }
 
 /// What a browser came to with a page.
@@ -37,15 +67,9 @@ impl Shown {
 fn show(browser: &str, page: &Path, folder: &Path) -> Shown {
     let picture = folder.join("page.png");
     let run = |what: String| {
-        let mut command = Command::new(browser);
-        command.args(["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]);
-        command.args([
-            "--force-prefers-reduced-motion",
-            "--enable-logging=stderr",
-            "--window-size=900,9000",
-        ]);
-        command.arg(format!("--user-data-dir={}", folder.join("browser").display())).arg(what);
-        let ended = command.arg(format!("file://{}", page.display())).output().expect("it starts");
+        let mut command = start(browser, folder);
+        command.arg(what).arg(format!("file://{}", page.display()));
+        let ended = command.output().expect("it starts");
         assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
         ended
     };
@@ -94,7 +118,7 @@ const FAULT: [u8; 3] = [0xb3, 0x42, 0x0c];
 
 #[test]
 fn a_report_of_a_run_on_nodes_is_drawn_whole_and_says_nothing_to_the_console() {
-    let Some(browser) = browser() else { return skipped("no Chromium is installed") };
+    let Some(browser) = browser() else { return };
     let folder = Folder::with(&SYNTHETIC.replace("requests = 24", "requests = 600"));
     let crash = "{ kind = \"crash\", node = 1, at_ms = 40, for_ms = 30 }";
     let faults = format!("virtual.faults=[{crash}]");
@@ -130,7 +154,7 @@ fn a_report_of_a_run_on_nodes_is_drawn_whole_and_says_nothing_to_the_console() {
 
 #[test]
 fn a_report_of_token_blocks_shows_what_became_of_them_in_time() {
-    let Some(browser) = browser() else { return skipped("no Chromium is installed") };
+    let Some(browser) = browser() else { return };
     let folder = Folder::with("");
     let scenario = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/rack-loss.toml");
     let scenario = scenario.to_str().expect("a path in UTF-8");
@@ -147,7 +171,7 @@ fn a_report_of_token_blocks_shows_what_became_of_them_in_time() {
 
 #[test]
 fn a_report_of_a_sweep_is_drawn_whole_and_says_nothing_to_the_console() {
-    let Some(browser) = browser() else { return skipped("no Chromium is installed") };
+    let Some(browser) = browser() else { return };
     let sweep = "[sweep]\nseeds = 3\nfigures = [\"convergence.max_over_mean\", \"convergence.score_loss\"]\n\
                  [[sweep.axis]]\nkey = \"game.router\"\nvalues = [\"top_k\", \"equilibrium\"]\n\
                  [[sweep.axis]]\nkey = \"source.skew\"\nvalues = [0.5, 1.0, 1.5]\n";
