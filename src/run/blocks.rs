@@ -2,6 +2,7 @@
 
 use super::demand::Arrivals;
 use super::files::RunFiles;
+use super::goals::goals;
 use super::materials::files_of;
 use super::virtual_nodes::{hardware, whole};
 use super::{PlanError, RunEnd, RunSettings};
@@ -167,7 +168,7 @@ fn fill(
     let nodes = u64::from(cluster.nodes);
     summary.virtual_time =
         Some(VirtualTime { nodes, span_ns: report.end_ns, blocks: Some(figures) });
-    summary.goals = super::record::goals(&scenario.goals, summary);
+    summary.goals = goals(&scenario.goals, summary);
 }
 
 fn figures(

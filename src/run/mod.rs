@@ -11,6 +11,7 @@ mod demand;
 mod feed;
 mod files;
 mod fit;
+mod goals;
 mod interrupt;
 mod materials;
 mod migrate;

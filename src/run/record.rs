@@ -4,6 +4,7 @@
 use super::checkpoint::{AllSums, Boundary, Checkpoints};
 use super::decode::{Answer, StepDone};
 use super::demand::Demand;
+use super::goals::goals;
 use super::migrate::{ExpertsMoved, MigrationRecord};
 use super::reallocate::WidthsBrought;
 use super::requests::Requests;
@@ -18,12 +19,12 @@ use super::width_control::WidthChange;
 use crate::dispatch::Served;
 use crate::results::checkpoint::{Latest, LoggedRow, RowLog};
 use crate::results::{
-    BatchTimes, Goal, HottestExpert, LayerFigures, Layers, MotionFigures, Outcomes, Pairs,
+    BatchTimes, HottestExpert, LayerFigures, Layers, MotionFigures, Outcomes, Pairs,
     ReallocationFigures, ResultsError, ResumeFigures, RoundRow, RunDir, ServedNodeLoads, Snapshot,
     StepTheory, Summary, TOKENS_PLACED, TableWriter, TailTheory, Throughput, Timeline,
 };
 use crate::scenario::Scenario;
-use crate::scenario::file::{Engine, Goals};
+use crate::scenario::file::Engine;
 use crate::source::{KeptExperts, SourceShape};
 use agents::flock::motion::LayerMotion;
 use agents::flock::plane::Plane;
@@ -584,27 +585,6 @@ impl Watch for Recorder {
         }
         Ok(true)
     }
-}
-
-/// What a run had to reach, and whether it did.
-pub(super) fn goals(goals: &Goals, summary: &Summary) -> Vec<Goal> {
-    let p99_ms = summary.latency_ns.p99.map(|ns| ns as f64 / 1e6);
-    let placement = summary.placement.as_ref();
-    let node_load = placement.and_then(|placement| placement.served.max_over_mean);
-    let stated = [
-        ("relative_gap", goals.relative_gap_max, summary.convergence.relative_gap),
-        ("max_over_mean_worst", goals.max_over_mean_max, summary.convergence.max_over_mean_worst),
-        ("node_load_over_mean", goals.node_load_over_mean_max, node_load),
-        ("p99_ms", goals.p99_ms_max, p99_ms),
-    ];
-    stated
-        .into_iter()
-        .filter_map(|(name, limit, measured)| {
-            let limit = limit?;
-            let met = measured.is_some_and(|measured| measured <= limit);
-            Some(Goal { name: name.to_owned(), limit, measured, met })
-        })
-        .collect()
 }
 
 /// Adds the loads of a layer's experts in play, which are all or those that are kept.
