@@ -111,7 +111,7 @@ fn played(
         registries,
         out,
         None,
-        Audience::default(),
+        &Audience::default(),
         async |settings, clock| {
             run::run(&scenario, RunSettings { observe: true, is_scratch: true, ..settings }, clock)
                 .await

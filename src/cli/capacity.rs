@@ -48,7 +48,7 @@ pub(super) fn capacity(mut args: CapacityArgs, registries: &Registries) -> Outco
         registries,
         None,
         None,
-        Audience::default(),
+        &Audience::default(),
         async |settings, clock| crate::run::capacity(&scenario, goal, settings, clock).await,
     )?;
     let found = found.map_err(|error| match error {

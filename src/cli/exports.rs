@@ -5,7 +5,7 @@ use crate::export::{
     ExportError, MetricsAddress, NodePage, RunPage, SpanCounts, SpanTarget, Spans,
 };
 use crate::measure::Clock;
-use crate::run::Progress;
+use crate::run::{Interrupts, Progress, RunEnd};
 use crate::scenario::Scenario;
 use crate::scenario::file::Engine;
 use crate::worker;
@@ -66,8 +66,12 @@ impl Exports {
         page.chain(self.spans.iter().map(|(spans, _)| spans as &dyn Progress))
     }
 
-    /// Sends what is left, and says what became of it.
-    pub(super) fn end(self) {
+    /// Sends what is left, and says what became of it; the run has ended like this, or came to nothing.
+    pub(super) fn end(self, end: Option<&RunEnd>) {
+        // Who stops a run, and whom a failure concerns, does not wait.
+        if let Some(page) = self.page.filter(|_| end.is_some_and(|end| end.failure.is_none())) {
+            last_reading(page);
+        }
         if let Some((spans, endpoint)) = self.spans {
             let SpanCounts { exported, failed, dropped } = spans.finish();
             say(&format!(
@@ -75,6 +79,23 @@ impl Exports {
             ));
         }
     }
+}
+
+/// Keeps the figures of a run that has ended until who reads them has read the last ones, or somebody ends that. Where the
+/// system does not let it, they end with the run.
+fn last_reading(page: RunPage) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime else { return };
+    runtime.block_on(async {
+        let Ok(mut interrupts) = Interrupts::listen() else { return };
+        let Some(within) = page.awaited_for() else { return };
+        say(&format!(
+            "figures stay until they are read once more, {} s at most; Ctrl-C ends that",
+            within.as_secs_f64().ceil()
+        ));
+        // Either way the run is over, and its results are written.
+        let _ = interrupts.or(page.end_when_read(within)).await;
+    });
 }
 
 /// Where spans go: where the command line says, else where the environment does, as other programs that export spans

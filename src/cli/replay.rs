@@ -1,7 +1,6 @@
 //! `nashflock replay`: plays the scenario of a run directory once more, into a new one.
 
-use super::exports::Exports;
-use super::run::{ended, play};
+use super::run::{Audience, ended, play};
 use super::{Outcome, check, results_failure};
 use crate::measure::Clock;
 use crate::results::{RunDir, shell_line};
@@ -36,6 +35,6 @@ pub(super) fn replay(args: ReplayArgs, registries: &Registries) -> Outcome {
     let line = shell_line(words.map(|word| word.to_string_lossy().into_owned()));
     // Standard error may be closed; the manifest of the new run has the scenario's hash.
     let _ = writeln!(io::stderr(), "{line}");
-    let (wants, nobody) = ((false, false), (Exports::default(), None));
+    let (wants, nobody) = ((false, false), Audience::default());
     ended(&play(&scenario, registries, Some(out), None, wants, nobody)?, args.json)
 }

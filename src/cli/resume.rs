@@ -60,13 +60,11 @@ pub(super) fn resume(args: &ResumeArgs, registries: &Registries) -> Outcome {
     let _ = writeln!(io::stderr(), "{}", cut.says());
     let exports = Exports::start(&args.exports, &scenario)?;
     let watching = Watching::start(args.watch, &scenario)?;
-    let audience = Audience { exports, watching: watching.as_ref() };
-    let end = on_runtime(&scenario, registries, None, None, audience, async |settings, clock| {
+    let audience = Audience { exports, watching };
+    let end = on_runtime(&scenario, registries, None, None, &audience, async |settings, clock| {
         run::resume(&scenario, cut, settings, clock).await
     });
-    if let Some(watching) = watching {
-        watching.end(end.as_ref().ok());
-    }
+    audience.end(end.as_ref().ok());
     ended(&end?, args.json)
 }
 

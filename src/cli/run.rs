@@ -79,8 +79,8 @@ pub(super) fn run(args: RunArgs, registries: &Registries) -> Outcome {
     let exports = Exports::start(&args.exports, &scenario)?;
     let watching = Watching::start(args.watch, &scenario)?;
     let wants = (args.trace, args.observe);
-    let hear = (exports, watching);
-    let end = play(&scenario, registries, args.out, task.as_ref(), wants, hear)?;
+    let audience = Audience { exports, watching };
+    let end = play(&scenario, registries, args.out, task.as_ref(), wants, audience)?;
     ended(&end, args.json)
 }
 
@@ -123,7 +123,7 @@ pub(super) fn play_again(
     scenario.run.checkpoint_every_rounds = 0;
     let nobody = Audience::default();
     let end =
-        on_runtime(&scenario, registries, Some(out), None, nobody, async |settings, clock| {
+        on_runtime(&scenario, registries, Some(out), None, &nobody, async |settings, clock| {
             run::run(&scenario, RunSettings { at_once: true, ..settings }, clock).await
         })?;
     match end.failure {
@@ -139,23 +139,30 @@ pub(super) fn play(
     out: Option<PathBuf>,
     task: Option<&Task>,
     (trace, observe): (bool, bool),
-    (exports, watching): (Exports, Option<Watching>),
+    audience: Audience,
 ) -> Result<RunEnd, Failure> {
-    let audience = Audience { exports, watching: watching.as_ref() };
-    let end = on_runtime(scenario, registries, out, task, audience, async |settings, clock| {
+    let end = on_runtime(scenario, registries, out, task, &audience, async |settings, clock| {
         run::run(scenario, RunSettings { trace, observe, ..settings }, clock).await
     });
-    if let Some(watching) = watching {
-        watching.end(end.as_ref().ok());
-    }
+    audience.end(end.as_ref().ok());
     end
 }
 
 /// Who hears of a run while it goes.
 #[derive(Default)]
-pub(super) struct Audience<'a> {
+pub(super) struct Audience {
     pub(super) exports: Exports,
-    pub(super) watching: Option<&'a Watching>,
+    pub(super) watching: Option<Watching>,
+}
+
+impl Audience {
+    /// The run has ended like this, or came to nothing.
+    pub(super) fn end(self, end: Option<&RunEnd>) {
+        if let Some(watching) = self.watching {
+            watching.end(end);
+        }
+        self.exports.end(end);
+    }
 }
 
 /// Does `work` as the scenario's own task: on a pool of its threads, with its progress drawn.
@@ -164,7 +171,7 @@ pub(super) fn on_runtime<T: Send>(
     registries: &Registries,
     out: Option<PathBuf>,
     task: Option<&Task>,
-    Audience { exports, watching }: Audience<'_>,
+    audience: &Audience,
     work: impl AsyncFnOnce(RunSettings<'_>, &Clock) -> Result<T, PlanError> + Send,
 ) -> Result<T, Failure> {
     let program = std::env::current_exe()
@@ -179,11 +186,12 @@ pub(super) fn on_runtime<T: Send>(
         .num_threads(scenario.compute.threads as usize)
         .build()
         .map_err(|error| Failure::Dependency(format!("cannot start threads: {error}")))?;
+    let watching = audience.watching.as_ref();
     let bar = watching.is_none_or(|watching| !watching.is_shown()).then(Bar::new);
     let mut listeners: Vec<&dyn Progress> = Vec::new();
     listeners.extend(watching.map(|watching| &*watching.feed as &dyn Progress));
     listeners.extend(bar.as_ref().map(|bar| bar as &dyn Progress));
-    listeners.extend(exports.listeners());
+    listeners.extend(audience.exports.listeners());
     let listeners = Listeners(listeners);
     // A path need not be UTF-8; the manifest's text has to be.
     let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
@@ -208,12 +216,11 @@ pub(super) fn on_runtime<T: Send>(
                 _ if settings.progress.pace().is_some() => Clock::start().pausable(),
                 _ => Clock::start(),
             };
-            exports.begins(&clock);
+            audience.exports.begins(&clock);
             work(settings, &clock).await
         })
     });
     bar.iter().for_each(Bar::clear);
-    exports.end();
     runtime.shutdown_timeout(Duration::from_millis(500));
     end.map_err(|error| {
         if error.is_bad_input() { Failure::bad_input(error) } else { Failure::dependency(error) }

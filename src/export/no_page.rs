@@ -6,6 +6,7 @@ use crate::worker;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Never there.
 #[derive(Debug)]
@@ -39,6 +40,17 @@ impl RunPage {
     /// Where it is served.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
+        match self.0 {}
+    }
+
+    /// How long somebody may take to read the last figures.
+    #[must_use]
+    pub fn awaited_for(&self) -> Option<Duration> {
+        match self.0 {}
+    }
+
+    /// Keeps them until then.
+    pub async fn end_when_read(self, _: Duration) {
         match self.0 {}
     }
 }

@@ -1,8 +1,8 @@
 //! The figures of a node.
 
 use super::encode::{Families, by, one};
-use super::{ExportError, MetricsAddress, page};
-use crate::transport::http::PageServer;
+use super::page::Page;
+use super::{ExportError, MetricsAddress};
 use crate::worker::{Figures, NodeFigures};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// The figures of a node, served until this is dropped.
 #[derive(Debug)]
-pub struct NodePage(PageServer);
+pub struct NodePage(Page);
 
 impl NodePage {
     /// Serves them from now on.
@@ -21,7 +21,7 @@ impl NodePage {
     /// # Errors
     /// The address cannot be listened on.
     pub fn serve(address: MetricsAddress, figures: Arc<Figures>) -> Result<Self, ExportError> {
-        page::serve(address, OfNode(figures)).map(Self)
+        Page::serve(address, OfNode(figures)).map(Self)
     }
 
     /// Where they are served.

@@ -1,18 +1,19 @@
 //! The figures of a run.
 
 use super::encode::{Families, Labels, by, one, seconds};
-use super::{ExportError, MetricsAddress, page};
+use super::page::Page;
+use super::{ExportError, MetricsAddress};
 use crate::measure::Buckets;
 use crate::results::{FaultFigures, LayerSnapshot, NodeSnapshot, NodeState, PaceState, Snapshot};
 use crate::run::Progress;
 use crate::run::timeline::{STAGES, Took, What};
-use crate::transport::http::PageServer;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// Experts of a layer, and figures of all layers together, up to which each expert's load is told.
 const EXPERTS_MAX: usize = 256;
@@ -45,7 +46,7 @@ const LATENCY_BOUNDS_NS: [u64; 14] = [
 /// The figures of a run that tells this of its progress, served until this is dropped.
 #[derive(Debug)]
 pub struct RunPage {
-    server: PageServer,
+    page: Page,
     figures: Arc<RunFigures>,
 }
 
@@ -56,13 +57,25 @@ impl RunPage {
     /// The address cannot be listened on.
     pub fn serve(address: MetricsAddress) -> Result<Self, ExportError> {
         let figures = Arc::<RunFigures>::default();
-        Ok(Self { server: page::serve(address, OfRun(Arc::clone(&figures)))?, figures })
+        Ok(Self { page: Page::serve(address, OfRun(Arc::clone(&figures)))?, figures })
     }
 
     /// Where they are served.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.server.address()
+        self.page.address()
+    }
+
+    /// How long who scrapes them may take to do it once more; nothing where nobody has.
+    #[must_use]
+    pub fn awaited_for(&self) -> Option<Duration> {
+        self.page.awaited_for()
+    }
+
+    /// The run is over: serves its last figures until they have been scraped, or for this time.
+    pub async fn end_when_read(self, within: Duration) {
+        self.phase("over");
+        self.page.end_when_read(within).await;
     }
 }
 

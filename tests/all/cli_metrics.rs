@@ -21,8 +21,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use crate::binary::{Folder, SYNTHETIC, is_alive, signal, skipped, until};
-use crate::scrape::{Prometheus, Scraped, ask, families, free_address, promtool, scraping};
+use crate::binary::{Folder, Running, SYNTHETIC, is_alive, signal, skipped, until};
+use crate::scrape::{
+    Prometheus, Scraped, ask, families, free_address, promtool, scraping, scraping_every,
+};
 
 /// A worker that serves its figures; killed when dropped.
 struct Worker {
@@ -302,32 +304,67 @@ async fn of_many_experts_only_the_largest_load_is_told() {
 }
 
 #[test]
-fn prometheus_scrapes_a_run_and_its_worker_and_agrees_with_the_summary() {
+fn a_run_that_prometheus_scrapes_stays_until_it_has_the_figures_of_the_summary() {
     let folder = Folder::with_checkpoint();
-    let worker = Worker::start(&folder);
-    let at = free_address();
-    let config = scraping(&[("run", &at), ("worker", &worker.metrics)]);
+    let (at, joined_at) = (free_address(), free_address());
+    // A scrape may take as long as the machine likes.
+    let config = scraping_every("2s", &[("run", &at)]);
     let Some(prometheus) = Prometheus::start(&folder.path("."), &config) else {
         return skipped("there is no prometheus");
     };
-    let nodes = format!("peers:{}", worker.listening);
-    let summary = folder.summary("watched", &["--nodes", &nodes, "--metrics", &at]);
+    let command = |args: &[&str]| {
+        let mut command = folder.command(args);
+        command.env("NASHFLOCK_RUN_TOKEN", "of this run");
+        command
+    };
+    let nodes = format!("join:{joined_at}:1");
+    let args = ["run", "scenario.toml", "--json", "--out", "watched", "--nodes", &nodes];
+    let run = Running::start(command(&[&args[..], &["--metrics", &at]].concat()));
+    let phase =
+        |name: &str| format!("count_over_time(nashflock_run_phase{{phase=\"{name}\"}}[10m])");
+    let has_seen = |name: &str| prometheus.query(&phase(name)).is_some();
+    until("the run is scraped while it waits", || has_seen("waiting for workers"));
+    let args = ["worker", "--listen", "127.0.0.1:0", "--threads", "1", "--join", &joined_at];
+    let worker = Running::start(command(&args));
+    let ended = run.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("until they are read once more, 5 s at most"),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(worker.end().code, Some(0));
+    let summary = ended.json();
     let alone = folder.summary("alone", &[]);
     assert_eq!(summary["state_hash"], alone["state_hash"], "who looks on changes nothing");
+
+    until("what was scraped is stored", || has_seen("over"));
     let last = |series: &str| prometheus.query(&format!("last_over_time({series}[10m])"));
-    // The page is there while the controls are played, after the last batch.
-    let late = prometheus
-        .query("count_over_time(nashflock_run_phase{phase=\"playing the controls\"}[10m])");
-    assert!(late.is_some_and(|scrapes| scrapes >= 1.0), "{late:?}");
     let rounds = count(&summary["convergence"]["rounds"]);
     assert_eq!(last("nashflock_rounds_total"), Some(rounds));
     let outcome = "nashflock_requests_total{outcome=\"ok\"}";
     assert_eq!(last(outcome), Some(count(&summary["outcomes"]["ok"])));
     let pairs = count(&summary["nodes"][0]["tokens"]);
     assert_eq!(last("nashflock_node_token_experts_total{node=\"0\"}"), Some(pairs));
-    assert!(last("nashflock_worker_token_experts_total").is_some_and(|all| all >= pairs));
     assert!(last("nashflock_sent_bytes_total").is_some_and(|bytes| bytes > 0.0));
-    assert_eq!(last("up{job=\"run\"}"), prometheus.query("last_over_time(up{job=\"run\"}[10m])"));
+}
+
+#[test]
+fn a_run_that_nobody_scrapes_and_one_that_is_stopped_wait_for_nobody() {
+    let folder = Folder::with(SYNTHETIC);
+    let ended = folder.nashflock(&["run", "scenario.toml", "--out", "unread", "--metrics", "0"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("read once more"), "{}", ended.stderr);
+
+    let (at, nodes) = (free_address(), format!("join:{}:1", free_address()));
+    let args = ["run", "scenario.toml", "--out", "stopped", "--nodes", &nodes, "--metrics", &at];
+    let run = Running::start(folder.command(&args));
+    let scrape = "X-Prometheus-Scrape-Timeout-Seconds: 10\r\n";
+    until("it is scraped", || ask(&at, "GET /metrics", scrape).is_some());
+    signal("INT", run.pid());
+    let ended = run.end();
+    assert_eq!(ended.code, Some(130), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("read once more"), "{}", ended.stderr);
 }
 
 /// Names of figures within an expression of Prometheus.

@@ -101,11 +101,17 @@ pub(crate) fn families(text: &str) -> BTreeMap<String, String> {
 
 /// A configuration that scrapes these jobs five times a second.
 pub(crate) fn scraping(jobs: &[(&str, &str)]) -> String {
+    scraping_every("200ms", jobs)
+}
+
+/// The same at this interval, which is also how long a scrape may take.
+pub(crate) fn scraping_every(interval: &str, jobs: &[(&str, &str)]) -> String {
     let job = |(name, address): &(&str, &str)| {
         format!("- {{job_name: {name}, static_configs: [{{targets: [\"{address}\"]}}]}}\n")
     };
     let jobs: String = jobs.iter().map(job).collect();
-    format!("global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\nscrape_configs:\n{jobs}")
+    let global = format!("global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}");
+    format!("{global}\nscrape_configs:\n{jobs}")
 }
 
 /// A Prometheus server that scrapes; ended when dropped.
