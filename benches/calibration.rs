@@ -22,6 +22,9 @@ const P99_LIMIT: f64 = 0.09;
 
 const WORKERS: usize = 4;
 
+/// How often each run is played.
+const REPETITIONS: u32 = 3;
+
 /// The worker that is stopped for so long, so often, ms.
 const SLOW: usize = 1;
 const STOPPED_MS: u64 = 18;
@@ -130,7 +133,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Observes, fits, observes held-out runs twice, predicts them and prints it.
+    /// Observes runs to fit and held-out ones several times, fits, predicts and prints it.
     fn section(&self, section: &Section) -> Result<(), Failure> {
         let Section { name, title, scenario, load } = section;
         let file = format!("{name}.toml");
@@ -145,17 +148,22 @@ impl Bench<'_> {
             ("high load", "13", load.to_vec()),
             ("a slow worker", "14", vec![&pause]),
         ];
-        let mut names = Vec::new();
+        let (mut fitted, mut names) = (Vec::new(), Vec::new());
         // What the machine does beside them changes in minutes: what is fitted and what is held out come in turn.
-        for (repeat, seed, sets) in [("", "1", &[][..]), (" again", "5", &load[..])] {
-            self.observe(&file, &format!("fitted-{seed}"), seed, sets)?;
+        for repetition in 1..=REPETITIONS {
+            for (seed, sets) in [("1", &[][..]), ("5", &load[..])] {
+                let out = format!("{name}-fitted-{seed}-{repetition}");
+                self.observe(&file, &out, seed, sets)?;
+                fitted.push(out);
+            }
             for (label, seed, sets) in &held_out {
-                let out = format!("{name}, {label}{repeat}").replace([',', ' '], "-");
+                let out = format!("{name}-{label}-{repetition}").replace(' ', "-");
                 self.observe(&file, &out, seed, sets)?;
                 names.push(out);
             }
         }
-        let said = self.nashflock(&["fit", "fitted-1", "fitted-5", "--out", "fitted.toml"])?;
+        let fit = ["fit"].into_iter().chain(fitted.iter().map(String::as_str));
+        let said = self.nashflock(&fit.chain(["--out", "fitted.toml"]).collect::<Vec<_>>())?;
         println!(
             "Fitted to seed 1 at the low load and seed 5 at the high one:\n\n```text\n{}\n```",
             said.trim_end()
@@ -170,9 +178,6 @@ impl Bench<'_> {
         for (run, (label, ..)) in runs.iter().zip(&held_out) {
             println!("\n### {title}: {label}\n");
             table(run);
-        }
-        for seed in ["1", "5"] {
-            fs::remove_dir_all(self.folder.join(format!("fitted-{seed}")))?;
         }
         Ok(())
     }

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub(super) struct CalibrateArgs {
-    /// Directories of runs on real nodes that were observed, `run --observe`. A run of the same scenario and seed as
-    /// one before it is its repetition, and only the control of what can be predicted at all
+    /// Directories of runs on real nodes that were observed, `run --observe`. Runs of the same scenario and seed are
+    /// repetitions: what is predicted is held against all of them together
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     /// What `nashflock fit --out` wrote, of other runs than these
@@ -47,12 +47,13 @@ pub(super) fn calibrate(args: &CalibrateArgs, registries: &Registries) -> Outcom
     let predicting = [section(&args.fitted, "virtual")?, args.sets.clone()].concat();
     let knowing_means = [section(&args.fitted, "control")?, args.sets.clone()].concat();
     let mut compared = Vec::new();
-    for (at, (times, scenario, dir)) in opened.iter().enumerate() {
+    for (at, (_, scenario, dir)) in opened.iter().enumerate() {
         let same = |other: &&(Times, String, RunDir)| other.1 == *scenario;
         if opened[..at].iter().any(|other| same(&other)) {
             continue;
         }
-        let repeat = opened[at + 1..].iter().find(same).map(|(times, ..)| times);
+        let repetitions: Vec<&Times> =
+            opened[at..].iter().filter(same).map(|(times, ..)| times).collect();
         let (predicted, state_hash) = played(dir.path(), &predicting, registries, args.json)?;
         let (control, _) = played(dir.path(), &knowing_means, registries, args.json)?;
         let summary = dir.read_summary().map_err(results_failure)?;
@@ -61,10 +62,11 @@ pub(super) fn calibrate(args: &CalibrateArgs, registries: &Registries) -> Outcom
         }
         compared.push(Comparison {
             run: dir.path().display().to_string(),
+            repetitions: repetitions.len(),
             scenario: summary.scenario,
             seed: summary.seed,
             same_state: summary.state_hash == state_hash,
-            figures: times.compare(&predicted, &control, repeat),
+            figures: Times::compare(&repetitions, &predicted, &control),
         });
     }
     let worst = |statistic| {
@@ -130,9 +132,11 @@ fn played(
 
 fn text(compared: &[Comparison], mean: f64, p99: f64) -> String {
     let mut text = String::new();
-    for Comparison { run, scenario, seed, same_state, figures } in compared {
+    for Comparison { run, repetitions, scenario, seed, same_state, figures } in compared {
         let same = if *same_state { "the same state" } else { "ANOTHER STATE" };
-        let _ = writeln!(text, "{run}: {scenario}, seed {seed}, {same} in virtual time\n");
+        let played =
+            if *repetitions == 1 { String::new() } else { format!(", {repetitions} times") };
+        let _ = writeln!(text, "{run}: {scenario}, seed {seed}{played}, {same} in virtual time\n");
         text +=
             "| of | | count | measured, ms | predicted, ms | error | means alone | repeated |\n";
         text += "|---|---|---:|---:|---:|---:|---:|---:|\n";

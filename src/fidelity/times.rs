@@ -51,15 +51,17 @@ pub struct Figure {
     pub error: f64,
     /// Of the control, a virtual cluster that knows nothing but means.
     pub control_error: f64,
-    /// Of the same run played once more on real nodes, where there is one.
+    /// Of one of the repetitions of the run on real nodes, taken for a prediction of the others, where there are any.
     pub repeat_error: Option<f64>,
 }
 
 /// All figures of one run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Its directory.
+    /// Its directory; of several repetitions, the first's.
     pub run: String,
+    /// How many times it was played: what was measured is of all of them.
+    pub repetitions: usize,
     /// Its scenario.
     pub scenario: String,
     /// Its seed.
@@ -102,22 +104,46 @@ impl Times {
         ]
     }
 
-    /// What was measured beside what is predicted, what the control says and, where there is one, what a
-    /// repetition measured.
+    /// The times of several runs together.
     #[must_use]
-    pub fn compare(&self, predicted: &Self, control: &Self, repeat: Option<&Self>) -> Vec<Figure> {
+    pub fn pooled(runs: &[&Self]) -> Self {
+        let all = |list: fn(&Self) -> &Vec<u64>| {
+            let mut all: Vec<u64> = runs.iter().flat_map(|run| list(run)).copied().collect();
+            all.sort_unstable();
+            all
+        };
+        Self {
+            step_ns: all(|run| &run.step_ns),
+            first_token_ns: all(|run| &run.first_token_ns),
+            token_ns: all(|run| &run.token_ns),
+            request_ns: all(|run| &run.request_ns),
+        }
+    }
+
+    /// What was measured in all repetitions of a run beside what is predicted, what the control says and, where
+    /// there are several, how near the first comes to the others.
+    #[must_use]
+    pub fn compare(repetitions: &[&Self], predicted: &Self, control: &Self) -> Vec<Figure> {
         use Statistic::{Mean, P50, P90, P99, P999};
+        let measured = Self::pooled(repetitions);
+        let others = repetitions.split_first().filter(|(_, others)| !others.is_empty());
+        let others = others.map(|(first, others)| (*first, Self::pooled(others)));
         let mut figures = Vec::new();
-        let others = predicted.lists().into_iter().zip(control.lists());
+        let said = predicted.lists().into_iter().zip(control.lists());
         for (at, ((of, list), ((_, predicted), (_, control)))) in
-            self.lists().into_iter().zip(others).enumerate()
+            measured.lists().into_iter().zip(said).enumerate()
         {
             for statistic in [Mean, P50, P90, P99, P999] {
                 let Some(measured_ns) = statistic.of(list) else { continue };
                 let error = |other: f64| other / measured_ns - 1.0;
                 let predicted_ns = statistic.of(predicted).unwrap_or(f64::NAN);
                 let control_ns = statistic.of(control).unwrap_or(f64::NAN);
-                let repeat_ns = repeat.and_then(|repeat| statistic.of(repeat.lists()[at].1));
+                let repeat_error = others.as_ref().and_then(|(first, others)| {
+                    Some(
+                        statistic.of(first.lists()[at].1)? / statistic.of(others.lists()[at].1)?
+                            - 1.0,
+                    )
+                });
                 figures.push(Figure {
                     of,
                     statistic,
@@ -126,7 +152,7 @@ impl Times {
                     predicted_ns,
                     error: error(predicted_ns),
                     control_error: error(control_ns),
-                    repeat_error: repeat_ns.map(error),
+                    repeat_error,
                 });
             }
         }
@@ -203,13 +229,27 @@ mod tests {
     #[test]
     fn errors_are_shares_of_what_was_measured() {
         let times = |ns: u64| Times { request_ns: vec![ns; 3], ..Times::default() };
-        let figures = times(100).compare(&times(110), &times(50), Some(&times(99)));
+        let figures = Times::compare(&[&times(100)], &times(110), &times(50));
         assert_eq!(figures.len(), 5, "steps and tokens were not measured");
         for figure in figures {
             assert_eq!((figure.of, figure.measured_ns, figure.count), ("request", 100.0, 3));
-            let errors = [figure.error, figure.control_error, figure.repeat_error.expect("given")];
-            assert!(errors.iter().zip([0.1, -0.5, -0.01]).all(|(e, of)| (e - of).abs() < 1e-12));
+            let errors = [figure.error, figure.control_error];
+            assert!(errors.iter().zip([0.1, -0.5]).all(|(e, of)| (e - of).abs() < 1e-12));
+            assert_eq!(figure.repeat_error, None);
         }
+    }
+
+    #[test]
+    fn repetitions_are_measured_together_and_the_first_predicts_the_others() {
+        let times = |ns: &[u64]| Times { request_ns: ns.to_vec(), ..Times::default() };
+        let runs = [times(&[30, 90]), times(&[40, 80]), times(&[50, 70])];
+        let figures = Times::compare(&runs.each_ref(), &times(&[66]), &times(&[30]));
+        let of = |statistic| figures.iter().find(|figure| figure.statistic == statistic);
+        let mean = of(Statistic::Mean).expect("it was measured");
+        assert_eq!((mean.count, mean.measured_ns, mean.repeat_error), (6, 60.0, Some(0.0)));
+        assert!((mean.error - 0.1).abs() < 1e-12 && (mean.control_error + 0.5).abs() < 1e-12);
+        let p50 = of(Statistic::P50).expect("it was measured");
+        assert_eq!((p50.measured_ns, p50.repeat_error), (50.0, Some(30.0 / 50.0 - 1.0)));
     }
 
     #[test]
