@@ -7,16 +7,11 @@ mod blocks;
 mod budget;
 mod conflicts;
 pub mod file;
-mod generation;
-mod migration;
 mod problem;
 mod read;
-mod reallocate;
-mod run;
 mod set;
 mod shape;
 pub mod sweep;
-mod tls;
 mod virtual_nodes;
 
 pub use budget::Budget;

@@ -1,4 +1,4 @@
-//! `[run]`: how the run itself is kept.
+//! The keys of `[run]`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -42,7 +42,7 @@ impl Tls {
         })
     }
 
-    pub(super) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+    pub(in crate::scenario) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         [&mut self.certificate, &mut self.key, &mut self.ca].into_iter().flatten()
     }
 }
