@@ -4,8 +4,7 @@ use std::fmt::Write;
 
 use super::BlockFigures;
 use super::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
-use super::serving::GeneratorLag;
-use super::summary::{FaultFigures, MembershipFigures, Quality, Status, Summary};
+use super::summary::{FaultFigures, GeneratorLag, MembershipFigures, Quality, Status, Summary};
 
 /// At most 25 lines of plain text: what was measured, the figure, and what to hold it against.
 #[must_use]
