@@ -137,7 +137,7 @@ fn a_run_that_is_killed_at_any_moment_goes_on_to_the_state_of_a_whole_one() {
         ("the first rows are logged", &|| rows() > 0, 0),
         ("there is a checkpoint", &first, 0),
         ("there is a checkpoint, a while ago", &first, 370),
-        ("there are some checkpoints", &first, 1_100),
+        ("there are some checkpoints", &first, 700),
     ];
     for (moment, has_come, wait_ms) in moments {
         let run = start(&folder, &[]);
@@ -150,7 +150,9 @@ fn a_run_that_is_killed_at_any_moment_goes_on_to_the_state_of_a_whole_one() {
         let resumed = summary.resumed.expect("it says that it was cut");
         assert_eq!((resumed.count, manifest.resumes.len()), (1, 1), "{moment}");
         assert_eq!(manifest.resumes[0].steps_kept > 0, kept, "{moment}");
-        assert_eq!(manifest.resumes[0].steps_kept % 3, 0, "{moment}: after every third batch");
+        let steps = manifest.resumes[0].steps_kept;
+        // And after the last, should the machine have slept longer than this.
+        assert!(steps % 3 == 0 || steps == 40, "{moment}: {steps}, not after every third batch");
         assert_eq!(manifest.resumes[0].checkpoint_at.is_some(), kept, "{moment}");
         assert_eq!(resumed.gap_ns > 0, kept, "{moment}");
         fs::remove_dir_all(folder.path("out")).expect("it is there");
