@@ -5,7 +5,7 @@ use super::files::RunFiles;
 use super::goals::goals;
 use super::materials::files_of;
 use super::virtual_nodes::{hardware, whole};
-use super::{PlanError, RunEnd, RunSettings};
+use super::{CutRun, PlanError, RunEnd, RunSettings};
 use crate::measure::{Clock, LatencyQuantiles};
 use crate::results::{
     BlockFigures, Convergence, Hashing, JointFigures, JointPlayFigures, LimitFigure, Outcomes,
@@ -38,18 +38,44 @@ pub(super) fn run(
         .out
         .clone()
         .unwrap_or_else(|| RunDir::default_path(&scenario.name, scenario.seed, clock.started_at()));
-    let dir = RunDir::create(&path)?;
-    let mut record = RunFiles::open(dir, scenario, settings, clock)?;
+    let record = RunFiles::open(RunDir::create(&path)?, scenario, settings, clock)?;
+    play(scenario, settings, &cluster, record, clock)
+}
+
+/// Starts one over that was cut: there are no checkpoints of it.
+///
+/// # Errors
+/// What is wrong with the input: then the directory is left as it was.
+pub(super) fn resume(
+    scenario: &Scenario,
+    cut: CutRun,
+    settings: &RunSettings<'_>,
+    clock: &Clock,
+) -> Result<RunEnd, PlanError> {
+    settings.progress.phase("planning arrivals");
+    let cluster = cluster(scenario)?;
+    let resumption = cut.resumption(None, settings.command.clone(), clock);
+    let (record, _) = RunFiles::reopen(cut, scenario, resumption, clock);
+    play(scenario, settings, &cluster, record, clock)
+}
+
+fn play(
+    scenario: &Scenario,
+    settings: &RunSettings<'_>,
+    cluster: &Settings,
+    mut record: RunFiles,
+    clock: &Clock,
+) -> Result<RunEnd, PlanError> {
     record.hashing = Some(Hashing::start(files_of(scenario)));
     record.begins()?;
     settings.progress.phase("simulating");
     let machine = Clock::start();
-    let report = virtual_cluster::simulate(&cluster);
+    let report = virtual_cluster::simulate(cluster);
     let machine_ns = machine.now_ns();
     settings.progress.phase("certifying");
-    let joint = report.certify(&cluster);
+    let joint = report.certify(cluster);
     clock.advance_to_ns(report.end_ns);
-    fill(&mut record.summary, scenario, &cluster, (&report, &joint), machine_ns);
+    fill(&mut record.summary, scenario, cluster, (&report, &joint), machine_ns);
     Ok(record.end(None, None, clock))
 }
 

@@ -123,7 +123,7 @@ impl RunFiles {
             None => {}
         }
         (summary.status, summary.status_detail) = status(failure.as_ref());
-        if !has_record && count > 0 {
+        if !has_record && count > 0 && failure.is_some() {
             // Nothing was added: what the part before has written is better than nothing.
             return RunEnd { dir: self.dir, summary: self.summary, failure };
         }

@@ -240,6 +240,9 @@ pub async fn resume(
     settings: RunSettings<'_>,
     clock: &Clock,
 ) -> Result<RunEnd, PlanError> {
+    if !scenario.virtual_nodes.blocks.is_off() {
+        return blocks::resume(scenario, cut, &settings, clock);
+    }
     let interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
     let interrupts = interrupts.or_by(settings.progress.pace());
     let inputs = Inputs::load(scenario, &settings)?;

@@ -6,7 +6,7 @@ use nashflock::results::RunDir;
 use nashflock::results::compare::game_differences;
 use serde_json::Value;
 
-use crate::binary::{Folder, SYNTHETIC, skipped};
+use crate::binary::{Folder, Running, SYNTHETIC, signal, skipped, until};
 
 /// A folder from which `scenarios/` can be reached.
 fn shipped() -> Folder {
@@ -58,6 +58,25 @@ fn a_run_of_blocks_is_verified_and_one_that_came_to_something_else_is_told() {
     let keys: Vec<&str> = found.iter().map(|of| of.key.as_str()).collect();
     assert!(keys.contains(&"virtual_time.blocks.trace_hash"), "{keys:?}");
     assert!(keys.iter().all(|key| !key.contains("machine")), "{keys:?}");
+}
+
+#[test]
+fn a_run_of_blocks_that_was_killed_starts_over_and_comes_to_the_same() {
+    let folder = shipped();
+    let sets = ["--set", "load.requests=400000", "--set", "compute.threads=1"];
+    let args =
+        [&["run", "scenarios/front-ends.toml", "--json", "--out", "out"], &sets[..]].concat();
+    let run = Running::start(folder.command(&args));
+    until("it is under way", || folder.path("out/manifest.json").exists());
+    signal("KILL", run.pid());
+    assert_eq!(run.end().code, None, "a signal ended it");
+    let resumed = folder.nashflock(&["resume", "out", "--json"]);
+    assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("starts over"), "{}", resumed.stderr);
+    let resumed = resumed.json();
+    assert_eq!(resumed["resumed"]["count"], 1);
+    let verified = folder.nashflock(&["verify", "out"]);
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
 }
 
 /// Five virtual seconds; each expert on two of six nodes, which stand in racks of two.
