@@ -15,23 +15,27 @@ pub struct Clock {
     started_at: SystemTime,
     /// What it shows where nothing but [`Clock::advance_to_ns`] moves it.
     simulated_ns: Option<&'static AtomicU64>,
-    /// How long it stood still, where it can.
-    stood_ns: Option<&'static AtomicU64>,
+    /// Where it can stand still: while it goes, how long it stood; while it stands, [`STANDING`] and the time since
+    /// `start` that it shows. One number, so that whoever reads it in between sees the one or the other.
+    stands: Option<&'static AtomicU64>,
 }
+
+/// No clock goes for the 292 years that this bit stands for.
+const STANDING: u64 = 1 << 63;
+
+/// It is about to stand still, at a time that is read only now: nobody who reads it may be told a later one.
+const STOPPING: u64 = u64::MAX;
 
 /// A clock that stands still, until this is dropped.
 #[derive(Debug)]
 #[must_use]
-pub struct Standing {
-    stood_ns: Option<&'static AtomicU64>,
-    since: tokio::time::Instant,
-}
+pub struct Standing(Option<Clock>);
 
 impl Drop for Standing {
     fn drop(&mut self) {
-        if let Some(stood_ns) = self.stood_ns {
-            stood_ns.fetch_add(nanos(self.since.elapsed()), Ordering::Relaxed);
-        }
+        let Some(clock) = self.0 else { return };
+        let (_, stood_ns) = clock.goes_and_stood_ns();
+        clock.stands.iter().for_each(|stands| stands.store(stood_ns, Ordering::SeqCst));
     }
 }
 
@@ -54,19 +58,49 @@ impl Clock {
     /// run.
     #[must_use]
     pub fn pausable(self) -> Self {
-        Self { stood_ns: Some(Box::leak(Box::new(AtomicU64::new(0)))), ..self }
+        Self { stands: Some(Box::leak(Box::new(AtomicU64::new(0)))), ..self }
     }
 
-    /// Stands still from now on, as [`Clock::now_ns`] shows as soon as it goes on: nobody may read it before.
-    /// Does nothing where it is not [`Clock::pausable`].
+    /// Stands still from now on, for all who read it. Does nothing where it is not [`Clock::pausable`], or stands still
+    /// already.
     pub fn stand_still(&self) -> Standing {
-        Standing { stood_ns: self.stood_ns, since: tokio::time::Instant::now() }
+        let Some(stands) = self.stands else { return Standing(None) };
+        let goes = |state: u64| (state & STANDING == 0).then_some(STOPPING);
+        let Ok(stood_ns) = stands.fetch_update(Ordering::SeqCst, Ordering::SeqCst, goes) else {
+            return Standing(None);
+        };
+        let goes_ns = self.since_ns().saturating_sub(stood_ns);
+        stands.store(STANDING | goes_ns, Ordering::SeqCst);
+        Standing(Some(*self))
     }
 
     /// How long it stood still, ns.
     #[must_use]
     pub fn stood_ns(&self) -> u64 {
-        self.stood_ns.map_or(0, |stood_ns| stood_ns.load(Ordering::Relaxed))
+        self.goes_and_stood_ns().1
+    }
+
+    /// Since `start`: how long it went, and how long it stood still.
+    fn goes_and_stood_ns(&self) -> (u64, u64) {
+        let Some(stands) = self.stands else { return (self.since_ns(), 0) };
+        loop {
+            let state = stands.load(Ordering::SeqCst);
+            let since_ns = self.since_ns();
+            if state == STOPPING {
+                std::thread::yield_now();
+            } else if state & STANDING != 0 {
+                let goes_ns = state & !STANDING;
+                return (goes_ns, since_ns.saturating_sub(goes_ns));
+            } else if stands.load(Ordering::SeqCst) == state {
+                return (since_ns.saturating_sub(state), state);
+            }
+            // It stopped or went on in between: the time may be of the one and the state of the other.
+        }
+    }
+
+    fn since_ns(&self) -> u64 {
+        // Below both marks.
+        nanos(self.start.elapsed()).min(STANDING / 2)
     }
 
     /// Whether it shows virtual time.
@@ -87,7 +121,7 @@ impl Clock {
     #[must_use]
     pub fn going_on(shown_ns: u64, started_at: SystemTime) -> Self {
         let start = tokio::time::Instant::now();
-        Self { start, shown_ns, started_at, simulated_ns: None, stood_ns: None }
+        Self { start, shown_ns, started_at, simulated_ns: None, stands: None }
     }
 
     /// Nanoseconds since the start, without those that it stood still; saturates after 584 years.
@@ -96,8 +130,7 @@ impl Clock {
         if let Some(simulated_ns) = self.simulated_ns {
             return simulated_ns.load(Ordering::Relaxed);
         }
-        let since_ns = nanos(self.start.elapsed()).saturating_sub(self.stood_ns());
-        self.shown_ns.saturating_add(since_ns)
+        self.shown_ns.saturating_add(self.goes_and_stood_ns().0)
     }
 
     /// Sleeps until `at_ns` nanoseconds after the start; returns at once where that has passed.
@@ -226,8 +259,15 @@ mod tests {
         let copy = clock;
         clock.sleep_until_ns(5_000_000_000).await;
         let standing = clock.stand_still();
-        tokio::time::sleep(Duration::from_secs(100)).await;
+        let stands_at = copy.now_ns();
+        for second in 1..=100 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(copy.now_ns(), stands_at, "for whoever reads it meanwhile");
+            assert!(copy.stood_ns() >= 1_000_000_000 * second);
+            drop(clock.stand_still());
+        }
         drop(standing);
+        assert!(copy.now_ns() >= stands_at, "nor does it jump back");
         let shown = copy.now_ns();
         assert!((5_000_000_000..5_100_000_000).contains(&shown), "{shown}");
         copy.sleep_until_ns(6_000_000_000).await;
@@ -236,6 +276,27 @@ mod tests {
         let other = Clock::start();
         drop(other.stand_still());
         assert_eq!(other.stood_ns(), 0);
+    }
+
+    #[test]
+    fn a_clock_never_goes_back_for_whoever_reads_it_while_it_stops_and_goes() {
+        let clock = Clock::start().pausable();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20_000 {
+                    drop(clock.stand_still());
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+            let mut last = 0;
+            while !done.load(Ordering::Relaxed) {
+                let now = clock.now_ns();
+                assert!(now >= last, "{now} after {last}");
+                last = now;
+            }
+        });
+        assert!(clock.stood_ns() > 0);
     }
 
     #[tokio::test]
