@@ -6,7 +6,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::binary::{Folder, SYNTHETIC};
 
@@ -39,6 +39,7 @@ fn every_object_is_one_of_the_api_and_says_no_more_than_the_api_knows() {
         &["--tasks", "1", "--claim", "results", "--memory", "512Mi"],
         &["--tasks", "3", "--tls-secret", "certificates", "--tls-peer", "run.example"],
         &["--tasks", "3", "--token-secret", "token"],
+        &["--tasks", "2", "--metrics", "9464", "--metrics-from", "monitoring"],
     ] {
         let items = rendered(&folder, more);
         for item in &items {
@@ -165,6 +166,61 @@ fn certificates_and_token_may_be_those_of_secrets_that_are_there() {
     ] {
         let ended = folder.nashflock(&[&["launch", "kubernetes", "scenario.toml"], bad].concat());
         assert_eq!(ended.code, Some(2), "{bad:?}: {}", ended.stdout);
+    }
+}
+
+/// The port is one and the same wherever it is named, and nobody else gets further than before.
+#[test]
+fn every_pod_serves_its_figures_on_a_port_of_its_own_where_that_is_asked_for() {
+    let folder = Folder::with(SYNTHETIC);
+    let plain = rendered(&folder, &[]);
+    assert!(!plain.iter().any(|item| item.to_string().contains("metrics")), "{plain:?}");
+    let own: Value = json!([{"podSelector": {}}]);
+    let of =
+        json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "watch"}}}]);
+    for (flags, address, from) in [
+        (&["--metrics", "9464"][..], "0.0.0.0:9464", &own),
+        (&["--metrics", "[::]:9464", "--metrics-from", "watch"], "[::]:9464", &of),
+    ] {
+        let items = rendered(&folder, flags);
+        let pod = &of_kind(&items, "Job")["spec"]["template"];
+        let annotations = &pod["metadata"]["annotations"];
+        assert_eq!(
+            *annotations,
+            json!({
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": "9464",
+                "prometheus.io/path": "/metrics",
+            })
+        );
+        let container = &pod["spec"]["containers"][0];
+        let args = container["args"].as_array().expect("arguments");
+        let at = args.iter().position(|arg| arg == "--metrics").expect("the flag");
+        assert_eq!(args[at + 1], address);
+        let ports = |of: &Value, number: &str| {
+            let named = |port: &Value| (port["name"] == "metrics").then(|| port[number].clone());
+            let ports: Vec<Value> =
+                of.as_array().expect("ports").iter().filter_map(named).collect();
+            assert_eq!(ports, [9464], "{of}");
+        };
+        ports(&container["ports"], "containerPort");
+        ports(&of_kind(&items, "Service")["spec"]["ports"], "port");
+        let ingress = &of_kind(&items, "NetworkPolicy")["spec"]["ingress"];
+        assert_eq!(ingress[0], of_kind(&plain, "NetworkPolicy")["spec"]["ingress"][0]);
+        assert_eq!(ingress[1], json!({"from": from, "ports": [{"port": "metrics"}]}));
+        assert_eq!(ingress.as_array().map(Vec::len), Some(2));
+    }
+    for bad in [
+        &["--metrics", "0"][..],
+        &["--metrics", "5000"],
+        &["--metrics", "127.0.0.1:9464"],
+        &["--metrics", "here"],
+        &["--metrics", "9464", "--metrics-from", "No"],
+        &["--metrics-from", "monitoring"],
+    ] {
+        let ended = folder.nashflock(&[&["launch", "kubernetes", "scenario.toml"], bad].concat());
+        assert_eq!(ended.code, Some(2), "{bad:?}: {}", ended.stdout);
+        assert!(ended.stderr.contains("--metrics"), "{}", ended.stderr);
     }
 }
 

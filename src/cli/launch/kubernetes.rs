@@ -7,6 +7,7 @@ use agents::game::Registries;
 use clap::Args;
 use serde_json::{Value, json};
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Where the scenario is put: beside those of the image, so that its relative paths lead to their models
@@ -21,6 +22,9 @@ const TLS_KEYS: [(&str, &str); 3] =
 
 /// The key of the run token in its secret.
 const TOKEN: &str = "run-token";
+
+/// The name of the port that figures are served on.
+const METRICS: &str = "metrics";
 
 /// The label that selects the pods of one run.
 const RUN: &str = "app.kubernetes.io/instance";
@@ -58,6 +62,28 @@ pub(in super::super) struct KubernetesArgs {
     /// Claim of a volume for the results, which are lost with the pod without one
     #[arg(long, value_name = "CLAIM")]
     claim: Option<String>,
+    /// Have every pod serve its figures for Prometheus on this port, named `metrics`: PORT on all IPv4 addresses of the
+    /// pod, or an address that is spelled out, as `[::]:9464`. For images with feature `prometheus`
+    #[arg(long, value_name = "[IP:]PORT", value_parser = metrics_address)]
+    metrics: Option<SocketAddr>,
+    /// Namespace whose pods may read the figures [default: that of the run]
+    #[arg(long, value_name = "NAMESPACE", requires = "metrics")]
+    metrics_from: Option<String>,
+}
+
+/// Where a pod listens for those who read its figures.
+fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse().map(|port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
+    let address = port.or_else(|_| text.parse::<SocketAddr>());
+    let address = address.map_err(|_| "neither PORT nor IP:PORT".to_owned())?;
+    match address.port() {
+        0 => Err("pods need a port that others know: give one, as 9464".to_owned()),
+        kubernetes::PORT => Err(format!("{} is the pods' port for each other", kubernetes::PORT)),
+        _ if address.ip().is_loopback() => {
+            Err("others do not reach this address of a pod: give the port alone".to_owned())
+        }
+        _ => Ok(address),
+    }
 }
 
 pub(super) fn kubernetes(args: &KubernetesArgs, registries: &Registries) -> Outcome {
@@ -81,6 +107,11 @@ pub(super) fn kubernetes(args: &KubernetesArgs, registries: &Registries) -> Outc
                  at both ends"
             )));
         }
+    }
+    if let Some(from) = args.metrics_from.as_ref().filter(|from| **from != label(from)) {
+        return Err(Failure::BadInput(format!(
+            "--metrics-from \"{from}\": a namespace has small letters, digits and hyphens, no hyphen at an end"
+        )));
     }
     let plain =
         |name: &&String| name.chars().all(|c| c.is_ascii_alphanumeric() || "-.:".contains(c));
@@ -188,17 +219,48 @@ impl Run<'_> {
             "clusterIP": "None",
             "publishNotReadyAddresses": true,
             "selector": {RUN: self.name},
-            "ports": [{"name": "grpc", "port": kubernetes::PORT}],
+            "ports": self.ports("port"),
         }})
     }
 
-    /// Only the pods of the run reach each other.
+    /// The ports of a pod and of the service, which call their numbers differently.
+    fn ports(&self, number: &str) -> Value {
+        let mut ports = vec![json!({"name": "grpc", number: kubernetes::PORT})];
+        ports.extend(self.args.metrics.map(|at| json!({"name": METRICS, number: at.port()})));
+        json!(ports)
+    }
+
+    /// Only the pods of the run reach each other; its figures may be read by pods of one namespace.
     fn network_policy(&self) -> Value {
+        let mut ingress = vec![json!({"from": [{"podSelector": self.selector()}]})];
+        if self.args.metrics.is_some() {
+            let from = match &self.args.metrics_from {
+                None => json!({"podSelector": {}}),
+                // Kubernetes gives every namespace this label.
+                Some(of) => json!({"namespaceSelector": {
+                    "matchLabels": {"kubernetes.io/metadata.name": of},
+                }}),
+            };
+            ingress.push(json!({"from": [from], "ports": [{"port": METRICS}]}));
+        }
         json!({"spec": {
             "podSelector": self.selector(),
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": self.selector()}]}],
+            "ingress": ingress,
         }})
+    }
+
+    /// Of a pod. The annotations are those that the usual configurations of Prometheus look for.
+    fn pod_metadata(&self) -> Value {
+        let mut metadata = json!({"labels": self.labels()});
+        if let Some(at) = self.args.metrics {
+            metadata["annotations"] = json!({
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": at.port().to_string(),
+                "prometheus.io/path": "/metrics",
+            });
+        }
+        metadata
     }
 
     fn job(&self) -> Value {
@@ -213,7 +275,7 @@ impl Run<'_> {
             "backoffLimitPerIndex": 3,
             "podReplacementPolicy": "Failed",
             "template": {
-                "metadata": {"labels": self.labels()},
+                "metadata": self.pod_metadata(),
                 "spec": {
                     // With the job's name and the index it makes the name of a pod's host.
                     "subdomain": self.name,
@@ -240,6 +302,8 @@ impl Run<'_> {
         command.extend(self.args.sets.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
         command.extend(["--nodes", "kubernetes"].map(str::to_owned));
         command.extend(self.privacy().into_iter().flat_map(|set| ["--set".to_owned(), set]));
+        let metrics = self.args.metrics.map(|at| ["--metrics".to_owned(), at.to_string()]);
+        command.extend(metrics.into_iter().flatten());
         let port = kubernetes::PORT;
         let coordinator = format!("{0}-0.{0}:{port}", self.name);
         let of_pod = json!({"fieldRef": {"fieldPath": "status.podIP"}});
@@ -273,7 +337,7 @@ impl Run<'_> {
                 {"name": kubernetes::POD_IP, "valueFrom": of_pod},
                 {"name": "NASHFLOCK_RUN_TOKEN", "valueFrom": token},
             ],
-            "ports": [{"name": "grpc", "containerPort": port}],
+            "ports": self.ports("containerPort"),
             // No liveness probe: the coordinator serves nobody while it calibrates and while it plays
             // the controls, and a worker whose coordinator is gone ends by itself.
             "readinessProbe": probe,
