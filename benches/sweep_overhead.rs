@@ -3,9 +3,15 @@
 //! `cargo bench --bench sweep_overhead > docs/sweeps.md`
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+use agents::game::Registries;
 use nashflock::measure::Clock;
-use nashflock::sweep::{Row, SweepDir};
-use serde_json::Value;
+use nashflock::measure::memory::peak_resident_bytes;
+use nashflock::run::Shared;
+use nashflock::scenario::sweep::Experiment;
+use nashflock::scenario::{self, Known};
+use nashflock::sweep::{self, Order, PlaySettings, Row, Shard, SweepDir, SweepProgress};
+use nashflock::transport::RunToken;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
@@ -49,12 +55,56 @@ key = "source.skew"
 values = [0.0, 1.0]
 "#;
 
+/// The model of scenarios/quickstart.toml, its experts and its budget, in one process and at once: four points that
+/// need the same experts.
+const TRAINED: &str = r#"# Question: what do runs over a trained model gain from what they have in common?
+schema_version = 1
+name = "trained"
+seed = 7
+[source]
+kind = "checkpoint"
+checkpoint = "models/books-moe-64e8k"
+text = ["text/murmuration.txt"]
+[game]
+router = "equilibrium"
+top_k = 8
+[precision]
+budget = "4.5bpw"
+widths = [2, 4, 8]
+group = 64
+calibration_text = "text/calibration.txt"
+calibration_tokens = 2048
+[load]
+arrival = "constant"
+rate_per_s = 100000.0
+requests = 64
+tokens_per_request = 64
+batch_requests_max = 16
+[compute]
+threads = 1
+[sweep]
+at_once = true
+[[sweep.axis]]
+key = "game.router"
+values = ["equilibrium", "top_k"]
+[[sweep.axis]]
+key = "flock.price_step"
+values = [0.003, 0.01]
+"#;
+
 /// Sweeps of each size; medians are printed.
 const TIMES: usize = 3;
 /// Runs as processes of their own: the control.
 const PROCESSES: u32 = 40;
 
 fn main() -> Result<(), Failure> {
+    // Peaks are of a process: this one plays one sweep of a page in a process of its own.
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [OWN, way, seeds, file, out] = args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        let said = trained(way == SHARING, seeds.parse()?, Path::new(file), Path::new(out))?;
+        println!("{said}");
+        return Ok(());
+    }
     println!("{}", include_str!("sweep_overhead.md"));
     let folder = tempfile::tempdir()?;
     let scenario = folder.path().join("tiny.toml");
@@ -62,6 +112,7 @@ fn main() -> Result<(), Failure> {
     let bench = Bench { folder: folder.path(), scenario: &scenario };
     bench.overhead()?;
     bench.memory()?;
+    bench.trained()?;
     bench.kills()
 }
 
@@ -150,6 +201,60 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// Sweeps of the trained model, with and without what its runs have in common, in turn.
+    fn trained(&self) -> Result<(), Failure> {
+        const FOLDERS: [&str; 2] = ["models", "text"];
+        let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut text = TRAINED.to_owned();
+        for folder in FOLDERS {
+            let whole = format!("\"{}/", scenarios.join(folder).display());
+            text = text.replace(&format!("\"{folder}/"), &whole);
+        }
+        let file = self.folder.join("trained.toml");
+        fs::write(&file, text)?;
+        println!("\n## A trained model\n\n{}", include_str!("sweep_trained.md"));
+        println!("| runs | shared | s a run | the first, s | median of the others, s | peak, MB |");
+        println!("|---|---|---|---|---|---|");
+        let mut played_rows = Vec::new();
+        for seeds in [1_u32, 2, 20] {
+            for way in ["nothing", SHARING] {
+                // Without sharing all runs are alike: few tell.
+                if way != SHARING && seeds > 2 {
+                    continue;
+                }
+                let out = self.folder.join("trained");
+                let mut own = Command::new(std::env::current_exe()?);
+                own.args([OWN, way, &seeds.to_string()]).arg(&file).arg(&out);
+                let output = own.stderr(Stdio::inherit()).output()?;
+                let said: Value = serde_json::from_slice(&output.stdout)?;
+                let rows: Vec<Row> = SweepDir::open(&out)?.rows()?.collect::<Result<_, _>>()?;
+                fs::remove_dir_all(&out)?;
+                let runs = rows.len();
+                let mut of_run: Vec<f64> = rows
+                    .iter()
+                    .filter_map(|row| row.figure("wall_ns"))
+                    .map(|ns| ns / 1e9)
+                    .collect();
+                let first = of_run.remove(0);
+                let (time_s, peak) = (&said["time_s"], &said["peak_bytes"]);
+                println!(
+                    "| {runs} | {way} | {:.2} | {first:.2} | {:.2} | {:.0} |",
+                    time_s.as_f64().ok_or("no time")? / runs as f64,
+                    median(of_run),
+                    peak.as_f64().ok_or("the system says nothing of memory")? / 1e6
+                );
+                if seeds == 2 {
+                    played_rows.push(played(rows));
+                }
+            }
+        }
+        let same = if played_rows[0] == played_rows[1] { "the same" } else { "NOT the same" };
+        println!(
+            "\nThe rows of 8 runs with and without are {same} to the last bit, but for `measured.*`."
+        );
+        Ok(())
+    }
+
     /// Kills sweeps after ever longer times and goes on with them.
     fn kills(&self) -> Result<(), Failure> {
         println!(
@@ -179,6 +284,43 @@ impl Bench<'_> {
         }
         Ok(())
     }
+}
+
+/// Names an own process.
+const OWN: &str = "one-sweep";
+/// What [`OWN`] is to do.
+const SHARING: &str = "all there is";
+
+struct Silent;
+
+impl SweepProgress for Silent {
+    fn played(&self, _done: u64, _runs: u64, _failed: u64) {}
+}
+
+/// Plays one sweep in this process, one run at a time.
+fn trained(shares: bool, seeds: u32, file: &Path, out: &Path) -> Result<Value, Failure> {
+    let registries = Registries::standard();
+    let routers = registries.routers.names().map(str::to_owned).collect();
+    let Registries { costs, allocators, motions, migrations, .. } = &registries;
+    let known = Known { routers, costs, allocators, motions, migrations };
+    let sets = [format!("sweep.seeds={seeds}")];
+    let scenario = scenario::load(file, &sets, &known).map_err(|_| "a bad scenario")?;
+    let dir = SweepDir::create(out, &scenario)?;
+    let settings = PlaySettings {
+        command: vec!["bench".to_owned()],
+        program: Path::new(env!("CARGO_BIN_EXE_nashflock")),
+        registries: &registries,
+        run_token: RunToken::default(),
+        shared: shares.then(Shared::default),
+    };
+    let order = Order { shard: Shard::whole(), jobs: 1, failed_again: false };
+    let clock = Clock::start();
+    let end = sweep::start(&dir, &Experiment::new(&scenario), order, &settings, &Silent)?;
+    let time_s = clock.now_ns() as f64 / 1e9;
+    if !end.is_complete() || end.failed > 0 {
+        return Err(format!("{end:?}").into());
+    }
+    Ok(json!({ "time_s": time_s, "peak_bytes": peak_resident_bytes() }))
 }
 
 /// Rows without what a clock enters, to the last bit.

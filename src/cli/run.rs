@@ -207,6 +207,7 @@ pub(super) fn on_runtime<T: Send>(
         trace: false,
         observe: false,
         is_scratch: false,
+        shared: None,
     };
     // The whole run is a task of the pool: what it computes in parallel stays on the pool.
     let end = pool.install(|| {

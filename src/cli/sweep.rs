@@ -5,6 +5,7 @@ use super::{Failure, Outcome, check, print, print_json, worker};
 use crate::measure::Clock;
 use crate::measure::memory::peak_resident_bytes;
 use crate::results::RunDir;
+use crate::run::Shared;
 use crate::scenario::Scenario;
 use crate::scenario::sweep::Experiment;
 use crate::sweep::{self, Estimate, Order, PlaySettings, Shard, ShardEnd, SweepDir, SweepError};
@@ -185,6 +186,9 @@ fn said(of: &Estimate, runs: u64, jobs: usize) -> String {
          {jobs} jobs as if they did not slow each other down\n",
         of.total_s, of.total_s_range.0, of.total_s_range.1
     );
+    if of.once_s > 0.0 {
+        text += &format!("  and {:.1} s once, for what the runs have in common\n", of.once_s);
+    }
     if let Some(bytes) = of.peak_bytes {
         text += &format!(
             "memory: {:.0} MB\n  the peak of this process over the trials; further jobs add what their runs take\n",
@@ -271,7 +275,8 @@ pub(super) fn with_settings<T>(
         .map_err(|error| Failure::Dependency(format!("cannot find this program: {error}")))?;
     let command = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let run_token = worker::run_token().into();
-    let settings = PlaySettings { command, program: &program, registries, run_token };
+    let shared = Some(Shared::default());
+    let settings = PlaySettings { command, program: &program, registries, run_token, shared };
     work(&settings).map_err(failure)
 }
 

@@ -1,11 +1,12 @@
 //! Controls: the same windows under other routers and experts, in process.
 
-use super::fit::{self, FittedExperts};
+use super::fit::{self, Codes, FittedExperts};
 use super::plan::Plan;
 use super::read_when_used::ReadWhenUsed;
 use super::rounds::{Round, RoundError, play_batch};
 use super::rules::{self, CONTROL_NODES, control_host};
 use super::serve::ServeError;
+use super::shared::{Part, Sharing};
 use super::width_control::WidthChange;
 use crate::dispatch::{Dispatch, InProcess, ShardAssignment};
 use crate::measure::Clock;
@@ -127,6 +128,7 @@ pub(super) struct Controls<'a> {
     /// How the widths changed on the way.
     pub(super) width_changes: &'a [WidthChange],
     pub(super) clock: &'a Clock,
+    pub(super) sharing: Sharing<'a>,
 }
 
 impl Controls<'_> {
@@ -135,22 +137,19 @@ impl Controls<'_> {
     pub(super) async fn play(&self, summary: &mut Summary) -> Result<(), ServeError> {
         let Some(quality) = &mut summary.quality else { return Ok(()) };
         let Plan { scenario, materials, experts, .. } = self.plan;
-        let FittedExperts { served, pruned, fit, .. } = experts;
+        let FittedExperts { served, codes, pruned, fit, .. } = experts;
         let kept = experts.kept();
-        quality.loss_top_k = self.top_k_loss((Played::Held(served), kept)).await?;
+        quality.loss_top_k = self.top_k_loss(kept, codes, Some(served)).await?;
         if let Some(bits) = fit.as_ref().and_then(|fit| fit.uniform_bits) {
-            let group = scenario.precision.group as usize;
-            let source = materials.source(kept);
-            let uniform = fit::quantized(source.as_ref(), group, &|_, _| [bits; 3])?;
-            let uniform = (Played::Held(&uniform), kept);
-            quality.loss_top_k_uniform_bits = self.top_k_loss(uniform).await?;
+            let loss = self.top_k_loss(kept, &Codes::All(bits), None).await?;
+            quality.loss_top_k_uniform_bits = loss;
         }
-        let full = |kept| Played::Read(materials.source(kept));
-        quality.loss_f32 = self.top_k_loss((full(None), None)).await?;
+        let full = Codes::All(BitWidth::Full);
+        quality.loss_f32 = self.top_k_loss(None, &full, None).await?;
         if let Some(pruned) = pruned {
-            quality.loss_f32_pruned = self.top_k_loss((full(kept), kept)).await?;
+            quality.loss_f32_pruned = self.top_k_loss(kept, &full, None).await?;
             if let Some(kept) = &pruned.kept_by_frequency {
-                let loss = self.top_k_loss((full(Some(kept)), Some(kept))).await?;
+                let loss = self.top_k_loss(Some(kept), &full, None).await?;
                 quality.loss_f32_pruned_by_frequency = loss;
             }
         }
@@ -161,17 +160,21 @@ impl Controls<'_> {
             quality.output_error_widths_kept = Some(errors.kept);
         }
         if scenario.game.router != "top_k" {
-            quality.loss_f32_routed = Some(self.routed_loss(full(kept)).await?);
+            quality.loss_f32_routed =
+                Some(self.routed_loss(Played::Read(materials.source(kept))).await?);
         }
         Ok(())
     }
 
-    /// Mean loss under plain top-k. A token's experts do not depend on its batch then, so each
-    /// window of the text is played once and counted as often as it was served.
+    /// Mean loss under plain top-k over experts in these codes, which may be held already. A token's experts do
+    /// not depend on its batch then, so each window of the text is played once and counted as often as it was
+    /// served.
     async fn top_k_loss(
         &self,
-        (experts, kept): (Played<'_>, Option<&KeptExperts>),
-    ) -> Result<Option<f64>, RoundError> {
+        kept: Option<&KeptExperts>,
+        codes: &Codes,
+        held: Option<&ExpertTable>,
+    ) -> Result<Option<f64>, ServeError> {
         let Plan { scenario, materials, demand, .. } = self.plan;
         let requests = demand.intended_ns.len();
         let Some(windows) = materials.windows().map(|windows| windows.min(requests)) else {
@@ -179,13 +182,27 @@ impl Controls<'_> {
         };
         let mut served = vec![0_u32; windows];
         self.answered.iter().flatten().for_each(|request| served[request.index() % windows] += 1);
-        let mut source = materials.source(kept);
-        let arena = rules::top_k_arena(source.as_ref(), scenario, experts.bits());
         let load = &scenario.load;
         let small = (BATCH_TOKENS / load.tokens_per_request as usize).max(1);
-        let batches = in_turn(windows, small.min(load.batch_requests_max as usize));
-        let losses =
-            play_batches(source.as_mut(), arena, experts, batches, self.clock, |_, _| {}).await?;
+        let small = small.min(load.batch_requests_max as usize);
+        let play = async || {
+            let made;
+            let experts = match (held, codes) {
+                (Some(held), _) => Played::Held(held),
+                (None, Codes::All(BitWidth::Full)) => Played::Read(materials.source(kept)),
+                (None, codes) => {
+                    made = fit::coded(materials, self.sharing, kept, codes).await?;
+                    Played::Held(&made)
+                }
+            };
+            let mut source = materials.source(kept);
+            let arena = rules::top_k_arena(source.as_ref(), scenario, experts.bits());
+            let batches = in_turn(windows, small);
+            let losses =
+                play_batches(source.as_mut(), arena, experts, batches, self.clock, |_, _| {});
+            losses.await.map_err(ServeError::from)
+        };
+        let losses = self.sharing.get(Part::Losses, &(kept, codes, windows), play).await?;
         let sum: f64 = losses.iter().zip(&served).map(|(loss, n)| f64::from(*n) * loss).sum();
         Ok(Some(sum / self.tokens()))
     }

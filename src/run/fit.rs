@@ -5,6 +5,7 @@ use super::materials::Materials;
 use super::prune::{self, Pruned};
 use super::read_when_used::expert_at;
 use super::rounds::RoundError;
+use super::shared::{Part, Resident, Sharing};
 use crate::measure::Clock;
 use crate::model::checkpoint::CheckpointError;
 use crate::model::quantize::{ExpertCosts, QuantizeError};
@@ -23,7 +24,9 @@ use std::sync::Arc;
 /// for `full`.
 pub(super) struct FittedExperts {
     /// As they are served, by layer and id.
-    pub served: Vec<Vec<Arc<Expert>>>,
+    pub served: Arc<Experts>,
+    /// In which codes that is.
+    pub codes: Codes,
     /// Of a layer, before pruning.
     pub experts: usize,
     /// Which are kept; none where nothing is pruned.
@@ -39,11 +42,57 @@ impl FittedExperts {
     }
 }
 
+/// By layer and id.
+pub(super) type Experts = Vec<Vec<Arc<Expert>>>;
+
+impl Resident for Experts {
+    fn bytes(&self) -> u64 {
+        self.iter().flatten().map(|expert| expert.encoded_bytes()).sum()
+    }
+}
+
+/// The codes of all experts of a source.
+#[derive(Clone, Debug)]
+pub(super) enum Codes {
+    /// Those that they are stored in.
+    Stored,
+    /// Of every matrix the same.
+    All(BitWidth),
+    /// Of gate, up and down of each expert, by layer and id.
+    Each(Vec<[BitWidth; 3]>),
+}
+
+/// What is known of the experts before a budget is spent on them: no seed and no allocator enters it.
+struct Measured {
+    pruned: Option<Pruned>,
+    /// None where the experts stay as they are.
+    units: Option<MeasuredUnits>,
+}
+
+struct MeasuredUnits {
+    /// Of all experts, the pruned ones too.
+    weights: u64,
+    units: Vec<Unit>,
+    calibrated: Vec<f64>,
+    companions: Vec<Vec<usize>>,
+}
+
+impl Resident for Measured {
+    fn bytes(&self) -> u64 {
+        let kept = |pruned: &Pruned| 2 * pruned.kept.iter().map(Vec::len).sum::<usize>();
+        let numbers = |of: &MeasuredUnits| {
+            let units = of.units.iter().map(|unit| 6 + 2 * unit.costs.len()).sum::<usize>();
+            units + of.calibrated.len() + of.companions.iter().map(|of| 3 + of.len()).sum::<usize>()
+        };
+        let pruned = self.pruned.as_ref().map_or(0, kept);
+        (8 * (pruned + self.units.as_ref().map_or(0, numbers))) as u64
+    }
+}
+
 /// How well the budget was used.
 pub(super) struct Fit {
     /// The allocator that chose.
     pub allocator: String,
-
     /// Bytes that the budget allows.
     pub budget_bytes: u64,
     /// The chosen widths, their cost and the bound below it.
@@ -95,35 +144,79 @@ pub enum FitError {
 /// When an expert cannot be read, the budget is too small, or calibration fails.
 pub(super) async fn fit(
     materials: &Materials,
-    scenario: &Scenario,
+    sharing: Sharing<'_>,
     registries: &Registries,
     clock: &Clock,
 ) -> Result<FittedExperts, FitError> {
-    let group = scenario.precision.group as usize;
+    let scenario = sharing.scenario;
     let experts = materials.source(None).shape().experts;
-    let pruned = prune::prune(materials, scenario, clock).await?;
+    let is_limited = matches!(scenario.precision.budget, Budget::Limited(_));
+    let measure = async || measure(materials, scenario, is_limited, clock).await;
+    let measured = sharing.get(Part::Measured, &is_limited, measure).await?;
+    let fit = measured.units.as_ref().map(|units| allocate(units, scenario, registries));
+    let fit = fit.transpose()?;
+    let codes = match (&fit, scenario.precision.budget) {
+        (Some(fit), _) => {
+            let by_matrix = scenario.precision.unit == PrecisionUnit::Matrix;
+            let bits = |unit: &usize| fit.widths[*unit];
+            let options = &fit.allocation.options;
+            Codes::Each(match by_matrix {
+                true => options.chunks_exact(3).map(|of| [0, 1, 2].map(|p| bits(&of[p]))).collect(),
+                false => options.iter().map(|unit| [bits(unit); 3]).collect(),
+            })
+        }
+        (None, Budget::Stored) => Codes::Stored,
+        (None, _) => Codes::All(BitWidth::Full),
+    };
+    let pruned = measured.pruned.clone();
     let kept = pruned.as_ref().map(|pruned| &pruned.kept);
-    let source = materials.source(kept);
-    let budget = match scenario.precision.budget {
-        Budget::Limited(budget) => budget,
-        unfitted @ (Budget::Full | Budget::Stored) => {
-            let served = match unfitted {
-                Budget::Stored => stored(source.as_ref())?,
-                _ => quantized(source.as_ref(), group, &|_, _| [BitWidth::Full; 3])?,
-            };
-            drop(source);
-            return Ok(FittedExperts { served, experts, pruned, fit: None });
+    let served = coded(materials, sharing, kept, &codes).await?;
+    Ok(FittedExperts { served, codes, experts, pruned, fit })
+}
+
+/// Every expert that is kept, in these codes.
+///
+/// # Errors
+/// An expert that cannot be read, or is not stored in codes that can be computed in.
+pub(super) async fn coded(
+    materials: &Materials,
+    sharing: Sharing<'_>,
+    kept: Option<&KeptExperts>,
+    codes: &Codes,
+) -> Result<Arc<Experts>, CheckpointError> {
+    let group = sharing.scenario.precision.group as usize;
+    let make = async || {
+        let source = materials.source(kept);
+        let experts = source.shape().experts;
+        match codes {
+            Codes::Stored => stored(source.as_ref()),
+            Codes::All(bits) => quantized(source.as_ref(), group, &|_, _| [*bits; 3]),
+            Codes::Each(bits) => quantized(source.as_ref(), group, &|l, e| bits[l * experts + e]),
         }
     };
+    sharing.get(Part::Experts, &(kept, codes), make).await
+}
 
+/// Prunes, calibrates, and measures what widths cost.
+async fn measure(
+    materials: &Materials,
+    scenario: &Scenario,
+    is_limited: bool,
+    clock: &Clock,
+) -> Result<Measured, FitError> {
+    let precision = &scenario.precision;
+    let pruned = prune::prune(materials, scenario, clock).await?;
+    if !is_limited {
+        return Ok(Measured { pruned, units: None });
+    }
+    let experts = materials.source(None).shape().experts;
+    let kept = pruned.as_ref().map(|pruned| &pruned.kept);
     // Once more where some were pruned: their tokens went to others.
     let samples = calibrate(materials, scenario, kept, clock).await?;
+    let source = materials.source(kept);
+    let (shape, group) = (source.shape(), precision.group as usize);
     let weights_each = source.expert(LayerId(0), ExpertId(0))?.shape.weights() as u64;
-    let shape = source.shape();
-    let total_weights = weights_each * (shape.layers * experts) as u64;
-    let precision = &scenario.precision;
-    let codes = precision.widths.iter();
-    let widths: Vec<BitWidth> = codes.filter_map(|bits| BitWidth::from_code_bits(*bits)).collect();
+    let widths = widths(scenario);
     let by_matrix = precision.unit == PrecisionUnit::Matrix;
     let units = match precision.sensitivity {
         Sensitivity::Output => units(source.as_ref(), &samples, &widths, group)?,
@@ -134,53 +227,68 @@ pub(super) async fn fit(
             units_by_loss(source.as_ref(), &costs, (&widths, group), by_matrix)?
         }
     };
-    let bytes = budget.bytes(total_weights);
-    let mut companions = neighbours(&samples, shape.experts, by_matrix);
-    let problem = Problem {
-        units: &units,
-        budget: bytes,
-        widths: &precision.widths,
-        neighbours: &companions,
-        seed: scenario.seed,
-    };
-    let name = &precision.allocator;
-    let refused = |source| {
-        let (budget, allocator) = (precision.budget, name.clone());
-        FitError::Budget { budget, allocator, source }
-    };
-    let allocator =
-        registries.allocators.build(name).expect("the scenario's checks know all names");
-    let allocation = allocator.allocate(&problem).map_err(refused)?;
-    let exact = precision::allocate(&units, bytes).map_err(refused)?;
-    let uniform = precision::uniform(&units, bytes).ok();
-    let served = quantized(source.as_ref(), group, &|l, e| {
-        let expert = l * shape.experts + e;
-        std::array::from_fn(|part| {
-            let unit = if by_matrix { 3 * expert + part } else { expert };
-            widths[allocation.options[unit]]
-        })
-    })?;
-    let uniform_bits = uniform.as_ref().map(|uniform| widths[uniform.options[0]]);
-    let allocator = name.clone();
+    drop(source);
     let pairs =
         |sample: &LayerSample| sample.gates.iter().map(|of| of.len() as f64).collect::<Vec<_>>();
+    let units = MeasuredUnits {
+        weights: weights_each * (shape.layers * experts) as u64,
+        units,
+        calibrated: samples.iter().flat_map(pairs).collect(),
+        companions: neighbours(&samples, shape.experts, by_matrix),
+    };
+    Ok(Measured { pruned, units: Some(units) })
+}
+
+/// Spends the budget.
+fn allocate(
+    measured: &MeasuredUnits,
+    scenario: &Scenario,
+    registries: &Registries,
+) -> Result<Fit, FitError> {
+    let precision = &scenario.precision;
+    let Budget::Limited(budget) = precision.budget else {
+        unreachable!("units are measured for a budget")
+    };
+    let MeasuredUnits { weights, units, calibrated, companions } = measured;
+    let budget_bytes = budget.bytes(*weights);
+    let problem = Problem {
+        units,
+        budget: budget_bytes,
+        widths: &precision.widths,
+        neighbours: companions,
+        seed: scenario.seed,
+    };
+    let allocator = precision.allocator.clone();
+    let refused = |source| {
+        let allocator = allocator.clone();
+        FitError::Budget { budget: precision.budget, allocator, source }
+    };
+    let known = registries.allocators.build(&allocator);
+    let known = known.expect("the scenario's checks know all names");
+    let allocation = known.allocate(&problem).map_err(refused)?;
+    let exact = precision::allocate(units, budget_bytes).map_err(refused)?;
+    let uniform = precision::uniform(units, budget_bytes).ok();
+    let widths = widths(scenario);
+    let uniform_bits = uniform.as_ref().map(|uniform| widths[uniform.options[0]]);
+    let mut companions = companions.clone();
     companions.resize(units.len(), Vec::new());
-    let calibrated = samples.iter().flat_map(pairs).collect();
-    let budget_bytes = bytes;
-    let fit = Fit {
+    Ok(Fit {
         allocator,
         budget_bytes,
         allocation,
         exact,
         uniform,
         uniform_bits,
-        units,
+        units: units.clone(),
         widths,
-        calibrated,
+        calibrated: calibrated.clone(),
         companions,
-    };
-    drop(source);
-    Ok(FittedExperts { served, experts, pruned, fit: Some(fit) })
+    })
+}
+
+fn widths(scenario: &Scenario) -> Vec<BitWidth> {
+    let codes = scenario.precision.widths.iter();
+    codes.filter_map(|bits| BitWidth::from_code_bits(*bits)).collect()
 }
 
 /// Every expert of a source, its gate, up and down at the bits that its layer and place have. Weights are read for one expert
@@ -192,7 +300,7 @@ pub(super) fn quantized(
     source: &dyn ScoreSource,
     group: usize,
     bits: &(dyn Fn(usize, usize) -> [BitWidth; 3] + Sync),
-) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
+) -> Result<Experts, CheckpointError> {
     each_expert(source, &|layer, expert| {
         expert_at(source, (layer, expert), bits(layer.index(), expert.index()), group)
     })
@@ -202,7 +310,7 @@ pub(super) fn quantized(
 ///
 /// # Errors
 /// An expert that is not stored in codes that can be computed in.
-fn stored(source: &dyn ScoreSource) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
+fn stored(source: &dyn ScoreSource) -> Result<Experts, CheckpointError> {
     each_expert(source, &|layer, expert| source.stored_expert(layer, expert))
 }
 
@@ -210,7 +318,7 @@ fn stored(source: &dyn ScoreSource) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointE
 fn each_expert(
     source: &dyn ScoreSource,
     load: &(dyn Fn(LayerId, ExpertId) -> Result<Expert, CheckpointError> + Sync),
-) -> Result<Vec<Vec<Arc<Expert>>>, CheckpointError> {
+) -> Result<Experts, CheckpointError> {
     let SourceShape { layers, experts, .. } = source.shape();
     let expert = |l, e| load(LayerId::from_index(l), ExpertId::from_index(e)).map(Arc::new);
     let layer = |l: usize| (0..experts).into_par_iter().map(|e| expert(l, e)).collect();

@@ -1,10 +1,11 @@
 //! What a scenario names, loaded: checkpoint and texts, or the settings of a synthetic source.
 
+use super::shared::{Part, Resident, Sharing};
 use crate::model::checkpoint::{Checkpoint, CheckpointError, checkpoint_files};
 use crate::model::quantize::{ExpertCosts, QuantizeError, expert_costs};
 use crate::model::tokenizer::{TextError, Tokenizer, read_text};
 use crate::model::trunk::Trunk;
-use crate::scenario::file::{Generation, Lengths, PlacementRule, Source};
+use crate::scenario::file::{Generation, Lengths, PlacementRule, Precision, Source};
 use crate::scenario::{Scenario, migration_problem, slots_problem};
 use crate::source::{
     CheckpointSource, Generate, GeneratingSource, KeptExperts, PrunedSource, ScoreSource,
@@ -15,25 +16,45 @@ use agents::game::{CostError, CostRegistry, GameShape};
 use agents::ids::ExpertId;
 use agents::quantize::Format;
 use agents::routing::Routing;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Loaded inputs; sources borrow from it.
 pub(super) enum Materials {
     /// A trained model and its texts.
-    Checkpoint(Box<ModelAndTexts>),
+    Checkpoint(ModelAndTexts),
     /// Seeded draws.
     Synthetic(SyntheticSettings),
 }
 
-/// A trained model and its texts as token ids.
+/// A trained model and its texts as token ids, cut to requests.
 pub(super) struct ModelAndTexts {
+    loaded: Arc<Loaded>,
+    tokens_per_request: usize,
+}
+
+/// A trained model and its texts, as they were read.
+struct Loaded {
     checkpoint: Checkpoint,
     trunk: Trunk,
     /// All texts, joined.
     ids: Vec<u32>,
     /// The first `calibration_tokens` of the calibration text and the one after; none without it.
     calibration_ids: Option<Vec<u32>>,
-    tokens_per_request: usize,
+}
+
+impl Resident for Loaded {
+    /// Without the mapped files, whose pages are the system's.
+    fn bytes(&self) -> u64 {
+        let config = &self.checkpoint.config;
+        let routed = config.moe.map_or(0, |moe| {
+            config.routed_layers.len() * moe.experts * 3 * config.width * moe.hidden
+        });
+        let tied = if config.tied_head { config.vocab * config.width } else { 0 };
+        let trunk = (self.checkpoint.weights_count() + tied as u64).saturating_sub(routed as u64);
+        let ids = self.ids.len() + self.calibration_ids.as_ref().map_or(0, Vec::len);
+        size_of::<f32>() as u64 * trunk + (size_of::<u32>() * ids) as u64
+    }
 }
 
 /// A source and the number of its requests.
@@ -128,28 +149,17 @@ impl Materials {
     ///
     /// # Errors
     /// The first input that cannot be used.
-    pub(super) fn load(scenario: &Scenario, costs: &CostRegistry) -> Result<Self, MaterialsError> {
+    pub(super) async fn load(
+        sharing: Sharing<'_>,
+        costs: &CostRegistry,
+    ) -> Result<Self, MaterialsError> {
+        let scenario = sharing.scenario;
         let tokens_per_request = scenario.load.tokens_per_request as usize;
         let materials = match &scenario.source {
             Source::Checkpoint { checkpoint, text } => {
-                let folder = checkpoint;
-                let checkpoint = Checkpoint::open(folder)?;
-                let tokenizer = Tokenizer::open(folder)?;
-                let calibration_ids = match &scenario.precision.calibration_text {
-                    None => None,
-                    Some(path) => {
-                        let mut ids = encode(&tokenizer, std::slice::from_ref(path))?;
-                        ids.truncate(scenario.precision.calibration_tokens as usize + 1);
-                        Some(ids)
-                    }
-                };
-                Self::Checkpoint(Box::new(ModelAndTexts {
-                    trunk: checkpoint.trunk()?,
-                    ids: encode(&tokenizer, text)?,
-                    calibration_ids,
-                    checkpoint,
-                    tokens_per_request,
-                }))
+                let load = async || Loaded::of(checkpoint, text, &scenario.precision);
+                let loaded = sharing.get(Part::Model, &(), load).await?;
+                Self::Checkpoint(ModelAndTexts { loaded, tokens_per_request })
             }
             Source::Synthetic { experts, layers, skew, width, expert_hidden } => {
                 Self::Synthetic(SyntheticSettings {
@@ -236,7 +246,7 @@ impl Materials {
     pub(super) fn context(&self, generation: &Generation) -> Option<usize> {
         let Self::Checkpoint(model) = self else { return None };
         // A prompt and an answer have a token each.
-        let positions = model.checkpoint.config.max_positions.max(2);
+        let positions = model.loaded.checkpoint.config.max_positions.max(2);
         let context = generation.context_max.map_or(positions, |max| positions.min(max as usize));
         (!generation.is_off()).then_some(context)
     }
@@ -288,10 +298,10 @@ impl Materials {
         let Self::Checkpoint(model) = self else {
             panic!("the scenario's checks want a checkpoint")
         };
-        let ids = model.calibration_ids.as_ref().expect("the scenario's checks want a text");
+        let ids = model.loaded.calibration_ids.as_ref().expect("the scenario's checks want a text");
         let of_layer = |kept: &Vec<ExpertId>| kept.iter().map(|expert| expert.index()).collect();
         let kept: Option<Vec<Vec<usize>>> = kept.map(|kept| kept.iter().map(of_layer).collect());
-        expert_costs(&model.checkpoint, ids, kept.as_deref(), formats)
+        expert_costs(&model.loaded.checkpoint, ids, kept.as_deref(), formats)
     }
 
     /// Different requests that there are: windows of the text; none where each request is new.
@@ -299,7 +309,7 @@ impl Materials {
     pub(super) fn windows(&self) -> Option<usize> {
         match self {
             Self::Checkpoint(model) => {
-                let ids = model.ids.len();
+                let ids = model.loaded.ids.len();
                 Some(ids.saturating_sub(1) / model.tokens_per_request)
             }
             Self::Synthetic(_) => None,
@@ -310,14 +320,14 @@ impl Materials {
     #[must_use]
     pub(super) fn vocabulary(&self) -> Option<usize> {
         match self {
-            Self::Checkpoint(model) => Some(model.checkpoint.config.vocab),
+            Self::Checkpoint(model) => Some(model.loaded.checkpoint.config.vocab),
             Self::Synthetic(_) => None,
         }
     }
 
     fn try_source(&self) -> Result<Box<dyn ScoreSource + '_>, MaterialsError> {
         match self {
-            Self::Checkpoint(model) => model.source("source.text", &model.ids),
+            Self::Checkpoint(model) => model.source("source.text", &model.loaded.ids),
             Self::Synthetic(settings) => Ok(Box::new(SyntheticSource::new(*settings))),
         }
     }
@@ -327,7 +337,7 @@ impl Materials {
         const SYNTHETIC_REQUESTS: usize = 16;
         match self {
             Self::Checkpoint(model) => {
-                let Some(ids) = &model.calibration_ids else { return Ok(None) };
+                let Some(ids) = &model.loaded.calibration_ids else { return Ok(None) };
                 let source = model.source("precision.calibration_text", ids)?;
                 Ok(Some((source, (ids.len() - 1) / model.tokens_per_request)))
             }
@@ -348,12 +358,29 @@ fn reduced<'a>(
     }
 }
 
+impl Loaded {
+    fn of(folder: &Path, text: &[PathBuf], precision: &Precision) -> Result<Self, MaterialsError> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let tokenizer = Tokenizer::open(folder)?;
+        let calibration_ids = match &precision.calibration_text {
+            None => None,
+            Some(path) => {
+                let mut ids = encode(&tokenizer, std::slice::from_ref(path))?;
+                ids.truncate(precision.calibration_tokens as usize + 1);
+                Some(ids)
+            }
+        };
+        let (trunk, ids) = (checkpoint.trunk()?, encode(&tokenizer, text)?);
+        Ok(Self { checkpoint, trunk, ids, calibration_ids })
+    }
+}
+
 impl ModelAndTexts {
     fn generating<'a>(
         &'a self,
         lengths: (&'a [RequestLength], usize),
     ) -> Result<GeneratingSource<'a>, SourceError> {
-        let (checkpoint, trunk, ids) = (&self.checkpoint, &self.trunk, &self.ids);
+        let Loaded { checkpoint, trunk, ids, .. } = &*self.loaded;
         let model = CheckpointSource::new(checkpoint, trunk, ids, self.tokens_per_request)?;
         GeneratingSource::new(model, trunk, ids, lengths)
     }
@@ -363,7 +390,8 @@ impl ModelAndTexts {
         what: &'static str,
         ids: &'a [u32],
     ) -> Result<Box<dyn ScoreSource + 'a>, MaterialsError> {
-        CheckpointSource::new(&self.checkpoint, &self.trunk, ids, self.tokens_per_request)
+        let Loaded { checkpoint, trunk, .. } = &*self.loaded;
+        CheckpointSource::new(checkpoint, trunk, ids, self.tokens_per_request)
             .map(|source| Box::new(source) as Box<dyn ScoreSource>)
             .map_err(|source| {
                 let what = match source {

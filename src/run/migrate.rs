@@ -97,7 +97,7 @@ impl Plan<'_> {
 
     fn placements(&self) -> Vec<Placement> {
         let nodes = self.placed.slots()[0].len();
-        let layers = (0..).map(LayerId).zip(&self.experts.served);
+        let layers = (0..).map(LayerId).zip(self.experts.served.iter());
         let placement = |(layer, experts): (LayerId, &Vec<_>)| {
             let experts = (0..experts.len()).map(ExpertId::from_index);
             let hosts: Vec<_> = experts.map(|expert| self.placed.hosts(layer, expert)).collect();

@@ -30,6 +30,7 @@ mod rounds;
 mod rules;
 mod samples;
 mod serve;
+mod shared;
 mod state_hash;
 mod sums;
 pub mod timeline;
@@ -49,6 +50,7 @@ pub use pace::Pace;
 pub use resume::{CutRun, ResumeError};
 pub use rounds::RoundError;
 pub use serve::ServeError;
+pub use shared::Shared;
 
 use crate::dispatch::Served;
 use crate::dispatch::placement::PlacementError;
@@ -76,6 +78,7 @@ use record::Recorder;
 use resume::Parts;
 use samples::Sampler;
 use serve::GoingOn;
+use shared::Sharing;
 use std::path::{Path, PathBuf};
 use sums::NodeLoadSums;
 use trace::Trace;
@@ -106,6 +109,8 @@ pub struct RunSettings<'a> {
     /// Whether the directory is thrown away once its figures are taken: there is no report, and files need not be
     /// on the disk when the run ends.
     pub is_scratch: bool,
+    /// What it shares with other runs of this process, if it shall.
+    pub shared: Option<&'a Shared>,
 }
 
 /// Hears what a run is doing; draws it, or not.
@@ -218,7 +223,7 @@ pub async fn run(
     }
     let interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
     let interrupts = interrupts.or_by(settings.progress.pace());
-    let inputs = Inputs::load(scenario, &settings)?;
+    let inputs = Inputs::load(scenario, &settings).await?;
     let path = settings
         .out
         .clone()
@@ -245,7 +250,7 @@ pub async fn resume(
     }
     let interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
     let interrupts = interrupts.or_by(settings.progress.pace());
-    let inputs = Inputs::load(scenario, &settings)?;
+    let inputs = Inputs::load(scenario, &settings).await?;
     let state = cut.state()?;
     let resumption = cut.resumption(state.as_ref(), settings.command.clone(), clock);
     let (record, latest) = RunFiles::reopen(cut, scenario, resumption, clock);
@@ -261,9 +266,10 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn load(scenario: &Scenario, settings: &RunSettings<'_>) -> Result<Self, PlanError> {
+    async fn load(scenario: &Scenario, settings: &RunSettings<'_>) -> Result<Self, PlanError> {
         settings.progress.phase("loading");
-        let materials = Materials::load(scenario, &settings.registries.costs)?;
+        let sharing = Sharing::of(scenario, settings.shared);
+        let materials = Materials::load(sharing, &settings.registries.costs).await?;
         let context = materials.context(&scenario.load.generation);
         let demand = Arrivals::of(scenario, context)?.of_scenario(scenario);
         let hashing = Hashing::start(materials::files_of(scenario));
@@ -340,7 +346,8 @@ async fn play(
             settings.progress.phase("playing the controls");
             let answered = recorder.requests.answered();
             let width_changes = recorder.width_changes();
-            let controls = Controls { plan: &plan, answered, width_changes, clock };
+            let sharing = Sharing::of(scenario, settings.shared);
+            let controls = Controls { plan: &plan, answered, width_changes, clock, sharing };
             failure = match interrupts.or(controls.play(summary)).await {
                 Ok(played) => played.err(),
                 Err(interrupted) => Some(interrupted.into()),
@@ -402,7 +409,8 @@ async fn prepare(
 ) -> Result<(FittedExperts, Placed), PlanError> {
     let registries = settings.registries;
     settings.progress.phase("calibrating and quantizing");
-    let experts = fit::fit(materials, scenario, registries, clock).await?;
+    let sharing = Sharing::of(scenario, settings.shared);
+    let experts = fit::fit(materials, sharing, registries, clock).await?;
     settings.progress.phase("placing experts");
     let placed = placement::place(materials, scenario, registries, &experts, clock).await?;
     Ok((experts, placed))

@@ -14,6 +14,7 @@ use agents::precision::{PruneCriterion, prune_lowest, prune_score};
 use rayon::prelude::*;
 
 /// Which experts stay.
+#[derive(Clone)]
 pub(super) struct Pruned {
     /// By the scenario's criterion.
     pub(super) kept: KeptExperts,

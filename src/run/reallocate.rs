@@ -269,6 +269,7 @@ mod tests {
     use crate::run::materials::Materials;
     use crate::run::rounds::{Round, play_batch};
     use crate::run::serve::{Refusal, StageEnds};
+    use crate::run::shared::Sharing;
     use crate::run::{Progress, fit, placement, rules};
     use crate::scenario::{self, Known};
     use agents::game::Registries;
@@ -360,8 +361,9 @@ batch_requests_max = 4
         let known = Known { routers, costs, allocators, motions, migrations };
         let scenario = scenario::load(&file, &[], &known).expect("a good scenario");
         let clock = Clock::start();
-        let materials = Materials::load(&scenario, &registries.costs).expect("it loads");
-        let experts = fit::fit(&materials, &scenario, &registries, &clock).await.expect("it fits");
+        let sharing = Sharing::of(&scenario, None);
+        let materials = Materials::load(sharing, &registries.costs).await.expect("it loads");
+        let experts = fit::fit(&materials, sharing, &registries, &clock).await.expect("it fits");
         let placed = placement::place(&materials, &scenario, &registries, &experts, &clock).await;
         let demand = Arrivals::of(&scenario, None).expect("no trace").of_scenario(&scenario);
         let prepared = (experts, placed.expect("it is placed"));

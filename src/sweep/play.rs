@@ -13,7 +13,7 @@ use super::error::{SweepError, unwritable};
 use super::row::Row;
 use crate::measure::Clock;
 use crate::results::RoundRow;
-use crate::run::{self, PlanError, Progress, RunEnd, RunSettings};
+use crate::run::{self, PlanError, Progress, RunEnd, RunSettings, Shared};
 use crate::scenario::Scenario;
 use crate::scenario::sweep::{PlannedRun, Sweep};
 use crate::transport::RunToken;
@@ -28,6 +28,8 @@ pub struct PlaySettings<'a> {
     pub registries: &'a Registries,
     /// What workers that join must show; empty for none.
     pub run_token: RunToken,
+    /// Keeps what the runs have in common; none: each reads and makes all of it.
+    pub shared: Option<Shared>,
 }
 
 /// How a run ended for the sweep.
@@ -159,6 +161,7 @@ impl<'a> Player<'a> {
             trace: false,
             observe: false,
             is_scratch: true,
+            shared: self.settings.shared.as_ref(),
         };
         pool.install(|| {
             runtime.block_on(async {

@@ -215,6 +215,7 @@ async fn play(folder: &Folder, sets: &[&str], page: &RunPage) -> Summary {
         trace: false,
         observe: false,
         is_scratch: false,
+        shared: None,
     };
     let end = run::run(&scenario, settings, &Clock::start()).await.expect("good input");
     assert!(end.failure.is_none());

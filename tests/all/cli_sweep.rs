@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use nashflock::results::RunDir;
+use nashflock::results::compare::game_figures;
 use nashflock::sweep::{Row, SweepDir};
 
 use crate::binary::{Ended, Folder, Running, SYNTHETIC, signal, until};
@@ -70,6 +72,66 @@ fn each_row_is_the_run_that_its_parameters_and_seed_name() {
         assert_eq!(gap.as_f64(), row.figure("convergence.max_over_mean"));
         let resolved = fs::read(folder.path(&out).join("scenario.toml")).expect("readable");
         assert_eq!(blake3::hash(&resolved).to_hex()[..32], row.id);
+    }
+}
+
+/// Points that have in common some of what they read and make of it.
+const ON_A_CHECKPOINT: &str = r#"
+[compute]
+threads = 1
+[sweep]
+method = "latin_hypercube"
+samples = 8
+seeds = 2
+at_once = true
+[[sweep.axis]]
+key = "game.router"
+values = ["equilibrium", "top_k"]
+[[sweep.axis]]
+key = "precision.budget"
+values = ["3.5bpw", "f32"]
+[[sweep.axis]]
+key = "precision.prune"
+values = [0.0, 0.25]
+[[sweep.axis]]
+key = "game.top_k"
+values = [8, 4]
+[[sweep.axis]]
+key = "precision.calibration_tokens"
+values = [128, 64]
+[[sweep.axis]]
+key = "load.tokens_per_request"
+values = [16, 8]
+"#;
+
+#[test]
+fn rows_over_a_trained_checkpoint_are_what_single_runs_of_it_come_to() {
+    let folder = Folder::with_checkpoint();
+    let file = folder.path("scenario.toml");
+    let text = fs::read_to_string(&file).expect("readable") + ON_A_CHECKPOINT;
+    fs::write(&file, text).expect("written");
+    complete(&sweep(&folder, "out", &["--jobs", "2"]));
+    let rows = rows(&folder.path("out"));
+    assert!(rows.len() >= 12, "{} runs", rows.len());
+    let keys = SweepDir::open(&folder.path("out")).expect("a sweep").head().keys.clone();
+    for row in rows.iter().filter(|row| u64::from(row.replicate) == row.point % 2) {
+        let sets = keys.iter().zip(&row.parameters).map(|(key, value)| format!("{key}={value}"));
+        let sets: Vec<String> = sets.collect();
+        let mut args: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let (seed, out) = (row.seed.to_string(), format!("run {}", row.run));
+        args.extend(["--seed", &seed]);
+        let summary = folder.summary(&out, &args);
+        assert_eq!(summary["state_hash"].as_str(), row.state_hash.as_deref(), "{row:?}");
+        let resolved = fs::read(folder.path(&out).join("scenario.toml")).expect("readable");
+        assert_eq!(blake3::hash(&resolved).to_hex()[..32], row.id);
+        let single = RunDir::open(&folder.path(&out)).expect("a run").read_summary();
+        let figures = game_figures(&single.expect("readable"));
+        for (key, value) in &row.figures {
+            let of = key.split('.').fold(&figures, |of, key| &of[key]);
+            let of = of.as_f64().or_else(|| of.as_bool().map(|of| f64::from(u8::from(of))));
+            assert_eq!(of.map(f64::to_bits), Some(value.to_bits()), "{key} of run {}", row.run);
+        }
+        assert!(row.figure("quality.loss_f32").is_some(), "{row:?}");
     }
 }
 

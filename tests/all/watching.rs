@@ -61,6 +61,7 @@ async fn play(folder: &Folder, out: &str, progress: &dyn Progress) -> RunEnd {
         trace: false,
         observe: false,
         is_scratch: false,
+        shared: None,
     };
     let clock = if progress.pace().is_some() { Clock::start().pausable() } else { Clock::start() };
     run::run(&scenario, settings, &clock).await.expect("good input")

@@ -13,6 +13,7 @@ use super::interrupt::Interrupts;
 use super::on_nodes::Job;
 use super::plan::Plan;
 use super::serve::ServeError;
+use super::shared::Sharing;
 use super::{PlanError, Progress, RunSettings, prepare};
 use crate::dispatch::Dispatch;
 use crate::measure::Clock;
@@ -149,7 +150,8 @@ pub async fn capacity(
 ) -> Result<Result<Capacity, ServeError>, PlanError> {
     let mut interrupts = Interrupts::listen().map_err(PlanError::Signals)?;
     settings.progress.phase("loading");
-    let materials = Materials::load(scenario, &settings.registries.costs)?;
+    let sharing = Sharing::of(scenario, settings.shared);
+    let materials = Materials::load(sharing, &settings.registries.costs).await?;
     let arrivals = Arrivals::of(scenario, materials.context(&scenario.load.generation))?;
     let prepared = match interrupts.or(prepare(&materials, scenario, &settings, clock)).await {
         Ok(prepared) => prepared?,
