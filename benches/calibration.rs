@@ -4,17 +4,18 @@
 //! these alone.
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shared;
+
 use nashflock::measure::Clock;
 use serde_json::Value;
-use std::error::Error;
+use shared::runs::{self, Running, stat};
+use shared::{Failure, Sections};
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// Largest errors of held-out runs.
 const MEAN_LIMIT: f64 = 0.05;
@@ -111,18 +112,17 @@ token_us = 60
 "#;
 
 fn main() -> Result<(), Failure> {
-    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_asked = |name: &str| asked.is_empty() || asked.iter().any(|asked| asked == name);
+    let sections = Sections::asked();
     let folder = tempfile::tempdir()?;
     let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
     for shared in ["models", "text"] {
         std::os::unix::fs::symlink(scenarios.join(shared), folder.path().join(shared))?;
     }
-    if is_asked(SECTIONS[0].name) {
+    if sections.has(SECTIONS[0].name) {
         print!("{}", include_str!("calibration.md"));
     }
     let bench = Bench { folder: folder.path() };
-    for section in SECTIONS.iter().filter(|section| is_asked(section.name)) {
+    for section in SECTIONS.iter().filter(|section| sections.has(section.name)) {
         bench.section(section)?;
     }
     Ok(())
@@ -188,26 +188,31 @@ impl Bench<'_> {
         sets.iter().for_each(|set| {
             command.args(["--set", set]);
         });
-        let mut run = Run(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        let mut run = Running::start(&mut command)?;
         if sets.iter().any(|set| set.starts_with("virtual.faults")) {
             let workers = loop {
-                let workers = children(run.0.id());
+                let workers = run.children();
                 if workers.len() == WORKERS {
                     break workers;
                 }
-                if run.0.try_wait()?.is_some() {
+                if run.try_wait()?.is_some() {
                     return Err(format!("{out} ended before it had workers").into());
                 }
                 sleep(Duration::from_millis(2));
             };
             stop_and_go(workers[SLOW], &mut run)?;
         }
-        let status = run.0.wait()?;
+        let status = run.wait()?;
         if status.success() { Ok(()) } else { Err(format!("{out} ended with {status}").into()) }
     }
 
     fn nashflock(&self, args: &[&str]) -> Result<String, Failure> {
-        let ended = self.command(args).stdin(Stdio::null()).output()?;
+        let ended = self
+            .command(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .output()?;
         if !ended.status.success() {
             return Err(format!("{args:?}: {}", String::from_utf8_lossy(&ended.stderr)).into());
         }
@@ -215,26 +220,15 @@ impl Bench<'_> {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
+        let mut command = runs::nashflock();
         command.current_dir(self.folder).args(args);
         command
     }
 }
 
-/// Killed when dropped.
-struct Run(Child);
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Stops a worker at the start of every period and lets it go on, until the run ends. One shell sends all signals:
 /// a process for each would take time of the workers.
-fn stop_and_go(worker: u32, run: &mut Run) -> Result<(), Failure> {
+fn stop_and_go(worker: u32, run: &mut Running) -> Result<(), Failure> {
     let script = "while read signal; do kill -$signal $0 2>/dev/null; done";
     let mut shell = Command::new("sh")
         .args(["-c", script, &worker.to_string()])
@@ -247,7 +241,7 @@ fn stop_and_go(worker: u32, run: &mut Run) -> Result<(), Failure> {
     };
     for period in 0.. {
         until(period * EVERY_MS);
-        if run.0.try_wait()?.is_some() || parent(worker) != Some(run.0.id()) {
+        if run.try_wait()?.is_some() || stat(worker).map(|(_, parent)| parent) != Some(run.id()) {
             break;
         }
         writeln!(signals, "STOP")?;
@@ -257,19 +251,6 @@ fn stop_and_go(worker: u32, run: &mut Run) -> Result<(), Failure> {
     drop(signals);
     shell.wait()?;
     Ok(())
-}
-
-fn children(of: u32) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let mut found: Vec<u32> = pids.filter(|pid| parent(*pid) == Some(of)).collect();
-    found.sort_unstable();
-    found
-}
-
-fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(PathBuf::from(format!("/proc/{pid}/stat"))).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn table(run: &Value) {

@@ -3,16 +3,18 @@
 //! `cargo bench --bench checkpoint`
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 
+mod shared;
+
 use nashflock::measure::Clock;
 use nashflock::results::{RunDir, Summary};
-use std::error::Error;
+use shared::Failure;
+use shared::figures::median;
+use shared::runs;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// Pairs of runs of each kind.
 const PAIRS: usize = 5;
@@ -61,7 +63,7 @@ fn main() -> Result<(), Failure> {
                 times.push(time(&with) / 1e9);
                 same &= with.state_hash == without.state_hash;
             }
-            let (served, ratio) = (median(times), median(ratios));
+            let (served, ratio) = (median(&times), median(&ratios));
             let (state, row) = if every == 1 { bench.sizes()? } else { Default::default() };
             println!(
                 "| {name} | {interval} | {served:.2} | {ratio:.3} | {same} | {state} | {row} |"
@@ -79,14 +81,8 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn command(&self, every: u32, out: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
-        command.args(["run", self.scenario, "--out"]).arg(out);
         let every = format!("run.checkpoint_every_rounds={every}");
-        for set in self.sets.iter().copied().chain([every.as_str()]) {
-            command.args(["--set", set]);
-        }
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        command
+        runs::run(Path::new(self.scenario), out, &[self.sets, &[&every]].concat())
     }
 
     fn run(&self, every: u32) -> Result<Summary, Failure> {
@@ -129,9 +125,4 @@ impl Bench<'_> {
         }
         Ok((state.to_string(), (log.len() / rows.max(1)).to_string()))
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -8,6 +8,7 @@
 
 mod pass;
 mod settled;
+mod shared;
 #[allow(dead_code, reason = "other benches route the other matrices")]
 mod sources;
 

@@ -6,15 +6,17 @@
 
 mod choice;
 mod peers;
+mod shared;
 
 use nashflock::measure::Clock;
-use nashflock::results::{FaultFigures, RequestRow, RunDir, Summary};
-use peers::{Failure, median};
-use std::env;
+use nashflock::results::{FaultFigures, RequestRow, Summary};
+use shared::figures::median;
+use shared::runs::{self, Running, stat};
+use shared::{Failure, Sections};
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -59,27 +61,26 @@ const AFTER_S: f64 = 1.5;
 const AFTER_JOINED_S: f64 = 2.5;
 
 fn main() -> Result<(), Failure> {
-    let sections: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_asked = |name: &str| sections.is_empty() || sections.iter().any(|asked| asked == name);
-    if sections.is_empty() {
+    let sections = Sections::asked();
+    if sections.is_all() {
         println!("{}", include_str!("faults.md"));
     }
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("scenario.toml"), SCENARIO)?;
     let bench = Bench { folder: folder.path() };
-    if is_asked("killed") {
+    if sections.has("killed") {
         bench.killed("Killed", Nodes::Local, AFTER_S)?;
     }
-    if is_asked("joined") {
+    if sections.has("joined") {
         bench.killed("Killed, of workers that joined", Nodes::Joined, AFTER_JOINED_S)?;
     }
-    if is_asked("slowed") {
+    if sections.has("slowed") {
         bench.slowed()?;
     }
-    if is_asked("choice") {
+    if sections.has("choice") {
         choice::choice(runtime)?;
     }
-    if sections.is_empty() {
+    if sections.is_all() {
         println!("\n{}", include_str!("simulation.md").trim_end());
     }
     Ok(())
@@ -129,7 +130,7 @@ impl Bench<'_> {
                 ratios[repeat]
             );
         }
-        println!("| median | | | | | {:.3} |", median(ratios));
+        println!("| median | | | | | {:.3} |", median(&ratios));
         Ok(())
     }
 
@@ -160,7 +161,7 @@ impl Bench<'_> {
                 found == hash,
             );
         }
-        println!("| median | | | {:.2} | | | | | |", median(ratios));
+        println!("| median | | | {:.2} | | | | | |", median(&ratios));
         Ok(())
     }
 
@@ -174,13 +175,10 @@ impl Bench<'_> {
         mut to: impl FnMut(&[u32]) -> Result<(), Failure>,
     ) -> Result<Ended, Failure> {
         let out = self.folder.join(name);
-        if out.exists() {
-            fs::remove_dir_all(&out)?;
-        }
+        runs::clear(&out)?;
         // Free a moment ago, and nobody else here takes ports.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
-        command.current_dir(self.folder).args(["run", "scenario.toml", "--out", name]);
+        let mut command = runs::run(&self.folder.join("scenario.toml"), &out, set);
         match nodes {
             _ if workers == 0 => {
                 command.args(["--nodes", "in-process", "--set", "nodes.replicas=1"]);
@@ -192,20 +190,17 @@ impl Bench<'_> {
                 command.args(["--nodes", &format!("join:{address}:{workers}")]);
             }
         }
-        set.iter().for_each(|change| {
-            command.args(["--set", change]);
-        });
-        let mut run = Run::start(&mut command)?;
+        let mut run = start(&mut command)?;
         let joined = if nodes == Nodes::Joined { workers } else { 0 };
         let joined = (0..joined).map(|_| {
             let args = ["worker", "--listen", "127.0.0.1:0", "--threads", "1", "--join", &address];
-            Run::start(Command::new(env!("CARGO_BIN_EXE_nashflock")).args(args))
+            start(runs::nashflock().args(args))
         });
-        let joined = joined.collect::<Result<Vec<Run>, _>>()?;
+        let joined = joined.collect::<Result<Vec<Running>, _>>()?;
         let clock = Clock::start();
         let began = out.join("requests.parquet.partial");
-        while !began.exists() || (joined.is_empty() && children(run.0.id()).len() < workers) {
-            if run.0.try_wait()?.is_some() || clock.now_ns() > 60_000_000_000 {
+        while !began.exists() || (joined.is_empty() && run.children().len() < workers) {
+            if run.try_wait()?.is_some() || clock.now_ns() > 60_000_000_000 {
                 return Err(format!("run {name} did not begin").into());
             }
             sleep(Duration::from_millis(10));
@@ -213,36 +208,18 @@ impl Bench<'_> {
         // The shards are loaded in less than this.
         sleep(Duration::from_millis(1_000));
         if joined.is_empty() {
-            to(&children(run.0.id()))?;
+            to(&run.children())?;
         } else {
-            to(&joined.iter().map(|worker| worker.0.id()).collect::<Vec<_>>())?;
+            to(&joined.iter().map(|worker| worker.id()).collect::<Vec<_>>())?;
         }
-        let status = run.0.wait()?;
-        if !status.success() {
-            return Err(format!("run {name} ended with {status}").into());
-        }
-        let dir = RunDir::open(&out)?;
-        let requests = dir.read_table()?;
-        Ok(Ended { summary: dir.read_summary()?, requests })
+        let status = run.wait()?;
+        let (dir, summary) = runs::ended(status, &out)?;
+        Ok(Ended { summary, requests: dir.read_table()? })
     }
 }
 
-/// Killed when dropped.
-struct Run(Child);
-
-impl Run {
-    fn start(command: &mut Command) -> Result<Self, Failure> {
-        command.env("NASHFLOCK_RUN_TOKEN", "of this run");
-        Ok(Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn start(command: &mut Command) -> Result<Running, Failure> {
+    Running::start(command.env("NASHFLOCK_RUN_TOKEN", "of this run"))
 }
 
 struct Ended {
@@ -296,21 +273,6 @@ fn signal(name: &str, pid: u32) -> Result<(), Failure> {
     if sent.success() { Ok(()) } else { Err(format!("no signal to {pid}").into()) }
 }
 
-fn children(parent: u32) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let mut found: Vec<u32> =
-        pids.filter(|pid| stat(*pid).is_some_and(|(_, of)| of == parent)).collect();
-    found.sort_unstable();
-    found
-}
-
 fn is_zombie(pid: u32) -> bool {
     stat(pid).is_none_or(|(state, _)| state == "Z")
-}
-
-fn stat(pid: u32) -> Option<(String, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
 }

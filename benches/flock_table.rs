@@ -3,6 +3,7 @@
 //! `cargo bench --bench flock_table > docs/flock.md`
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shared;
 mod sources;
 
 use agents::flock::graph::Graph;
@@ -13,7 +14,9 @@ use agents::rng::stream;
 use nashflock::measure::Clock;
 use rand::RngExt as _;
 use rand::seq::index::sample;
-use sources::{Failure, Source, checkpoint, olmoe, synthetic};
+use shared::Failure;
+use shared::figures::{median, most, spread, verdict};
+use sources::{Source, checkpoint, olmoe, synthetic};
 
 const SEEDS: u64 = 20;
 const TOKENS: usize = 2048;
@@ -110,7 +113,7 @@ impl Row {
             "| {name} | {rounds} | {} | {later} | {} | {} | {messages} | {} |",
             spread(&self.balance, 3),
             gaps(&self.gap),
-            spread(&self.loss.iter().map(|loss| 100.0 * loss).collect::<Vec<_>>(), 2),
+            spread(self.loss.iter().map(|loss| 100.0 * loss), 2),
             spread(&self.times_ms, 1),
         );
     }
@@ -150,7 +153,7 @@ fn table(clock: &Clock, source: &Source) -> Result<(), Failure> {
             row.gap.push(certify(&game(linear), &play.choices, &play.prices).relative_gap);
         }
         row.print(name);
-        let (balance, later, gap) = (worst(&row.balance), worst(&row.later), worst(&row.gap));
+        let (balance, later, gap) = (most(&row.balance), most(&row.later), most(&row.gap));
         match name {
             "flock: 7 nearest" => verdicts.push(format!(
                 "In all seeds the largest load of `flock: 7 nearest` after 30 rounds is {balance:.3}, \
@@ -245,25 +248,6 @@ fn growth(clock: &Clock) -> Result<(), Failure> {
     Ok(())
 }
 
-fn verdict(value: f64, limit: f64) -> &'static str {
-    if value <= limit { "within" } else { "above" }
-}
-
-fn worst(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
-fn spread(values: &[f64], digits: usize) -> String {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    format!("{:.digits$} ({least:.digits$} to {:.digits$})", median(values), worst(values))
-}
-
 fn gaps(values: &[f64]) -> String {
-    format!("{:.1e} (to {:.1e})", median(values), worst(values))
+    format!("{:.1e} (to {:.1e})", median(values), most(values))
 }

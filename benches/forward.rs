@@ -7,12 +7,15 @@
 #![allow(clippy::print_stdout, reason = "the figures are the output")]
 
 mod pass;
+mod shared;
 
 use agents::expert::{BitWidth, Expert};
 use nashflock::model::checkpoint::{Checkpoint, ExpertWeights};
 use nashflock::model::tokenizer::{Tokenizer, read_text};
 use nashflock::results::Layers;
-use pass::{Failure, Forward, Parts, median, spread};
+use pass::{Forward, Parts};
+use shared::Failure;
+use shared::figures::{median, spread, verdict};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -63,11 +66,11 @@ async fn compare(python: Option<&str>) -> Result<(), Failure> {
             ratios.push(ours / torch);
         }
     }
-    println!("nashflock, ms       {}", spread(&ours_ms));
+    println!("nashflock, ms       {}", spread(&ours_ms, 3));
     if python.is_some() {
-        println!("PyTorch dense, ms   {}", spread(&torch_ms));
-        let verdict = if median(&ratios) <= LIMIT { "within" } else { "above" };
-        println!("ratio               {}, {verdict} the limit of {LIMIT}", spread(&ratios));
+        println!("PyTorch dense, ms   {}", spread(&torch_ms, 3));
+        let verdict = verdict(median(&ratios), LIMIT);
+        println!("ratio               {}, {verdict} the limit of {LIMIT}", spread(&ratios, 3));
     }
     print_parts(&parts);
     Ok(())
@@ -92,9 +95,7 @@ async fn round(
 }
 
 fn print_parts(parts: &[Parts]) {
-    let part = |of: fn(&Parts) -> u64| {
-        median(&parts.iter().map(|parts| of(parts) as f64 / 1e6).collect::<Vec<_>>())
-    };
+    let part = |of: fn(&Parts) -> u64| median(parts.iter().map(|parts| of(parts) as f64 / 1e6));
     println!(
         "of it, ms           trunk {:.3}, routing and certificates {:.3}, orders and experts {:.3} \
          (experts alone {:.3}), combining {:.3}, head {:.3}",

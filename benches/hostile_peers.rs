@@ -8,6 +8,7 @@ mod attacks;
 #[path = "../tests/all/certificates.rs"]
 mod certificates;
 mod peers;
+mod shared;
 
 use agents::ids::{ExpertId, NodeId, StepId, TokenId};
 use agents::orders::{ExpertGroup, NodeOrder, Orders};
@@ -16,13 +17,15 @@ use certificates::{Authority, NAME, access, flags};
 use nashflock::dispatch::{Dispatch as _, Remote, RemoteSettings, ShardAssignment};
 use nashflock::measure::Clock;
 use nashflock::transport::{Access, TlsFiles};
-use peers::{Failure, LAYER, Process, WIDTH, median, small_expert};
+use peers::{LAYER, Process, WIDTH, small_expert};
 use proto::{StatusRequest, expert_service_client::ExpertServiceClient};
+use shared::Failure;
+use shared::figures::median;
+use shared::runs::{self, Running};
 use std::env;
-use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -120,10 +123,10 @@ struct Certificates {
 }
 
 fn worker(tls: Option<&TlsFiles>) -> Result<Process, Failure> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
+    let mut command = runs::nashflock();
     command.args(["worker", "--lifeline", "--threads", "1", "--listen", "127.0.0.1:0"]);
     command.args(["--run-token", TOKEN]).args(tls.map(flags).unwrap_or_default());
-    Process::start(command.stderr(Stdio::null()))
+    Process::start(&mut command)
 }
 
 /// As a run has it: connections on a thread of their own.
@@ -212,12 +215,10 @@ fn row(
         }
     }
     let growth = rss_mib(here.id())? - rss_before;
-    let of = |place: usize, part: fn(&(f64, f64)) -> f64| {
-        median(times[place].iter().map(part).collect())
-    };
+    let of = |place: usize, part: fn(&(f64, f64)) -> f64| median(times[place].iter().map(part));
     let [p50, p99] = [|t: &(f64, f64)| t.0, |t: &(f64, f64)| t.1];
     let over_of = |place: usize| -> f64 {
-        median(times[2].iter().zip(&times[place]).map(|(a, b)| a.1 / b.1).collect())
+        median(times[2].iter().zip(&times[place]).map(|(a, b)| a.1 / b.1))
     };
     let over = over_of(0);
     let rate = if rate == 0 { " (flat out)" } else { "" };
@@ -241,13 +242,12 @@ fn row(
 }
 
 fn rss_mib(pid: u32) -> Result<f64, Failure> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no line")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    let bytes = runs::memory_bytes(&pid.to_string(), "VmRSS").ok_or("no VmRSS")?;
+    Ok(bytes as f64 / (1 << 20) as f64)
 }
 
 /// A process that attacks until it is told to end, and then says how often it tried in a second.
-struct Attacker(Child);
+struct Attacker(Running);
 
 impl Attacker {
     fn start(
@@ -270,7 +270,7 @@ impl Attacker {
         {
             command.arg(file);
         }
-        Ok(Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?))
+        Ok(Self(Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?))
     }
 
     fn end(mut self) -> Result<f64, Failure> {
@@ -279,14 +279,6 @@ impl Attacker {
         self.0.stdout.take().ok_or("piped above")?.read_to_string(&mut said)?;
         self.0.wait()?;
         Ok(said.trim().parse()?)
-    }
-}
-
-impl Drop for Attacker {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -390,7 +382,7 @@ fn overhead(files: &TlsFiles) -> Result<(), Failure> {
         }
     }
     for ((name, _), times) in remotes.iter().zip(&times) {
-        let of = |part: fn(&(f64, f64)) -> f64| median(times.iter().map(part).collect());
+        let of = |part: fn(&(f64, f64)) -> f64| median(times.iter().map(part));
         println!("| {name} | {:.1} | {:.1} |", of(|t| t.0), of(|t| t.1));
     }
     Ok(())

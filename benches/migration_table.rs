@@ -3,6 +3,7 @@
 //! `cargo bench --bench migration_table > docs/migration.md`
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shared;
 mod shift;
 
 use agents::flock::migration::{MigrationSettings, migrate};
@@ -10,7 +11,8 @@ use agents::placement::{
     EplbShape, Placement, PlanSettings, Previous, dispatch, eplb, placement_lower_bound, plan,
 };
 use serde_json::Value;
-use std::error::Error;
+use shared::Failure;
+use shared::figures::{most, spread, verdict};
 use std::path::Path;
 
 const ROUNDS: u64 = 24;
@@ -25,8 +27,6 @@ const SHAPES: [(&str, usize, usize); 5] = [
     ("olmoe-1b-7b", 16, 2),
     ("mixtral-8x7b", 4, 1),
 ];
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// Loads of a layer before and after.
 type Shift = (Vec<f64>, Vec<f64>);
@@ -114,7 +114,7 @@ fn table(domains: &Value, model: &str, nodes: usize, spare: usize) -> Result<(),
     own.print("own plan, sees all");
     flock.print("flock");
     println!("| lower bound | {} | | |", spread(&bound.balance, 3));
-    let (balance, sent) = (worst(&flock.balance), worst(&flock.sent));
+    let (balance, sent) = (most(&flock.balance), most(&flock.sent));
     println!(
         "\nAt the worst of {} pairs the flock leaves {balance:.3}, {} the limit of {BALANCE_LIMIT}, and \
          sends {sent:.3} of what a fresh plan does, {} the limit of {BYTES_LIMIT}; in the mean {:.3}.",
@@ -143,19 +143,4 @@ fn shifts(domains: &Value) -> Result<Vec<Shift>, Failure> {
         }
     }
     Ok(pairs)
-}
-
-fn verdict(value: f64, limit: f64) -> &'static str {
-    if value <= limit { "within" } else { "above" }
-}
-
-fn worst(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
-}
-
-fn spread(values: &[f64], digits: usize) -> String {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let (median, least) = (sorted[sorted.len() / 2], sorted[0]);
-    format!("{median:.digits$} ({least:.digits$} to {:.digits$})", worst(values))
 }

@@ -3,6 +3,8 @@
 //! `cargo bench --bench motion_table > docs/motion.md`
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shared;
+
 use agents::expert::BitWidth;
 use agents::flock::motion::{LayerMotion, MotionRegistry, MotionSettings};
 use agents::game::{Choices, CostSettings, Game, RouterRegistry, Scores};
@@ -13,7 +15,8 @@ use nashflock::model::eval::{Scored, WINDOW_TOKENS, evaluate};
 use nashflock::model::experts::{LocalExperts, top_k};
 use nashflock::model::tokenizer::{Document, Tokenizer, read_text};
 use nashflock::model::trunk::{FeedForwardWeights, Trunk};
-use std::error::Error;
+use shared::Failure;
+use shared::figures::spread;
 use std::path::Path;
 
 const CHECKPOINTS: [&str; 2] = ["books-moe-8e2k", "books-moe-64e8k"];
@@ -26,8 +29,6 @@ const BATCHES: usize = 24;
 const SCORED_WINDOWS: usize = 16;
 const FROZEN: &str = "frozen";
 const EXACT: &str = "frozen, `equilibrium`";
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -214,11 +215,4 @@ fn cut(document: &Document, seed: usize, seeds: usize, windows: usize) -> Docume
     let ids = document.ids[first..(first + length).min(document.ids.len())].to_vec();
     let characters = document.characters * ids.len() / document.ids.len();
     Document { ids, characters }
-}
-
-fn spread(values: impl Iterator<Item = f64>, digits: usize) -> String {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    let (median, least, most) = (sorted[sorted.len() / 2], sorted[0], sorted[sorted.len() - 1]);
-    format!("{median:.digits$} ({least:.digits$} to {most:.digits$})")
 }

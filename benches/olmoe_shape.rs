@@ -11,6 +11,7 @@
 #[path = "../agents/benches/ceilings/mod.rs"]
 mod ceilings;
 mod pass;
+mod shared;
 
 use agents::expert::{BitWidth, Expert, ExpertShape};
 use agents::linear::Weights;
@@ -18,10 +19,12 @@ use agents::rng::stream;
 use ceilings::{giga_macs_per_s, read_gb_per_s, seconds};
 use nashflock::model::config::ModelConfig;
 use nashflock::model::trunk::{FeedForwardWeights, LayerWeights, Trunk};
-use pass::{Failure, Forward, Parts, median, spread};
+use pass::{Forward, Parts};
 use rand::RngExt as _;
 use rayon::prelude::*;
-use std::fs;
+use shared::Failure;
+use shared::figures::{median, spread, verdict};
+use shared::runs::memory_bytes;
 use std::sync::Arc;
 
 const GROUP: usize = 64;
@@ -63,8 +66,8 @@ async fn measure() -> Result<(), Failure> {
     for (_, windows, window) in CASES {
         forward.pass(&draw(windows * window), window).await?;
     }
-    let resident_gb = peak_resident_bytes()? as f64 / 1e9;
-    let verdict = if resident_gb <= LIMIT_GB { "within" } else { "above" };
+    let resident_gb = memory_bytes("self", "VmHWM").ok_or("no VmHWM")? as f64 / 1e9;
+    let verdict = verdict(resident_gb, LIMIT_GB);
     println!("peak resident {resident_gb:.2} GB, {verdict} the limit of {LIMIT_GB} GB");
 
     // Ceilings are read beside the passes, and their memory is not the model's.
@@ -78,11 +81,10 @@ async fn measure() -> Result<(), Failure> {
             parts.push(forward.pass(&draw(windows * window), window).await?.1);
         }
     }
-    println!("reads, GB/s {}; 8-bit products, GMAC/s {}", spread(&reads), spread(&peaks));
+    println!("reads, GB/s {}; 8-bit products, GMAC/s {}", spread(&reads, 3), spread(&peaks, 3));
     for ((name, windows, window), parts) in CASES.into_iter().zip(&parts) {
         let tokens = (windows * window) as f64;
-        let of =
-            |figure: &dyn Fn(&Parts) -> f64| spread(&parts.iter().map(figure).collect::<Vec<_>>());
+        let of = |figure: &dyn Fn(&Parts) -> f64| spread(parts.iter().map(figure), 3);
         let per_s = |ns: u64| tokens * 1e9 / ns as f64;
         let (read, peak) = (median(&reads), median(&peaks));
         println!("{name}");
@@ -193,11 +195,4 @@ fn random_experts() -> Result<Vec<Vec<Arc<Expert>>>, Failure> {
         all.collect::<Result<Vec<_>, _>>()
     };
     Ok((0..layers).map(layer).collect::<Result<_, _>>()?)
-}
-
-/// Of this process, since it began.
-fn peak_resident_bytes() -> Result<u64, Failure> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).ok_or("no VmHWM")?;
-    Ok(1024 * line.split_whitespace().nth(1).ok_or("no size")?.parse::<u64>()?)
 }

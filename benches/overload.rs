@@ -3,14 +3,13 @@
 //! `cargo bench --bench overload > docs/overload.md`
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 
-use nashflock::results::{RequestRow, RunDir, Summary};
-use std::error::Error;
+mod shared;
+
+use nashflock::results::{RequestRow, Summary};
+use shared::{Failure, runs};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 const SCENARIO: &str = r#"schema_version = 1
 name = "overload"
@@ -137,21 +136,10 @@ impl Bench<'_> {
     /// Runs the scenario in one process.
     fn run(&self, name: &str, set: &[&str]) -> Result<(Summary, Vec<RequestRow>), Failure> {
         let out = self.folder.join(name);
-        if out.exists() {
-            fs::remove_dir_all(&out)?;
-        }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
-        command.current_dir(self.folder).args(["run", "scenario.toml", "--out", name]);
-        set.iter().for_each(|change| {
-            command.args(["--set", change]);
-        });
-        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
-        if !status.success() {
-            return Err(format!("run {name} ended with {status}").into());
-        }
-        let dir = RunDir::open(&out)?;
-        let rows = dir.read_table()?;
-        Ok((dir.read_summary()?, rows))
+        runs::clear(&out)?;
+        let status = runs::run(&self.folder.join("scenario.toml"), &out, set).status()?;
+        let (dir, summary) = runs::ended(status, &out)?;
+        Ok((summary, dir.read_table()?))
     }
 }
 

@@ -3,6 +3,8 @@
 //! `cargo bench --bench precision_table > docs/flock-precision.md`
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shared;
+
 use agents::flock::graph::Graph;
 use agents::flock::precision::{FlockPrecision, Holdings, bytes_by_node};
 use agents::ids::NodeId;
@@ -13,8 +15,9 @@ use agents::precision::{
 use agents::rng::stream;
 use rand::RngExt as _;
 use serde_json::Value;
+use shared::Failure;
+use shared::figures::spread;
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::path::Path;
 use std::process::Command;
 
@@ -27,8 +30,6 @@ const WEIGHTS: u64 = 3 * 2048 * 1024;
 /// Bits of scale and minimum a weight, in groups of 64.
 const SCALE_BITS: u64 = WEIGHTS / 64 * 32;
 const COMPANIONS: usize = 7;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/olmoe-routing");
@@ -59,8 +60,8 @@ fn main() -> Result<(), Failure> {
     println!("| way | cost ÷ exact | loaded ÷ all bytes |");
     println!("|---|---:|---:|");
     for (name, outcomes) in rows {
-        let cost = spread(outcomes.iter().map(|outcome| outcome.cost));
-        println!("| {name} | {cost} | {} |", spread(outcomes.iter().map(|outcome| outcome.loaded)));
+        let of = |figure: fn(&Outcome) -> f64| spread(outcomes.iter().map(figure), 3);
+        println!("| {name} | {} | {} |", of(|outcome| outcome.cost), of(|outcome| outcome.loaded));
     }
     print!("{}", include_str!("precision_runs.md"));
     ["exact", "flock"].into_iter().try_for_each(run)
@@ -259,11 +260,4 @@ fn companions(file: &Path) -> Result<Vec<Vec<usize>>, Failure> {
         .into_iter()
         .map(|near| near.into_iter().map(agents::ids::ExpertId::index).collect())
         .collect())
-}
-
-fn spread(values: impl Iterator<Item = f64>) -> String {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    let (median, least, most) = (sorted[sorted.len() / 2], sorted[0], sorted[sorted.len() - 1]);
-    format!("{median:.3} ({least:.3} to {most:.3})")
 }

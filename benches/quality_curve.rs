@@ -5,6 +5,8 @@
 //! Costs are measured once a checkpoint. Allocators that choose the same widths share one quantized model.
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 
+mod shared;
+
 use agents::expert::BitWidth;
 use agents::game::Registries;
 use agents::precision::Budget;
@@ -15,8 +17,8 @@ use nashflock::model::experts::LocalExperts;
 use nashflock::model::quantize::{Allocated, Measured, Rounding};
 use nashflock::model::tokenizer::{Document, Tokenizer, read_text};
 use plotters::prelude::*;
+use shared::Failure;
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::iter::once;
 use std::path::{Path, PathBuf};
 
@@ -50,8 +52,6 @@ const COLOURS: [(&str, RGBColor); 6] = [
 
 /// What the picture shows at its lower edge, and all below.
 const LEAST_NATS: f64 = 3e-4;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// One quantized model, scored.
 struct Point {

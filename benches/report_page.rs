@@ -3,13 +3,14 @@
 //! `cargo bench --bench report_page`, with Chromium installed.
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 
+mod shared;
+
 use nashflock::measure::Clock;
-use std::error::Error;
+use shared::figures::{median, spread};
+use shared::{Failure, runs};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// Seconds that a report may take to open.
 const LIMIT_S: f64 = 2.0;
@@ -26,12 +27,7 @@ fn main() -> Result<(), Failure> {
         "source.layers=1",
         "nodes.engine=in-process",
     ];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
-    command.arg("run").arg(root.join("scenarios/synthetic-skew.toml")).arg("--out").arg(&out);
-    sets.iter().for_each(|set| {
-        command.arg("--set").arg(set);
-    });
-    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    let status = runs::run(&root.join("scenarios/synthetic-skew.toml"), &out, &sets).status()?;
     // Goals may be missed; the report is written all the same.
     if !out.join("report.html").exists() {
         return Err(format!("the run ended with {status} and no report").into());
@@ -49,16 +45,14 @@ fn main() -> Result<(), Failure> {
         for _ in 0..TIMES {
             times.push(opened(&page, folder.path())?);
         }
-        times.sort_by(f64::total_cmp);
-        let median = times[TIMES / 2];
         let rounds = if medians.is_empty() {
             "".to_owned()
         } else {
             summary["convergence"]["rounds"].to_string()
         };
-        let (bytes, least, most) = (fs::metadata(&page)?.len(), times[0], times[TIMES - 1]);
-        println!("| {name} | {bytes} | {rounds} | {median:.2} ({least:.2} to {most:.2}) |");
-        medians.push(median);
+        let bytes = fs::metadata(&page)?.len();
+        println!("| {name} | {bytes} | {rounds} | {} |", spread(&times, 2));
+        medians.push(median(&times));
     }
     println!(
         "\nThe report takes {:.2} s more than an empty page (limit {LIMIT_S} s).",

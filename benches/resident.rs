@@ -6,14 +6,15 @@
 //! it are sampled every 2 ms.
 #![allow(clippy::print_stdout, reason = "the figures are the output")]
 
-use std::error::Error;
+mod shared;
+
+use shared::Failure;
+use shared::figures::verdict;
+use shared::runs::{self, Running};
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 const LIMIT_MB: f64 = 64.0;
 
@@ -39,7 +40,7 @@ fn main() -> Result<(), Failure> {
         worst = worst.max(above);
         println!("{repeat:>3}  {resident:>16.1}  {above:>20.1}  {anonymous:>17.1}  {files:>16.1}");
     }
-    let verdict = if worst <= LIMIT_MB { "within" } else { "above" };
+    let verdict = verdict(worst, LIMIT_MB);
     println!("worst {worst:.1} MB, {verdict} the limit of {LIMIT_MB} MB");
     Ok(())
 }
@@ -54,45 +55,23 @@ struct Peak {
 
 fn measure(scenario: &str) -> Result<Peak, Failure> {
     let out = tempfile::tempdir()?;
-    let mut run = Run(Command::new(env!("CARGO_BIN_EXE_nashflock"))
-        .args(["run", scenario, "--out"])
-        .arg(out.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?);
+    let mut run = Running::start(&mut runs::run::<&str>(Path::new(scenario), out.path(), &[]))?;
     let mut peak = Peak::default();
     let status = loop {
-        // A process that has ended has no such lines; its last milliseconds only tidy up.
-        let status = fs::read_to_string(format!("/proc/{}/status", run.0.id()))?;
+        // A process that has ended has no such figures; its last milliseconds only tidy up.
         for (most, key) in [
-            (&mut peak.resident, "VmHWM:"),
-            (&mut peak.anonymous, "RssAnon:"),
-            (&mut peak.files, "RssFile:"),
+            (&mut peak.resident, "VmHWM"),
+            (&mut peak.anonymous, "RssAnon"),
+            (&mut peak.files, "RssFile"),
         ] {
-            *most = (*most).max(bytes(&status, key).unwrap_or(0));
+            *most = (*most).max(run.memory_bytes(key).unwrap_or(0));
         }
-        if let Some(status) = run.0.try_wait()? {
+        if let Some(status) = run.try_wait()? {
             break status;
         }
         sleep(Duration::from_millis(2));
     };
     if status.success() { Ok(peak) } else { Err(format!("the run ended with {status}").into()) }
-}
-
-/// Killed when dropped.
-struct Run(Child);
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn bytes(status: &str, key: &str) -> Option<u64> {
-    let line = status.lines().find(|line| line.starts_with(key))?;
-    Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
 }
 
 fn mapped_bytes(checkpoint: &Path) -> Result<u64, Failure> {

@@ -6,6 +6,7 @@
 //! PYTHON is one that has torch; without it the own rows alone are measured.
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shared;
 mod speed;
 
 use agents::game::{Certificate, Equilibrium, Router, TopK, certify};
@@ -14,9 +15,11 @@ use agents::rng::stream;
 use nashflock::measure::Clock;
 use rand::RngExt as _;
 use rand_distr::LogNormal;
+use shared::Failure;
+use shared::figures::{median, spread, verdict};
+use speed::Case;
 use speed::allocated::{Counting, now_bytes, peak_bytes};
 use speed::torch::Torch;
-use speed::{Case, Failure, median, spread, verdict};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -101,10 +104,10 @@ impl Row {
     fn print(&self) {
         let ratio = match (self.ratios.is_empty(), self.limit) {
             (true, _) => "not measured".to_owned(),
-            (false, None) => spread(&self.ratios),
+            (false, None) => spread(&self.ratios, 3),
             (false, Some(limit)) => {
                 let word = verdict(median(&self.ratios), limit);
-                format!("{}, {word} the limit of {limit}", spread(&self.ratios))
+                format!("{}, {word} the limit of {limit}", spread(&self.ratios, 3))
             }
         };
         let gap = self.worst(|c| c.relative_gap);
@@ -112,7 +115,7 @@ impl Row {
         println!(
             "| {} | {} | {ratio} | {:.3} | {:.2} % | {gap} |",
             self.name,
-            spread(&self.times_ms),
+            spread(&self.times_ms, 3),
             self.worst(|c| c.max_over_mean),
             100.0 * self.worst(|c| c.score_loss),
         );
@@ -220,8 +223,8 @@ fn growth(clock: &Clock) {
         println!(
             "| {tokens} | {} | {}, {} the limit of {GROWTH_LIMIT} | {memory:.2}, {} the limit of \
              {MEMORY_LIMIT} |",
-            spread(times_ns),
-            spread(growths),
+            spread(times_ns, 3),
+            spread(growths, 3),
             verdict(median(growths), GROWTH_LIMIT),
             verdict(memory, MEMORY_LIMIT),
         );
@@ -262,9 +265,9 @@ fn small(clock: &Clock) {
             // The first round warms up.
             println!(
                 "| {tokens} | {experts} | {prices} | {}, {} the limit of {limit_us} | {} | {gap:.1e} |",
-                spread(&medians_us[1..]),
+                spread(&medians_us[1..], 3),
                 verdict(median(&medians_us[1..]), limit_us),
-                spread(&slowest_us[1..]),
+                spread(&slowest_us[1..], 3),
             );
         }
     }
@@ -310,7 +313,7 @@ fn replica_dispatch(clock: &Clock) -> Result<(), Failure> {
         let gap = certify_dispatch(&placement, loads, &split)?.relative_gap;
         println!(
             "| {name} | {}, {} the limit of {DISPATCH_LIMIT_US} | {gap:.1e} |",
-            spread(&medians_us[1..]),
+            spread(&medians_us[1..], 3),
             verdict(median(&medians_us[1..]), DISPATCH_LIMIT_US),
         );
     }

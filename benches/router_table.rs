@@ -5,13 +5,16 @@
 //! Each play starts cold; the time is the median of the repeats on this machine, with two threads.
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 
+mod shared;
 mod sources;
 
 use agents::game::{
     Choices, CostSettings, Game, Router as _, RouterRegistry, Scores, TopK, certify,
 };
 use nashflock::measure::Clock;
-use sources::{Failure, Source, TOKENS, checkpoint, olmoe, synthetic};
+use shared::Failure;
+use shared::figures::median;
+use sources::{Source, TOKENS, checkpoint, olmoe, synthetic};
 
 const REPEATS: usize = 15;
 /// A router slower than this is timed once.
@@ -92,8 +95,7 @@ fn table(source: &Source) -> Result<(), Failure> {
                 break;
             }
         }
-        times_ms.sort_by(f64::total_cmp);
-        let median_ms = times_ms[times_ms.len() / 2];
+        let median_ms = median(&times_ms);
         let play = play.ok_or("every router played")?;
         let certificate = certify(&game, &play.choices, &play.prices);
         let gap = certificate.relative_gap;

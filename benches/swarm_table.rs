@@ -3,9 +3,12 @@
 //! `cargo bench --bench swarm_table > docs/swarm.md`
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shared;
+
 use agents::swarm::landscape::{Landscape, Shape};
 use agents::swarm::{Bounds, Kind, advance};
 use rayon::prelude::*;
+use shared::figures::ascending;
 
 const DIMENSIONS: usize = 10;
 const HALF_WIDTH: f64 = 5.0;
@@ -65,8 +68,7 @@ fn row(kind: Kind, searches: &[Search]) {
             format!("{solved} | {expected}")
         })
         .collect();
-    let mut left: Vec<f64> = searches.iter().map(|search| search.left).collect();
-    left.sort_by(f64::total_cmp);
+    let left = ascending(searches.iter().map(|search| search.left));
     let (median, last) = (left[left.len() / 2], left[left.len() - 1]);
     println!(
         "| `{}` | {} | {median:.1e} ({:.1e} to {last:.1e}) |",

@@ -3,6 +3,8 @@
 //! `cargo bench --bench sweep_overhead > docs/sweeps.md`
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shared;
+
 use agents::game::Registries;
 use nashflock::measure::Clock;
 use nashflock::measure::memory::peak_resident_bytes;
@@ -12,15 +14,15 @@ use nashflock::scenario::{self, Known};
 use nashflock::sweep::{self, Order, PlaySettings, Row, Shard, SweepDir, SweepProgress};
 use nashflock::transport::RunToken;
 use serde_json::{Value, json};
+use shared::Failure;
+use shared::figures::median;
+use shared::runs;
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// 8 requests of 16 tokens in two batches, over 12 experts.
 const TINY: &str = r#"# Question: what does a run in a sweep cost beside the run itself?
@@ -123,10 +125,10 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn command(&self, seeds: u32, out: &Path, jobs: u32) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
+        let mut command = runs::nashflock();
         command.arg("sweep").arg(self.scenario).args(["--json", "--jobs", &jobs.to_string()]);
         command.args(["--set", &format!("sweep.seeds={seeds}"), "--out"]).arg(out);
-        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        command.stdout(Stdio::piped());
         command
     }
 
@@ -160,7 +162,7 @@ impl Bench<'_> {
                 own.push(sum("wall_ns"));
                 served.push(sum("throughput.elapsed_ns"));
             }
-            columns.push([median(whole), median(own), median(served)]);
+            columns.push([median(&whole), median(&own), median(&served)]);
         }
         let row = |name: &str, of: &dyn Fn(&[f64; 3]) -> f64| {
             let cells: Vec<String> = columns.iter().map(|c| format!("{:.2}", of(c))).collect();
@@ -173,10 +175,7 @@ impl Bench<'_> {
         let clock = Clock::start();
         for run in 0..PROCESSES {
             let out = self.folder.join(format!("run {run}"));
-            let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
-            command.arg("run").arg(self.scenario).arg("--out").arg(&out);
-            command.stdout(Stdio::null()).stderr(Stdio::null());
-            if !command.status()?.success() {
+            if !runs::run::<&str>(self.scenario, &out, &[]).status()?.success() {
                 return Err("a run failed".into());
             }
         }
@@ -271,9 +270,7 @@ impl Bench<'_> {
                 Ok(SweepDir::open(&out)?.rows()?.collect::<Result<_, _>>()?)
             };
             let kept = rows().map_or(0, |rows| rows.len());
-            let mut resume = Command::new(env!("CARGO_BIN_EXE_nashflock"));
-            resume.arg("resume").arg(&out).stdout(Stdio::null()).stderr(Stdio::null());
-            resume.status()?;
+            runs::nashflock().arg("resume").arg(&out).status()?;
             if rows().map_or(true, |rows| rows.is_empty()) {
                 // Killed before anything was played.
                 self.command(100, &out, 2).stdout(Stdio::null()).status()?;
@@ -327,9 +324,4 @@ fn trained(shares: bool, seeds: u32, file: &Path, out: &Path) -> Result<Value, F
 fn played(rows: Vec<Row>) -> Vec<Vec<u8>> {
     let bytes = |row: Row| postcard::to_stdvec(&Row { measured: BTreeMap::new(), ..row });
     rows.into_iter().map(|row| bytes(row).expect("a row has a binary form")).collect()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

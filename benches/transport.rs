@@ -7,6 +7,7 @@
 
 mod combine;
 mod peers;
+mod shared;
 
 use agents::ids::{ExpertId, NodeId, StepId, TokenId};
 use agents::orders::{ExpertGroup, NodeOrder, Orders};
@@ -14,9 +15,10 @@ use nashflock::dispatch::{Dispatch, InProcess, Remote, RemoteSettings, ShardAssi
 use nashflock::measure::Clock;
 use nashflock::wire::seal_request;
 use peers::{
-    Client, Failure, LAYER, Process, WIDTH, announce, connect, median, request, serve_raw,
-    small_expert, worker,
+    Client, LAYER, Process, WIDTH, announce, connect, request, serve_raw, small_expert, worker,
 };
+use shared::figures::median;
+use shared::{Failure, runs};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -137,16 +139,16 @@ impl Times {
     }
 
     fn p50(&self) -> f64 {
-        median(self.0.iter().map(|times| times.0).collect())
+        median(self.0.iter().map(|times| times.0))
     }
 
     fn p99(&self) -> f64 {
-        median(self.0.iter().map(|times| times.1).collect())
+        median(self.0.iter().map(|times| times.1))
     }
 
     /// The median over the rounds of what this took over what another took.
     fn over(&self, other: &Self) -> f64 {
-        median(self.0.iter().zip(&other.0).map(|(a, b)| a.0 / b.0).collect())
+        median(self.0.iter().zip(&other.0).map(|(a, b)| a.0 / b.0))
     }
 }
 
@@ -350,7 +352,7 @@ fn one_way(folder: &Path) -> Result<(), Failure> {
                 raw.push(plain.block_on(plain_transfer(&mut *socket, bytes, TRANSFER_BYTES))?);
                 stream.push(plain.block_on(transfer(&mut client, bytes, TRANSFER_BYTES))?);
             }
-            let share = median(raw.iter().zip(&stream).map(|(raw, ours)| ours / raw).collect());
+            let share = median(raw.iter().zip(&stream).map(|(raw, ours)| ours / raw));
             let (kib, raw, ours) = (bytes >> 10, median(raw), median(stream));
             println!("| {kind} | {kib} KiB | {raw:.2} | {ours:.2} | {:.0} % |", 100.0 * share);
         }
@@ -422,9 +424,8 @@ fn copied(
         command.args(["--raw-peer", "127.0.0.1:0"]);
         command
     } else {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
+        let mut command = runs::nashflock();
         command.args(["worker", "--lifeline", "--threads", "1", "--listen", "127.0.0.1:0"]);
-        command.stderr(std::process::Stdio::null());
         command
     };
     receiver.env("LD_PRELOAD", library).env("COUNT_COPIES", &counts[1]);

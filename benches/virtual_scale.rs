@@ -3,15 +3,14 @@
 //! `cargo bench --bench virtual_scale > docs/virtual.md`
 #![allow(clippy::print_stdout, reason = "the page is the output")]
 
+mod shared;
+
 use nashflock::results::{BlockFigures, JointPlayFigures, Summary};
-use std::error::Error;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use shared::runs::{self, Running};
+use shared::{Failure, Sections};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// Seconds and memory that the largest run may take, and how much more a token may cost with more nodes.
 const MINUTES_LIMIT: f64 = 10.0;
@@ -21,19 +20,18 @@ const GROWTH_LIMIT: f64 = 1.3;
 fn main() -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
     let bench = Bench { folder: folder.path() };
-    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_asked = |name: &str| asked.is_empty() || asked.iter().any(|asked| asked == name);
-    if is_asked("growth") {
+    let sections = Sections::asked();
+    if sections.has("growth") {
         print!("{}", include_str!("virtual_scale.md"));
         bench.growth()?;
     }
-    if is_asked("front-ends") {
+    if sections.has("front-ends") {
         bench.front_ends()?;
     }
-    if is_asked("rack-loss") {
+    if sections.has("rack-loss") {
         bench.rack_loss()?;
     }
-    if is_asked("azure-code") {
+    if sections.has("azure-code") {
         bench.azure_code()?;
     }
     Ok(())
@@ -67,35 +65,21 @@ impl Ran {
 
 impl Bench<'_> {
     fn run(&self, scenario: &str, sets: &[String]) -> Result<Ran, Failure> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let out: PathBuf = self.folder.join("out");
-        if out.exists() {
-            fs::remove_dir_all(&out)?;
-        }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
-        command.arg("run").arg(root.join("scenarios").join(scenario)).arg("--out").arg(&out);
-        sets.iter().for_each(|set| {
-            command.arg("--set").arg(set);
-        });
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let mut peak_bytes = 0.0_f64;
+        let scenario = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(scenario);
+        let out = self.folder.join("out");
+        runs::clear(&out)?;
+        let mut child = Running::start(&mut runs::run(&scenario, &out, sets))?;
+        let mut peak_bytes = 0;
         let status = loop {
-            let status = fs::read_to_string(format!("/proc/{}/status", child.id()));
-            let peak = status.ok().and_then(|text| {
-                let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.to_owned();
-                line.split_whitespace().next()?.parse::<f64>().ok()
-            });
-            peak_bytes = peak_bytes.max(peak.unwrap_or(0.0) * 1024.0);
+            peak_bytes = peak_bytes.max(child.memory_bytes("VmHWM").unwrap_or(0));
             if let Some(status) = child.try_wait()? {
                 break status;
             }
             thread::sleep(Duration::from_millis(20));
         };
-        if !status.success() {
-            return Err(format!("{scenario} {sets:?} ended with {status}").into());
-        }
-        let summary = serde_json::from_slice(&fs::read(out.join("summary.json"))?)?;
-        Ok(Ran { summary, peak_bytes })
+        let (_, summary) =
+            runs::ended(status, &out).map_err(|error| format!("{sets:?}: {error}"))?;
+        Ok(Ran { summary, peak_bytes: peak_bytes as f64 })
     }
 
     /// The same load a node, the same number of tokens, and ever more nodes.

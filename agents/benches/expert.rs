@@ -6,12 +6,16 @@
 #![allow(clippy::print_stdout, reason = "the page")]
 
 mod ceilings;
+#[allow(dead_code, reason = "one figure is wanted")]
+#[path = "../../benches/shared/figures.rs"]
+mod figures;
 
 use agents::expert::grouped::{self, ExpertBatch};
 use agents::expert::{BitWidth, Expert, ExpertShape, Group};
 use agents::ids::TokenId;
 use agents::rng::stream;
 use ceilings::{giga_macs_per_s, read_gb_per_s, seconds};
+use figures::median;
 use rand::RngExt as _;
 
 /// Repeats of each case, of which the first warms up.
@@ -251,10 +255,4 @@ fn expert(shape: ExpertShape, formats: Formats) -> Expert {
 fn random(purpose: &str, len: usize) -> Vec<f32> {
     let mut rng = stream(1, purpose);
     (0..len).map(|_| rng.random::<f32>() - 0.5).collect()
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

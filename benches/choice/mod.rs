@@ -1,6 +1,8 @@
 //! Which node computes an expert's tokens where two hold it: steps on four workers, all healthy or one slow.
 
-use crate::peers::{Failure, Process, median, worker};
+use crate::peers::{Process, worker};
+use crate::shared::Failure;
+use crate::shared::figures::median;
 use agents::expert::{BitWidth, Expert, ExpertShape};
 use agents::ids::{ExpertId, LayerId, NodeId, StepId, TokenId};
 use agents::orders::{ExpertGroup, NodeOrder, NodeReply, Orders};
@@ -84,8 +86,7 @@ pub(crate) fn choice(
     }
     let expected = runs[&(0, false)][0].hash;
     for (at, (name, _)) in SENDERS.iter().enumerate() {
-        let of =
-            |slowed, part: fn(&Run) -> f64| median(runs[&(at, slowed)].iter().map(part).collect());
+        let of = |slowed, part: fn(&Run) -> f64| median(runs[&(at, slowed)].iter().map(part));
         let same = [false, true].iter().flat_map(|slowed| &runs[&(at, *slowed)]);
         println!(
             "| {name} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {} |",

@@ -1,6 +1,8 @@
 //! Outputs summed in the run beside outputs summed at the workers.
 
-use crate::peers::{Failure, LAYER, WIDTH, median, small_expert, worker};
+use crate::peers::{LAYER, WIDTH, small_expert, worker};
+use crate::shared::Failure;
+use crate::shared::figures::median;
 use agents::game::Choices;
 use agents::ids::{ExpertId, NodeId, StepId, TokenId};
 use agents::orders::{ExpertGroup, NodeOrder, Orders, PairGates, Replies};
@@ -58,7 +60,7 @@ pub(crate) fn combine(
                             taken.push((clock.now_ns() - start_ns) as f64 / 1e3);
                         }
                     }
-                    times[way].push(median(taken));
+                    times[way].push(median(&taken));
                     let steps = (WARM_UP + STEPS) as u64;
                     let served = remote.close().await;
                     let sent: u64 = served.nodes.iter().map(|node| node.sent_bytes).sum();
@@ -68,8 +70,7 @@ pub(crate) fn combine(
             }
             Ok::<_, Failure>(())
         })?;
-        let ratio =
-            median(times[0].iter().zip(&times[1]).map(|(exact, sums)| sums / exact).collect());
+        let ratio = median(times[0].iter().zip(&times[1]).map(|(exact, sums)| sums / exact));
         let [exact, sums] = times.map(median);
         let kib = |bytes: u64| bytes as f64 / 1024.0;
         let [(sent, received), (sent_sums, received_sums)] = bytes;

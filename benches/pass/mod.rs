@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each benchmark reads a part of the figures")]
 
+use crate::shared::Failure;
 use agents::expert::Expert;
 use agents::game::{CostSettings, Information, RouterRegistry};
 use agents::ids::{ExpertId, LayerId, NodeId, RequestId, StepId};
@@ -11,10 +12,7 @@ use agents::world::{Affinity, LayerSettings, Rules, WorldSettings};
 use nashflock::dispatch::{Dispatch as _, InProcess, ShardAssignment};
 use nashflock::measure::Clock;
 use nashflock::model::trunk::{FeedForwardWeights, Trunk};
-use std::error::Error;
 use std::sync::Arc;
-
-pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// A model whose layers are all routed, on one node in this process.
 pub(crate) struct Forward<'a> {
@@ -148,18 +146,4 @@ impl<'a> Forward<'a> {
         parts.head += lap();
         Ok((logits, parts))
     }
-}
-
-/// Of the middle.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Median, least and most.
-pub(crate) fn spread(values: &[f64]) -> String {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(0.0, f64::max);
-    format!("{:.3} ({least:.3} to {most:.3})", median(values))
 }

@@ -2,16 +2,17 @@
 
 #![allow(dead_code, reason = "each benchmark uses a part")]
 
+use crate::shared::Failure;
+use crate::shared::runs::{self, Running};
 use agents::expert::{BitWidth, Expert, ExpertShape};
 use agents::ids::{ExpertId, LayerId, NodeId, StepId, TokenId};
 use agents::orders::{ExpertGroup, NodeOrder};
 use nashflock::wire;
 use proto::expert_service_client::ExpertServiceClient;
 use proto::{ComputeReply, ComputeRequest};
-use std::error::Error;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -19,8 +20,6 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
-
-pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// A row of 1 KiB.
 pub(crate) const WIDTH: usize = 256;
@@ -54,9 +53,9 @@ pub(crate) fn request(bytes: usize, sequence: u64) -> ComputeRequest {
     request
 }
 
-/// A child process that is killed when dropped.
+/// A child process that says where it listens; killed when dropped.
 pub(crate) struct Process {
-    child: Child,
+    child: Running,
     /// Where it listens.
     pub(crate) address: String,
 }
@@ -64,7 +63,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a program that prints where it listens as `{"listening":"ADDRESS"}`.
     pub(crate) fn start(command: &mut Command) -> Result<Self, Failure> {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().ok_or("piped above")?).read_line(&mut line)?;
         let said: serde_json::Value = serde_json::from_str(&line)?;
@@ -84,19 +83,10 @@ impl Process {
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A worker of one compute thread.
 pub(crate) fn worker(listen: &str, preload: Option<&Path>) -> Result<Process, Failure> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nashflock"));
+    let mut command = runs::nashflock();
     command.args(["worker", "--lifeline", "--threads", "1", "--listen", listen]);
-    command.stderr(Stdio::null());
     if let Some(library) = preload {
         command.env("LD_PRELOAD", library);
     }
@@ -205,9 +195,4 @@ pub(crate) async fn announce(
         socket.write_u64(number as u64).await?;
     }
     Ok(())
-}
-
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

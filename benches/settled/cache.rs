@@ -1,6 +1,6 @@
 //! Experts in a cache, token by token.
 
-use crate::pass::Failure;
+use crate::shared::Failure;
 use crate::sources::{Source, checkpoint};
 use agents::game::routers::CachePrior;
 use agents::game::{CostSettings, Dynamics, Game, Information, Scores, certify};

@@ -14,7 +14,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub(crate) use crate::pass::Failure;
+pub(crate) use crate::shared::Failure;
 
 pub(crate) const DENSE: &str = "scenarios/models/books-dense";
 pub(crate) const MOE: &str = "scenarios/models/books-moe-8e2k";

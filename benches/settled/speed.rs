@@ -1,7 +1,8 @@
 //! Latency, throughput, allocations and bytes of experts that a step touches.
 
 use super::{DENSE, Failure, MOE};
-use crate::pass::{Forward, median, spread};
+use crate::pass::Forward;
+use crate::shared::figures::{median, spread};
 use agents::expert::{BitWidth, Expert};
 use nashflock::measure::Clock;
 use nashflock::model::checkpoint::{Checkpoint, ExpertWeights};
@@ -72,7 +73,7 @@ pub(crate) async fn time_and_memory() -> Result<(), Failure> {
     let row = |name: &str, ms: &[f64]| {
         let over: Vec<f64> = ms.iter().zip(&dense_ms).map(|(ms, dense)| ms / dense).collect();
         let rate = 1e3 * tokens / median(ms);
-        println!("| {name} | {} | {rate:.0} | {} |", spread(ms), spread(&over));
+        println!("| {name} | {} | {rate:.0} | {} |", spread(ms, 3), spread(&over, 3));
     };
     row("dense, f32", &dense_ms);
     row("8 experts, f32", &moe_ms[0]);

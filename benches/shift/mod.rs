@@ -15,7 +15,9 @@ use rand_distr::weighted::WeightedIndex;
 use serde_json::Value;
 use std::path::Path;
 
-use crate::{BALANCE_LIMIT, BYTES_LIMIT, Failure, spread, verdict};
+use crate::shared::Failure;
+use crate::shared::figures::{spread, verdict};
+use crate::{BALANCE_LIMIT, BYTES_LIMIT};
 
 const SEEDS: u64 = 20;
 /// Of each of three phases: one domain, another, and the first again.
@@ -233,7 +235,7 @@ impl Shift {
             let balance: Vec<f64> = outcomes.iter().map(|of| of.balance).collect();
             let settled: Vec<f64> = outcomes.iter().map(|of| of.settled).collect();
             let (balance, settled) = (spread(&balance, 3), spread(&settled, 3));
-            let [once, each] = [&once, &each].map(|of| spread(&over(outcomes, of), 3));
+            let [once, each] = [&once, &each].map(|of| spread(over(outcomes, of), 3));
             println!("| {name} | {balance} | {settled} | {once} | {each} |");
         }
         let flock = &rows[4].1;

@@ -1,5 +1,6 @@
 //! Score matrices that several benches route.
 
+use crate::shared::Failure;
 use agents::expert::BitWidth;
 use agents::rng::stream;
 use nashflock::model::checkpoint::Checkpoint;
@@ -9,15 +10,11 @@ use rand::RngExt as _;
 use rand_distr::StandardNormal;
 use rand_distr::weighted::WeightedIndex;
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Tokens of each matrix.
 pub(crate) const TOKENS: usize = 4096;
-
-/// Why a bench ends early.
-pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// Scores of one router.
 pub(crate) struct Source {

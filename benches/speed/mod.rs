@@ -1,16 +1,14 @@
-//! What the parts of the benchmark share: score matrices, medians, verdicts.
+//! What the parts of the benchmark share: score matrices and their plays.
 
 pub(crate) mod allocated;
 pub(crate) mod torch;
 
+use crate::shared::figures::median;
 use agents::game::{CongestionCost, CostSettings, Game, Play, Router, Scores};
 use agents::rng::stream;
 use nashflock::measure::Clock;
 use rand::RngExt as _;
 use rand_distr::StandardNormal;
-use std::error::Error;
-
-pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// One batch of a source under the tight quota.
 pub(crate) struct Case {
@@ -68,23 +66,6 @@ impl Case {
         repeats: usize,
     ) -> f64 {
         let times = (0..repeats + 2).map(|_| self.play(clock, router, warm).1);
-        median(&times.skip(2).collect::<Vec<_>>())
+        median(times.skip(2))
     }
-}
-
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Median, least and most.
-pub(crate) fn spread(values: &[f64]) -> String {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(0.0, f64::max);
-    format!("{:.3} ({least:.3} to {most:.3})", median(values))
-}
-
-pub(crate) fn verdict(measured: f64, limit: f64) -> &'static str {
-    if measured <= limit { "within" } else { "above" }
 }

@@ -1,6 +1,7 @@
 //! PyTorch in a process that lives as long as the benchmark and works only when asked.
 
-use super::{Case, Failure};
+use super::Case;
+use crate::shared::Failure;
 use agents::game::{Certificate, Choices, certify};
 use agents::ids::ExpertId;
 use std::fs;
