@@ -26,6 +26,7 @@ pub mod precision;
 pub mod quantize;
 pub mod queue;
 pub mod queueing;
+pub mod registry;
 pub mod report;
 pub mod rng;
 pub mod round;

@@ -166,7 +166,6 @@ fn cost(scenario: &Scenario, known: &Known<'_>, found: &mut Found<'_>) {
             [&["game.window_ms", "game.service_ms"], &BATCH_KEYS[..], &experts_key[..]].concat(),
             "write a longer window_ms, shorter service_ms, or a smaller batch".into(),
         ),
-        CostError::Taken { .. } => (vec!["game.cost"], "write another cost".into()),
     };
     found.unless(false, &keys, || (error.to_string(), help));
 }

@@ -111,12 +111,6 @@ pub enum CostError {
         /// Names there are, comma separated.
         known: String,
     },
-    /// The name is in use.
-    #[error("a congestion cost called '{name}' is registered already: choose another name")]
-    Taken {
-        /// Name given.
-        name: String,
-    },
 }
 
 impl CostSettings {

@@ -1,9 +1,9 @@
 //! Congestion costs by name.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{CongestionCost, CostError, CostSettings, GameShape};
+use crate::registry::Registry;
 
 /// What scenarios and commands say of costs. Each cost reads the numbers that it needs, as
 /// [`CostSettings`] describes them; a cost of a user's crate may read any of them or capture its own.
@@ -34,22 +34,20 @@ pub type BuildCost =
 pub type CostOfGame = dyn Fn(GameShape) -> Box<dyn CongestionCost> + Send + Sync;
 
 /// Costs by name, those of this crate and a user's own.
-pub struct CostRegistry {
-    entries: BTreeMap<String, (String, Arc<BuildCost>)>,
-}
+pub type CostRegistry = Registry<BuildCost>;
 
 impl CostRegistry {
     /// [`CostSettings`] by name: `quota`, `linear`, `polynomial` and `latency`.
     #[must_use]
     pub fn standard() -> Self {
-        let mut registry = Self { entries: BTreeMap::new() };
+        let mut registry = Self::new("a congestion cost");
         let mut add = |name, summary, settings: fn(&CostParameters) -> CostSettings| {
             let build = move |parameters: &CostParameters, shape: GameShape| {
                 let settings = settings(parameters);
                 settings.check_game(shape)?;
                 Ok(settings.build(shape.tokens, shape.experts, shape.top_k))
             };
-            registry.insert(name, summary, Box::new(build)).expect("the standard names differ");
+            registry.standard_entry(name, summary, Box::new(build));
         };
         add("quota", "free up to capacity_factor × Tk/E tokens an expert, then barred", |p| {
             CostSettings::Quota { capacity_factor: p.capacity_factor }
@@ -76,33 +74,6 @@ impl CostRegistry {
         registry
     }
 
-    /// Adds a cost with a one-line summary.
-    ///
-    /// # Errors
-    /// [`CostError::Taken`] when the name is in use.
-    pub fn insert(
-        &mut self,
-        name: &str,
-        summary: &str,
-        build: Box<BuildCost>,
-    ) -> Result<(), CostError> {
-        if self.entries.contains_key(name) {
-            return Err(CostError::Taken { name: name.into() });
-        }
-        self.entries.insert(name.into(), (summary.into(), build.into()));
-        Ok(())
-    }
-
-    /// All names, in alphabetical order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
-    }
-
-    /// Name and one-line summary of every cost, by name.
-    pub fn summaries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.entries.iter().map(|(name, (summary, _))| (name.as_str(), summary.as_str()))
-    }
-
     /// Builds the cost called `name`.
     ///
     /// # Errors
@@ -113,12 +84,9 @@ impl CostRegistry {
         parameters: &CostParameters,
         shape: GameShape,
     ) -> Result<Box<dyn CongestionCost>, CostError> {
-        match self.entries.get(name) {
-            Some((_, build)) => build(parameters, shape),
-            None => Err(CostError::Unknown {
-                name: name.into(),
-                known: self.names().collect::<Vec<_>>().join(", "),
-            }),
+        match self.maker(name) {
+            Some(build) => build(parameters, shape),
+            None => Err(CostError::Unknown { name: name.into(), known: self.known() }),
         }
     }
 
@@ -126,7 +94,7 @@ impl CostRegistry {
     /// [`Self::build`] fails: build it once for the largest batch before.
     #[must_use]
     pub fn of_games(&self, name: &str, parameters: CostParameters) -> Option<Box<CostOfGame>> {
-        let build = Arc::clone(&self.entries.get(name)?.1);
+        let build = Arc::clone(self.maker(name)?);
         Some(Box::new(move |shape| {
             build(&parameters, shape).unwrap_or_else(|error| panic!("built before: {error}"))
         }))
@@ -135,8 +103,9 @@ impl CostRegistry {
 
 #[cfg(test)]
 mod tests {
-    use super::{CostError, CostParameters, CostRegistry, CostSettings, GameShape};
+    use super::{CostParameters, CostRegistry, CostSettings, GameShape};
     use crate::ids::ExpertId;
+    use crate::registry::NameTaken;
 
     const SHAPE: GameShape = GameShape { tokens: 8, experts: 4, top_k: 2 };
 
@@ -211,7 +180,7 @@ mod tests {
         };
         registry.insert("free", "costs nothing", Box::new(free)).expect("a new name");
         let taken = registry.insert("quota", "mine", Box::new(free)).err();
-        assert_eq!(taken, Some(CostError::Taken { name: "quota".into() }));
+        assert_eq!(taken, Some(NameTaken { kind: "a congestion cost", name: "quota".into() }));
         let cost = registry.build("free", &good(), SHAPE).expect("registered");
         assert_eq!(cost.marginal(ExpertId(3), 8).to_bits(), 0.0_f64.to_bits());
         let names: Vec<&str> = registry.summaries().map(|(name, _)| name).collect();

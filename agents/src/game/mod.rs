@@ -50,7 +50,7 @@ pub use cost::{CostError, CostSettings, GameShape};
 pub use cost_registry::{BuildCost, CostOfGame, CostParameters, CostRegistry};
 pub use equilibrium::Equilibrium;
 pub use information::{Dynamics, Information};
-pub use registry::{BuildRouter, Registries, RouterNameTaken, RouterRegistry};
+pub use registry::{BuildRouter, Registries, RouterRegistry};
 pub use social::{SocialCost, SocialReport};
 pub use top_k::{TopK, select_top};
 

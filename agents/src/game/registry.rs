@@ -1,7 +1,5 @@
 //! Routers by name.
 
-use std::collections::BTreeMap;
-
 use super::routers::{
     Auction, BestResponse, BestResponseBatched, Bip, CachePrior, DropBy, ExpertChoice, FlockPrices,
     GroupLimited, Hash, Hedge, Logit, LossFreeBias, Migration, Quantile, QuantileBalancing,
@@ -11,6 +9,7 @@ use super::{CostRegistry, Equilibrium, Router, TopK};
 use crate::flock::migration::MigrationRegistry;
 use crate::flock::motion::MotionRegistry;
 use crate::precision::AllocatorRegistry;
+use crate::registry::Registry;
 
 /// All that scenarios and commands name: routers, congestion costs, allocators of bit
 /// widths, rules of motion and of migration.
@@ -44,26 +43,16 @@ impl Registries {
 /// Makes a router with its settings.
 pub type BuildRouter = dyn Fn() -> Box<dyn Router> + Send + Sync;
 
-/// The name of a router is in use.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a router called '{name}' is registered already: choose another name")]
-pub struct RouterNameTaken {
-    /// Name given.
-    pub name: String,
-}
-
 /// Routers by name, those of this crate and a user's own.
-pub struct RouterRegistry {
-    entries: BTreeMap<String, (String, Box<BuildRouter>)>,
-}
+pub type RouterRegistry = Registry<BuildRouter>;
 
 impl RouterRegistry {
     /// The routers of this crate.
     #[must_use]
     pub fn standard() -> Self {
-        let mut registry = Self { entries: BTreeMap::new() };
+        let mut registry = Self::new("a router");
         let mut add = |name, summary, build: Box<BuildRouter>| {
-            registry.insert(name, summary, build).expect("the standard names differ");
+            registry.standard_entry(name, summary, build);
         };
         add(
             "top_k",
@@ -206,37 +195,9 @@ impl RouterRegistry {
         registry
     }
 
-    /// Adds a router: its name, a one-line summary and its constructor.
-    ///
-    /// # Errors
-    /// When the name is in use.
-    pub fn insert(
-        &mut self,
-        name: &str,
-        summary: &str,
-        build: Box<BuildRouter>,
-    ) -> Result<(), RouterNameTaken> {
-        if self.entries.contains_key(name) {
-            return Err(RouterNameTaken { name: name.into() });
-        }
-        self.entries.insert(name.into(), (summary.into(), build));
-        Ok(())
-    }
-
-    /// All names, in alphabetical order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
-    }
-
-    /// The one-line summary of a router.
-    #[must_use]
-    pub fn summary(&self, name: &str) -> Option<&str> {
-        self.entries.get(name).map(|(summary, _)| summary.as_str())
-    }
-
     /// A new router, or none of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Box<dyn Router>> {
-        self.entries.get(name).map(|(_, build)| build())
+        self.maker(name).map(|build| build())
     }
 }

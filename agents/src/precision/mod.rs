@@ -28,6 +28,6 @@ pub use prune::{PruneCriterion, prune_lowest, prune_score, pruned_count};
 pub use reallocate::{
     BitsMove, ReallocateError, ReallocateLimits, Reallocation, RunningLoads, reallocate, reweigh,
 };
-pub use registry::{AllocatorNameError, AllocatorRegistry, BuildAllocator};
+pub use registry::{AllocatorRegistry, BuildAllocator, UnknownAllocator};
 pub use sensitivity::{ExpertSample, ExpertWeights, output_energy, sensitivity, unseen_share};
 pub use uniform::{Uniform, uniform};

@@ -1,8 +1,8 @@
 //! Router rows in motion: geometry, the guard, balance, and the controls against their formulas.
 
 use agents::flock::motion::{
-    AuxiliaryLoss, Boids, KMeans, LayerMotion, MotionNameTaken, MotionRegistry, MotionSettings,
-    RowRule, Seen, SphereConsensus,
+    AuxiliaryLoss, Boids, KMeans, LayerMotion, MotionRegistry, MotionSettings, RowRule, Seen,
+    SphereConsensus,
 };
 use agents::game::{Choices, CostSettings, Game, Router as _, Scores, TopK};
 use agents::rng::stream;
@@ -266,7 +266,8 @@ fn rules_have_names_and_an_own_rule_joins_them_once() {
         .expect("a new name");
     assert!(registry.build("geese", 0).is_some());
     let taken = registry.insert("boids", "again", Box::new(|_| Box::new(KMeans::default())));
-    assert_eq!(taken, Err(MotionNameTaken { name: "boids".into() }));
+    let taken = taken.expect_err("a name in use").to_string();
+    assert_eq!(taken, "a rule of motion called 'boids' is registered already: choose another name");
     assert!(
         registry.summaries().all(|(_, summary)| summary.contains('(')),
         "each says how sure it is"

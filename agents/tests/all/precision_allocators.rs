@@ -1,9 +1,10 @@
 //! Allocators by name: against brute force, the exact optimum, the dual bound and each other.
 
 use agents::precision::{
-    Allocation, AllocationError, Allocator, AllocatorNameError, AllocatorRegistry, Flock,
-    LocalSearch, Problem, Unit, allocate, chosen_together, evaluate, uniform,
+    Allocation, AllocationError, Allocator, AllocatorRegistry, Flock, LocalSearch, Problem, Unit,
+    allocate, chosen_together, evaluate, uniform,
 };
+use agents::registry::NameTaken;
 use agents::rng::stream;
 use proptest::prelude::{
     Just, ProptestConfig, Strategy, prop_assert, prop_assert_eq, prop_oneof, proptest,
@@ -255,7 +256,7 @@ fn names_are_unique_and_unknown_ones_are_answered_with_all_there_are() {
     let own = registry.insert("cheapest:N", "own", Box::new(|_| None));
     assert_eq!(own, Ok(()));
     let taken = registry.insert("hull", "own", Box::new(|_| None));
-    assert_eq!(taken, Err(AllocatorNameError::Taken { name: "hull".into() }));
+    assert_eq!(taken, Err(NameTaken { kind: "an allocator", name: "hull".into() }));
 }
 
 #[test]

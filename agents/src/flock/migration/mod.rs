@@ -22,6 +22,6 @@ pub use exchange::{Coactivation, Migration, MigrationSettings, Move, migrate};
 pub use follow::{
     HostsChange, HostsOfLayer, Migrating, MigratingLayer, MigratingSettings, MigrationDecision,
 };
-pub use registry::{BuildMigration, MigrationNameTaken, MigrationRegistry};
+pub use registry::{BuildMigration, MigrationRegistry};
 pub use rehearsal::{Rehearsal, nodes_of_tokens};
 pub use rule::{EplbMigration, FlockMigration, GreedyMigration, MigrationRule, MigrationView};

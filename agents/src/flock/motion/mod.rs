@@ -19,7 +19,7 @@ pub use consensus::SphereConsensus;
 pub use k_means::KMeans;
 pub use memory::{MotionMemory, RuleMemory};
 pub use random_step::RandomStep;
-pub use registry::{BuildMotion, MotionNameTaken, MotionRegistry};
+pub use registry::{BuildMotion, MotionRegistry};
 
 use crate::game::{Choices, CostSettings, Game, Router as _, Scores, TopK};
 use crate::ids::ExpertId;
