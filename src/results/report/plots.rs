@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt::Write;
 use std::ops::Range;
 
+use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
@@ -26,49 +27,36 @@ pub(super) struct Line {
 }
 
 type Drawn = Result<(), Box<dyn Error>>;
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Chart<'a, 'b, X, Y> = ChartContext<
+    'a,
+    SVGBackend<'b>,
+    Cartesian2d<<X as AsRangedCoord>::CoordDescType, <Y as AsRangedCoord>::CoordDescType>,
+>;
 
 /// Lines over steps on a log axis, from the decade of `floor` up.
 pub(super) fn log_lines(lines: &[Line], floor: f64, y_name: &str) -> String {
     let top = lines.iter().flat_map(|line| &line.points).map(|point| point.1).fold(floor, f64::max);
     let decades = floor.log10().floor()..(top.log10() + 1e-9).ceil();
     let range = 10f64.powf(decades.start)..10f64.powf(decades.end.max(decades.start + 1.0));
-    picture(|area| {
-        chart(
-            area,
-            x_range(lines),
-            range.log_scale(),
-            ["step", y_name],
-            &|x| format!("{x:.0}"),
-            &power,
-            lines,
-        )
-    })
+    let ranges = (x_range(lines), range.log_scale());
+    picture(|area| chart(area, ranges, ["step", y_name], [&whole, &power], lines))
 }
 
 /// Lines over steps on a plain axis that starts at `bottom`.
 pub(super) fn lines(lines: &[Line], bottom: f64, y_name: &str) -> String {
     let top =
         lines.iter().flat_map(|line| &line.points).map(|point| point.1).fold(bottom, f64::max);
-    let range = bottom..bottom + ((top - bottom) * 1.08).max(0.1);
-    picture(|area| {
-        chart(
-            area,
-            x_range(lines),
-            range,
-            ["step", y_name],
-            &|x| format!("{x:.0}"),
-            &|y| format!("{y:.2}"),
-            lines,
-        )
-    })
+    let ranges = (x_range(lines), bottom..bottom + ((top - bottom) * 1.08).max(0.1));
+    let label = |y: &f64| format!("{y:.2}");
+    picture(|area| chart(area, ranges, ["step", y_name], [&whole, &label], lines))
 }
 
 /// Shares over milliseconds.
 pub(super) fn shares_in_time(lines: &[Line]) -> String {
     let label = |share: &f64| format!("{:.0} %", share * 100.0);
-    picture(|area| {
-        chart(area, x_range(lines), 0.0..1.02, [TIME, "share"], &milliseconds, &label, lines)
-    })
+    let ranges = (x_range(lines), 0.0..1.02);
+    picture(|area| chart(area, ranges, [TIME, "share"], [&whole, &label], lines))
 }
 
 /// Latencies in ns over milliseconds, on a log axis.
@@ -79,14 +67,11 @@ pub(super) fn latency_in_time(lines: &[Line]) -> String {
     let high = (values().fold(1.0, f64::max).log10() + 1e-9).ceil().max(low + 1.0);
     let y = (10f64.powf(low)..10f64.powf(high)).log_scale();
     let label = |ns: &f64| nanoseconds(*ns);
-    picture(|area| chart(area, x_range(lines), y, [TIME, "latency"], &milliseconds, &label, lines))
+    let ranges = (x_range(lines), y);
+    picture(|area| chart(area, ranges, [TIME, "latency"], [&whole, &label], lines))
 }
 
 const TIME: &str = "virtual time, ms";
-
-fn milliseconds(value: &f64) -> String {
-    format!("{value:.0}")
-}
 
 /// Latency over the percentile, each further nine as wide as the one before. The curve ends at the
 /// maximum, drawn where one sample is left.
@@ -125,7 +110,7 @@ pub(super) fn over_percentiles(lines: &[Line], x_name: &str) -> Option<String> {
     let x = 0.0..nines.ceil().max(1.0);
     Some(picture(|area| {
         let label = |y: &f64| nanoseconds(*y);
-        chart(area, x, y.log_scale(), [x_name, "latency"], &percentile, &label, lines)
+        chart(area, (x, y.log_scale()), [x_name, "latency"], [&percentile, &label], lines)
     }))
 }
 
@@ -150,13 +135,8 @@ pub(super) fn scatter(
         if low <= high { low - room..high + room } else { 0.0..1.0 }
     };
     picture(|area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .margin_right(24)
-            .x_label_area_size(40)
-            .y_label_area_size(72)
-            .build_cartesian_2d(range(|mark| mark.x), range(|mark| mark.y))?;
-        mesh(&mut chart, names, labels[0], labels[1])?;
+        let (x, y) = (range(|mark| mark.x), range(|mark| mark.y));
+        let mut chart = axes(area, WIDE_LABELS, (x, y), names, labels)?;
         for Mark { colour, x, y } in marks {
             let colour = rgb(colour);
             let bars = [[(x.0 - x.1, y.0), (x.0 + x.1, y.0)], [(x.0, y.0 - y.1), (x.0, y.0 + y.1)]];
@@ -183,17 +163,10 @@ pub(super) fn sorted_loads(control: &[u64], loads: &[u64]) -> String {
     let experts = before.len().max(after.len()) as f64;
     let top = before.iter().chain(&after).copied().fold(1.0, f64::max) * 1.08;
     picture(|area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .x_label_area_size(40)
-            .y_label_area_size(64)
-            .build_cartesian_2d(0.0..experts, 0.0..top)?;
-        mesh(
-            &mut chart,
-            ["experts, hottest first", "load ÷ mean"],
-            &|x| format!("{x:.0}"),
-            &|y| format!("{y:.1}"),
-        )?;
+        let margins = Margins { right: 10, ..LABELS };
+        let names = ["experts, hottest first", "load ÷ mean"];
+        let ranges = (0.0..experts, 0.0..top);
+        let mut chart = axes(area, margins, ranges, names, [&whole, &|y| format!("{y:.1}")])?;
         for (heights, colour, inset) in [(&before, GREY, 0.04), (&after, BLUE, 0.24)] {
             let style = rgb(colour).filled();
             chart.draw_series(heights.iter().enumerate().map(|(at, height)| {
@@ -252,25 +225,17 @@ pub(super) fn bit_colour(bits: u32) -> &'static str {
 
 /// A chart with lines; points are marked as well where there are few.
 fn chart<Y>(
-    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-    x: Range<f64>,
-    y: Y,
+    area: &Area<'_>,
+    ranges: (Range<f64>, Y),
     names: [&str; 2],
-    x_label: &dyn Fn(&f64) -> String,
-    y_label: &dyn Fn(&f64) -> String,
+    labels: [&dyn Fn(&f64) -> String; 2],
     lines: &[Line],
 ) -> Drawn
 where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: ValueFormatter<f64>,
 {
-    let mut chart = ChartBuilder::on(area)
-        .margin(10)
-        .margin_right(24)
-        .x_label_area_size(40)
-        .y_label_area_size(64)
-        .build_cartesian_2d(x, y)?;
-    mesh(&mut chart, names, x_label, y_label)?;
+    let mut chart = axes(area, LABELS, ranges, names, labels)?;
     for line in lines {
         let colour = rgb(line.colour);
         chart.draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))?;
@@ -282,16 +247,37 @@ where
     Ok(())
 }
 
-pub(super) fn mesh<'a, X, Y>(
-    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+/// Room beside a chart, pixels: for the labels of y on the left, and on the right.
+#[derive(Clone, Copy)]
+pub(super) struct Margins {
+    left: u32,
+    right: u32,
+}
+
+pub(super) const LABELS: Margins = Margins { left: 64, right: 24 };
+/// Where labels of y are long.
+pub(super) const WIDE_LABELS: Margins = Margins { left: 72, right: 24 };
+
+/// An empty chart with its axes.
+pub(super) fn axes<'a, 'b, X, Y>(
+    area: &'a Area<'b>,
+    margins: Margins,
+    (x, y): (X, Y),
     [x_name, y_name]: [&str; 2],
-    x_label: &dyn Fn(&f64) -> String,
-    y_label: &dyn Fn(&f64) -> String,
-) -> Drawn
+    [x_label, y_label]: [&dyn Fn(&f64) -> String; 2],
+) -> Result<Chart<'a, 'b, X, Y>, Box<dyn Error>>
 where
-    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
-    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    X: AsRangedCoord<Value = f64>,
+    Y: AsRangedCoord<Value = f64>,
+    X::CoordDescType: ValueFormatter<f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
 {
+    let mut chart = ChartBuilder::on(area)
+        .margin(10)
+        .margin_right(margins.right)
+        .x_label_area_size(40)
+        .y_label_area_size(margins.left)
+        .build_cartesian_2d(x, y)?;
     chart
         .configure_mesh()
         .light_line_style(WHITE)
@@ -303,17 +289,20 @@ where
         .y_labels(7)
         .x_desc(x_name)
         .y_desc(y_name)
-        .x_label_formatter(x_label)
-        .y_label_formatter(y_label)
+        .x_label_formatter(&x_label)
+        .y_label_formatter(&y_label)
         .draw()?;
-    Ok(())
+    Ok(chart)
+}
+
+/// The label of a whole number.
+pub(super) fn whole(value: &f64) -> String {
+    format!("{value:.0}")
 }
 
 /// Draws into a string. The name space of an SVG inside HTML is implied, and without it the page
 /// holds no address at all.
-pub(super) fn picture(
-    draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, plotters::coord::Shift>) -> Drawn,
-) -> String {
+pub(super) fn picture(draw: impl FnOnce(&Area<'_>) -> Drawn) -> String {
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use plotters::prelude::*;
 
-use super::plots::{BLUE, GREY, ORANGE, mesh, picture, rgb};
+use super::plots::{BLUE, GREY, LABELS, ORANGE, WIDE_LABELS, axes, picture, rgb, whole};
 use super::sweep::{Effect, TargetCurve};
 use crate::results::format::number;
 
@@ -39,14 +39,8 @@ pub(super) fn effect(effect: &Effect) -> String {
         at.map_or_else(String::new, |at| short(&effect.values[at].0))
     };
     picture(|area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .margin_right(24)
-            .x_label_area_size(40)
-            .y_label_area_size(72)
-            .build_cartesian_2d(x, y)?;
         let names = [effect.key.as_str(), effect.figure.as_str()];
-        mesh(&mut chart, names, &name, &|y| number(Some(*y)))?;
+        let mut chart = axes(area, WIDE_LABELS, (x, y), names, [&name, &figure])?;
         let colour = rgb(BLUE);
         for (at, (_, _, of)) in effect.values.iter().enumerate() {
             let x = place(at);
@@ -62,18 +56,13 @@ pub(super) fn effect(effect: &Effect) -> String {
 }
 
 /// The best so far by points tried.
-pub(super) fn search(curve: &[(f64, f64)], figure: &str) -> String {
+pub(super) fn search(curve: &[(f64, f64)], of: &str) -> String {
     let y = around(curve.iter().map(|point| point.1), curve.iter().map(|point| point.1));
     let y = if curve.is_empty() { 0.0..1.0 } else { y };
     let last = curve.last().map_or(1.0, |point| point.0);
     picture(|area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .margin_right(24)
-            .x_label_area_size(40)
-            .y_label_area_size(72)
-            .build_cartesian_2d(0.0..last + 1.0, y)?;
-        mesh(&mut chart, ["points tried", figure], &|x| format!("{x:.0}"), &|y| number(Some(*y)))?;
+        let (ranges, names) = ((0.0..last + 1.0, y), ["points tried", of]);
+        let mut chart = axes(area, WIDE_LABELS, ranges, names, [&whole, &figure])?;
         let line = curve.iter().copied();
         chart.draw_series(LineSeries::new(line, rgb(BLUE).stroke_width(2)))?;
         Ok(())
@@ -87,14 +76,9 @@ pub(super) fn targets(curves: &[TargetCurve], work: &str) -> String {
     let low = if low.is_finite() { low.max(1.0) } else { 1.0 };
     let high = works().fold(low * 10.0, f64::max) * 1.2;
     picture(|area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .margin_right(24)
-            .x_label_area_size(40)
-            .y_label_area_size(64)
-            .build_cartesian_2d((low..high).log_scale(), 0.0..1.02)?;
+        let ranges = ((low..high).log_scale(), 0.0..1.02);
         let names = [work, "share of targets reached"];
-        mesh(&mut chart, names, &|x| number(Some(*x)), &|y| format!("{y:.1}"))?;
+        let mut chart = axes(area, LABELS, ranges, names, [&figure, &|y| format!("{y:.1}")])?;
         for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
             let mut steps = vec![(low, 0.0)];
             for (work, share) in &curve.points {
@@ -106,6 +90,10 @@ pub(super) fn targets(curves: &[TargetCurve], work: &str) -> String {
         }
         Ok(())
     })
+}
+
+fn figure(value: &f64) -> String {
+    number(Some(*value))
 }
 
 /// A range that holds all of it, with some room.
