@@ -1,12 +1,13 @@
 //! Carries one round's orders to the nodes and back, past those that fail or are slow.
 
+use super::course::{Course, Standing};
 use super::departures::Departures;
 use super::health::Health;
 use super::identity::{Identity, Unawaited};
 use super::link::{LinkError, millis};
 use super::load::Loads;
 use super::remote::{Peer, failed};
-use super::round_trip::{AttemptId, Holders, RoundTrip};
+use super::round_trip::{AttemptId, Holders};
 use super::spot_check::SpotCheck;
 use super::{DispatchError, Faults};
 use crate::measure::Clock;
@@ -54,18 +55,12 @@ struct Awaited {
 }
 
 /// A delivery under way.
-struct Course<'c, 'a, 'o> {
+struct UnderWay<'c, 'a, 'o> {
     with: &'c mut Delivery<'a>,
-    trip: RoundTrip<'o>,
+    course: Course<'o>,
     orders: &'o Orders,
     /// By sequence.
     awaited: BTreeMap<u64, Awaited>,
-    /// When each order's own node answered, from the start, ascending.
-    answered_ns: Vec<u64>,
-    started_ns: u64,
-    /// Orders that hedging was considered for, by place.
-    considered: Vec<bool>,
-    hedged: Vec<AttemptId>,
     /// Attempts that were sent under another name because the node held them for answered.
     renamed: Vec<AttemptId>,
 }
@@ -104,24 +99,26 @@ impl Delivery<'_> {
         orders: &Orders,
         holders: &Holders,
     ) -> Result<(Replies, Vec<Vec<NodeId>>), DispatchError> {
-        let (width, started_ns) = (self.width, self.clock.now_ns());
+        let width = self.width;
         self.identity.begin_round();
         let combine = self.gates.map_or(Combine::Exact, |_| Combine::AtWorker);
-        let mut course = Course {
+        let mut under_way = UnderWay {
+            course: Course::new(orders, holders, combine, self.clock.now_ns()),
             with: self,
-            trip: RoundTrip::new(orders, holders, combine),
             orders,
             awaited: BTreeMap::new(),
-            answered_ns: Vec::with_capacity(orders.nodes.len()),
-            started_ns,
-            considered: vec![false; orders.nodes.len()],
-            hedged: Vec::new(),
             renamed: Vec::new(),
         };
-        course.run().await?;
-        course.learn();
+        under_way.run().await?;
+        let UnderWay { with, course, .. } = under_way;
+        let standing = Standing { health: &mut *with.health, faults: &mut *with.faults };
+        course.learn(with.legs, with.clock.now_ns(), standing, with.fork_join);
         let answerers = course.trip.answerers();
         Ok((course.trip.into_replies(width), answerers))
+    }
+
+    fn standing(&mut self) -> Standing<'_> {
+        Standing { health: self.health, faults: self.faults }
     }
 
     /// The next piece of any node that is not lost, or its loss. What lost nodes still say is dropped
@@ -155,13 +152,18 @@ impl Delivery<'_> {
     }
 }
 
-impl Course<'_, '_, '_> {
+impl UnderWay<'_, '_, '_> {
     async fn run(&mut self) -> Result<(), DispatchError> {
         // All are sent before the first reply is awaited, so the nodes compute at the same time.
-        self.send_all(self.trip.attempts().collect())?;
-        while !self.trip.is_done() {
+        self.send_all(self.course.trip.attempts().collect())?;
+        while !self.course.trip.is_done() {
             let now_ns = self.with.clock.now_ns();
-            let wake_ns = self.hedge_at_ns().into_iter().chain(self.late_at_ns()).min();
+            let wake_ns = self
+                .course
+                .hedge_at_ns(self.with.health)
+                .into_iter()
+                .chain(self.late_at_ns())
+                .min();
             let wake_ns = wake_ns.expect("what is not answered is awaited").saturating_sub(now_ns);
             match timeout(Duration::from_nanos(wake_ns), self.with.next_event()).await {
                 Ok((node, Ok(piece))) => self.take(node, piece)?,
@@ -183,7 +185,7 @@ impl Course<'_, '_, '_> {
         let mut waiting = attempts;
         waiting.reverse();
         while let Some(id) = waiting.pop() {
-            let node = self.trip.attempt(id).node;
+            let node = self.course.trip.attempt(id).node;
             match self.post(id) {
                 Ok(()) => {}
                 Err(LinkError::Refused(detail)) => {
@@ -199,7 +201,7 @@ impl Course<'_, '_, '_> {
     }
 
     fn post(&mut self, id: AttemptId) -> Result<(), LinkError> {
-        let attempt = self.trip.attempt(id);
+        let attempt = self.course.trip.attempt(id);
         let count = self.with.peers.len();
         let peer = self.with.peers.get_mut(attempt.node.index());
         let peer =
@@ -259,11 +261,11 @@ impl Course<'_, '_, '_> {
                 .lose(bad(format!("it answers request {sequence}, but the last sent was {sent}")));
         };
         let id = *id;
-        let attempt = self.trip.attempt(id);
+        let attempt = self.course.trip.attempt(id);
         if attempt.node != node {
             return self.lose(bad(format!("it answers request {sequence} of another node")));
         }
-        let (pairs, is_first) = (attempt.order.pairs(), attempt.is_first);
+        let pairs = attempt.order.pairs();
         self.with.peers[node.index()].ledger.received_bytes += piece.encoded_len() as u64;
         match outputs.take(piece) {
             Ok(None) => Ok(()),
@@ -271,12 +273,8 @@ impl Course<'_, '_, '_> {
                 self.awaited.remove(&sequence);
                 self.with.identity.note_answered(sequence);
                 self.with.peers[node.index()].ledger.answered(pairs, &reply);
-                self.trip.answered(id, reply);
-                if is_first {
-                    let took_ns = self.with.clock.now_ns() - self.started_ns;
-                    self.answered_ns.push(took_ns);
-                    self.with.legs.push((node, took_ns));
-                }
+                let took_ns = self.course.answered(id, reply, self.with.clock.now_ns());
+                self.with.legs.extend(took_ns.map(|took_ns| (node, took_ns)));
                 Ok(())
             }
             Err(ReplyError::Expired) => {
@@ -314,7 +312,7 @@ impl Course<'_, '_, '_> {
         let lost: Vec<(u64, AttemptId)> = self
             .awaited
             .iter()
-            .filter(|(_, awaited)| self.trip.attempt(awaited.id).node == node)
+            .filter(|(_, awaited)| self.course.trip.attempt(awaited.id).node == node)
             .map(|(sequence, awaited)| (*sequence, awaited.id))
             .collect();
         for (sequence, id) in lost {
@@ -335,12 +333,7 @@ impl Course<'_, '_, '_> {
         error: DispatchError,
     ) -> Result<Vec<AttemptId>, DispatchError> {
         let now_ns = self.with.clock.now_ns();
-        let health = &self.with.health;
-        let instead = self.trip.failed(id, |node| health.is_available(node, now_ns));
-        let instead = instead.ok_or(error)?;
-        let pairs = |id: &AttemptId| self.trip.attempt(*id).order.pairs() as u64;
-        self.with.faults.rerouted_pairs += instead.iter().map(pairs).sum::<u64>();
-        Ok(instead)
+        self.course.instead(id, now_ns, self.with.standing()).ok_or(error)
     }
 
     fn late(&self, node: NodeId) -> DispatchError {
@@ -362,7 +355,7 @@ impl Course<'_, '_, '_> {
             .collect();
         for (sequence, id) in late {
             self.awaited.remove(&sequence);
-            let node = self.trip.attempt(id).node;
+            let node = self.course.trip.attempt(id).node;
             self.set_aside(node);
             let instead = self.instead(id, self.late(node))?;
             self.send_all(instead)?;
@@ -370,89 +363,19 @@ impl Course<'_, '_, '_> {
         Ok(())
     }
 
-    /// When orders without an answer are due to be hedged; none where there is none to consider.
-    fn hedge_at_ns(&self) -> Option<u64> {
-        if !self.slow().any(|_| true) {
-            return None;
-        }
-        let after_ns = self.with.health.hedge_after_ns(self.orders.nodes.len(), &self.answered_ns);
-        Some(self.started_ns.saturating_add(after_ns?))
-    }
-
-    /// First attempts without an answer that were not considered yet.
-    fn slow(&self) -> impl Iterator<Item = AttemptId> {
-        let first = self.trip.attempts().zip(&self.considered);
-        first
-            .filter(|(id, considered)| !**considered && self.trip.attempt(*id).is_open)
-            .map(|p| p.0)
-    }
-
     fn hedge(&mut self) -> Result<(), DispatchError> {
         let now_ns = self.with.clock.now_ns();
-        if self.hedge_at_ns().is_none_or(|at_ns| at_ns > now_ns) {
-            return Ok(());
+        loop {
+            let Some(hedges) = self.course.next_hedge(now_ns, self.with.standing()) else {
+                return Ok(());
+            };
+            self.send_all(hedges)?;
         }
-        for id in self.slow().collect::<Vec<_>>() {
-            let place = self.trip.attempts().position(|other| other == id);
-            self.considered[place.expect("it is one of them")] = true;
-            let attempt = self.trip.attempt(id);
-            let (node, pairs) = (attempt.node, attempt.order.pairs());
-            if !self.trip.is_needed(id) || !self.with.health.pay(pairs) {
-                continue;
-            }
-            let health = &self.with.health;
-            let free = |other| other != node && health.is_available(other, now_ns);
-            match self.trip.hedge(id, free) {
-                Some(hedges) => {
-                    self.with.faults.hedges += 1;
-                    self.with.faults.hedged_pairs += pairs as u64;
-                    self.hedged.push(id);
-                    self.send_all(hedges)?;
-                }
-                None => self.with.health.repay(pairs),
-            }
-        }
-        Ok(())
-    }
-
-    /// What the round says of its nodes.
-    fn learn(&mut self) {
-        let now_ns = self.with.clock.now_ns();
-        for id in self.trip.attempts().take(self.orders.nodes.len()) {
-            let node = self.trip.attempt(id).node;
-            if !self.hedged.contains(&id) {
-                self.with.health.in_time(node);
-            } else if self.trip.attempt(id).is_open || !self.trip.is_used(id) {
-                self.with.faults.hedges_won += 1;
-                self.set_aside(node);
-            }
-        }
-        self.with.health.ended(self.orders.nodes.len(), &self.answered_ns);
-        if self.with.legs.len() == self.orders.nodes.len() {
-            self.with.fork_join.record(self.with.legs.iter().copied());
-        } else {
-            self.with.fork_join.record_incomplete();
-        }
-        if self.rerouted() {
-            let spent_ns = now_ns - self.started_ns;
-            self.with.faults.recovery_ns_max = self.with.faults.recovery_ns_max.max(spent_ns);
-        }
-    }
-
-    fn rerouted(&self) -> bool {
-        let failed = |id: AttemptId| {
-            let attempt = self.trip.attempt(id);
-            !attempt.is_open && !attempt.has_reply()
-        };
-        self.trip.attempts().any(failed)
     }
 
     fn set_aside(&mut self, node: NodeId) {
         let now_ns = self.with.clock.now_ns();
-        if self.with.health.beaten(node, now_ns) {
-            tracing::debug!("node {node} is slow and set aside");
-            self.with.faults.set_aside += 1;
-        }
+        self.with.standing().set_aside(node, now_ns);
     }
 }
 

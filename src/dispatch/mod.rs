@@ -1,5 +1,6 @@
 //! Sends orders to experts, in process or over gRPC.
 
+mod course;
 mod deliver;
 mod departures;
 mod health;

@@ -1,13 +1,13 @@
 //! Nodes in virtual time: the experts compute in this process, and the virtual cluster says when each answer
 //! would have come, from whom, and what went wrong.
 //!
-//! The course of a round is that of [`super::deliver`], by the same rules of what is asked again and when
-//! ([`super::round_trip`], [`super::health`]); messages are events of `agents::cluster` instead of traffic. Outputs
-//! are those of the orders as they were given, whoever is late, so they are the same bits as in process.
+//! The course of a round is that of running nodes ([`super::course`]); messages are events of `agents::cluster`
+//! instead of traffic. Outputs are those of the orders as they were given, whoever is late, so they are the same bits as in process.
 
+use super::course::{Course, Standing};
 use super::health::Health;
 use super::load::Loads;
-use super::round_trip::{AttemptId, Holders, RoundTrip};
+use super::round_trip::{AttemptId, Holders};
 use super::work::work_of;
 use super::{
     Dispatch, DispatchError, Faults, InProcess, Ledger, NodeStats, Served, ShardAssignment,
@@ -171,6 +171,10 @@ impl Virtual {
         }
     }
 
+    fn standing(&mut self) -> Standing<'_> {
+        Standing { health: &mut self.health, faults: &mut self.faults }
+    }
+
     /// Nodes that are back after a crash are asked again; they have been given their experts anew.
     fn welcome(&mut self) {
         let now_ns = self.clock.now_ns();
@@ -224,28 +228,23 @@ impl Virtual {
 }
 
 /// A delivery under way.
-struct Course<'c, 'o> {
+struct UnderWay<'c, 'o> {
     with: &'c mut Virtual,
+    course: Course<'o>,
     orders: &'o Orders,
-    trip: RoundTrip<'o>,
     width: usize,
     sums: bool,
     awaited: BTreeMap<u64, Awaited>,
-    answered_ns: Vec<u64>,
-    legs: Vec<(NodeId, u64)>,
     service_ns: BTreeMap<NodeId, u64>,
-    started_ns: u64,
-    considered: Vec<bool>,
-    hedged: Vec<AttemptId>,
-    rerouted: bool,
 }
 
-impl Course<'_, '_> {
+impl UnderWay<'_, '_> {
     fn run(&mut self) -> Result<(), DispatchError> {
-        self.send_all(self.trip.attempts().collect());
-        while !self.trip.is_done() {
+        self.send_all(self.course.trip.attempts().collect());
+        while !self.course.trip.is_done() {
             let late_at = self.awaited.values().map(|awaited| awaited.late_ns).min();
-            let wake_ns = self.hedge_at_ns().into_iter().chain(late_at).min();
+            let wake_ns =
+                self.course.hedge_at_ns(&self.with.health).into_iter().chain(late_at).min();
             let wake_ns = wake_ns.expect("what is not answered is awaited");
             match self.with.next_event(wake_ns) {
                 Some(event) => {
@@ -266,7 +265,7 @@ impl Course<'_, '_> {
 
     fn send_all(&mut self, attempts: Vec<AttemptId>) {
         for id in attempts {
-            let attempt = self.trip.attempt(id);
+            let attempt = self.course.trip.attempt(id);
             let (node, work) = (attempt.node, self.work(&attempt.order));
             let with = &mut *self.with;
             let now_ns = with.clock.now_ns();
@@ -315,12 +314,8 @@ impl Course<'_, '_> {
         ledger.answered(message.work.pairs as usize, &reply);
         ledger.received_bytes += message.work.reply_bytes;
         *self.service_ns.entry(node).or_default() += message.service_ns;
-        self.trip.answered(id, reply);
-        if self.trip.attempt(id).is_first {
-            let took_ns = now_ns - self.started_ns;
-            self.answered_ns.push(took_ns);
-            self.legs.push((node, took_ns));
-        }
+        let took_ns = self.course.answered(id, reply, now_ns);
+        self.with.legs.extend(took_ns.map(|took_ns| (node, took_ns)));
         Ok(())
     }
 
@@ -329,7 +324,7 @@ impl Course<'_, '_> {
         self.with.faults.lost += u64::from(!self.with.health.is_lost(node));
         self.with.health.lose(node);
         self.with.loads.forget(node);
-        let its = |awaited: &Awaited| self.trip.attempt(awaited.id).node == node;
+        let its = |awaited: &Awaited| self.course.trip.attempt(awaited.id).node == node;
         let lost: Vec<u64> =
             self.awaited.iter().filter(|(_, awaited)| its(awaited)).map(|(s, _)| *s).collect();
         for sequence in lost {
@@ -342,12 +337,8 @@ impl Course<'_, '_> {
 
     fn ask_others(&mut self, sequence: u64, error: DispatchError) -> Result<(), DispatchError> {
         let Awaited { id, .. } = self.awaited.remove(&sequence).expect("it is awaited");
-        let (now_ns, health) = (self.with.clock.now_ns(), &self.with.health);
-        let instead = self.trip.failed(id, |node| health.is_available(node, now_ns));
-        let instead = instead.ok_or(error)?;
-        let pairs = |id: &AttemptId| self.trip.attempt(*id).order.pairs() as u64;
-        self.with.faults.rerouted_pairs += instead.iter().map(pairs).sum::<u64>();
-        self.rerouted = true;
+        let now_ns = self.with.clock.now_ns();
+        let instead = self.course.instead(id, now_ns, self.with.standing()).ok_or(error)?;
         self.send_all(instead);
         Ok(())
     }
@@ -358,78 +349,18 @@ impl Course<'_, '_> {
         let late: Vec<u64> =
             self.awaited.iter().filter(|(_, awaited)| is_late(awaited)).map(|(s, _)| *s).collect();
         for sequence in late {
-            let node = self.trip.attempt(self.awaited[&sequence].id).node;
-            self.set_aside(node);
+            let node = self.course.trip.attempt(self.awaited[&sequence].id).node;
+            self.with.standing().set_aside(node, now_ns);
             let deadline_ms = self.with.with.deadline_ms;
             self.ask_others(sequence, DispatchError::Timeout { node, deadline_ms })?;
         }
         Ok(())
     }
 
-    fn set_aside(&mut self, node: NodeId) {
-        let now_ns = self.with.clock.now_ns();
-        self.with.faults.set_aside += u64::from(self.with.health.beaten(node, now_ns));
-    }
-
-    /// First attempts without an answer that were not considered yet.
-    fn slow(&self) -> impl Iterator<Item = (usize, AttemptId)> {
-        let first = self.trip.attempts().enumerate().take(self.considered.len());
-        first.filter(|(at, id)| !self.considered[*at] && self.trip.attempt(*id).is_open)
-    }
-
-    fn hedge_at_ns(&self) -> Option<u64> {
-        self.slow().next()?;
-        let after_ns = self.with.health.hedge_after_ns(self.considered.len(), &self.answered_ns);
-        Some(self.started_ns.saturating_add(after_ns?))
-    }
-
     fn hedge(&mut self) {
         let now_ns = self.with.clock.now_ns();
-        if self.hedge_at_ns().is_none_or(|at_ns| at_ns > now_ns) {
-            return;
-        }
-        for (at, id) in self.slow().collect::<Vec<_>>() {
-            self.considered[at] = true;
-            let attempt = self.trip.attempt(id);
-            let (node, pairs) = (attempt.node, attempt.order.pairs());
-            if !self.trip.is_needed(id) || !self.with.health.pay(pairs) {
-                continue;
-            }
-            let health = &self.with.health;
-            let free = |other| other != node && health.is_available(other, now_ns);
-            match self.trip.hedge(id, free) {
-                Some(hedges) => {
-                    self.with.faults.hedges += 1;
-                    self.with.faults.hedged_pairs += pairs as u64;
-                    self.hedged.push(id);
-                    self.send_all(hedges);
-                }
-                None => self.with.health.repay(pairs),
-            }
-        }
-    }
-
-    /// What the round says of its nodes.
-    fn learn(&mut self) {
-        let orders = self.orders.nodes.len();
-        for id in self.trip.attempts().take(orders) {
-            let node = self.trip.attempt(id).node;
-            if !self.hedged.contains(&id) {
-                self.with.health.in_time(node);
-            } else if self.trip.attempt(id).is_open || !self.trip.is_used(id) {
-                self.with.faults.hedges_won += 1;
-                self.set_aside(node);
-            }
-        }
-        self.with.health.ended(orders, &self.answered_ns);
-        if self.legs.len() == orders {
-            self.with.fork_join.record(self.legs.iter().copied());
-        } else {
-            self.with.fork_join.record_incomplete();
-        }
-        if self.rerouted {
-            let spent_ns = self.with.clock.now_ns() - self.started_ns;
-            self.with.faults.recovery_ns_max = self.with.faults.recovery_ns_max.max(spent_ns);
+        while let Some(hedges) = self.course.next_hedge(now_ns, self.with.standing()) {
+            self.send_all(hedges);
         }
     }
 }
@@ -485,31 +416,24 @@ impl Dispatch for Virtual {
         self.health.sent(pairs);
         self.faults.pairs += pairs as u64;
         let holders = std::mem::take(&mut self.holders);
-        let started_ns = self.clock.now_ns();
+        self.legs.clear();
         // Where nodes sum, a reply counts as a whole; here all replies are the same bits, so parts count too.
-        let mut course = Course {
-            trip: RoundTrip::new(orders, &holders, Combine::Exact),
+        let mut under_way = UnderWay {
+            course: Course::new(orders, &holders, Combine::Exact, self.clock.now_ns()),
             with: self,
             orders,
             width,
             sums: gates.is_some(),
             awaited: BTreeMap::new(),
-            answered_ns: Vec::with_capacity(orders.nodes.len()),
-            legs: Vec::with_capacity(orders.nodes.len()),
             service_ns: BTreeMap::new(),
-            started_ns,
-            considered: vec![false; orders.nodes.len()],
-            hedged: Vec::new(),
-            rerouted: false,
         };
-        let done = course.run();
+        let done = under_way.run();
+        let UnderWay { course, service_ns, .. } = under_way;
         if done.is_ok() {
-            course.learn();
+            let standing = Standing { health: &mut self.health, faults: &mut self.faults };
+            course.learn(&self.legs, self.clock.now_ns(), standing, &mut self.fork_join);
         }
-        let service_ns = std::mem::take(&mut course.service_ns);
-        let legs = std::mem::take(&mut course.legs);
         drop(course);
-        self.legs = legs;
         self.holders = holders;
         done?;
         for reply in &mut replies.nodes {
