@@ -9,6 +9,7 @@ use nashflock::measure::Clock;
 use nashflock::results::{PaceState, RunDir, Snapshot, Status};
 
 use crate::binary::{Folder, SYNTHETIC};
+use crate::http::{self, Page};
 
 /// A run that is served, and where.
 struct Served {
@@ -41,16 +42,8 @@ impl Served {
         stream
     }
 
-    /// Status code, head and body.
-    fn ask(&self, line: &str, headers: &str) -> (u16, String, String) {
-        let mut stream = self.connected();
-        let request = format!("{line} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).expect("it reads");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("it answers");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a code");
-        (code, head.to_owned(), body.to_owned())
+    fn ask(&self, request: &str, headers: &str) -> Page {
+        http::ask(&self.at, request, headers).expect("it answers")
     }
 
     fn host(&self) -> String {
@@ -58,9 +51,9 @@ impl Served {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let (code, _, body) = self.ask("GET /snapshot.json", &self.host());
-        assert_eq!(code, 200);
-        serde_json::from_str(&body).expect("a snapshot")
+        let page = self.ask("GET /snapshot.json", &self.host());
+        assert_eq!(page.status, 200);
+        serde_json::from_str(&page.body).expect("a snapshot")
     }
 
     fn until(&self, what: &str, holds: impl Fn(&Snapshot) -> bool) -> Snapshot {
@@ -114,11 +107,11 @@ fn events_tell_a_run_to_its_end_and_the_last_says_what_the_summary_says() {
 fn the_page_carries_all_it_needs_and_strangers_are_refused() {
     let folder = short();
     let served = Served::run(&folder);
-    let (code, head, page) = served.ask("GET /", &served.host());
-    assert_eq!(code, 200, "{head}");
+    let Page { status, head, body } = served.ask("GET /", &served.host());
+    assert_eq!(status, 200, "{head}");
     assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
     for foreign in ["src=", "href=", "@import", "http:", "https:"] {
-        let text = page.replace("http://www.w3.org/2000/svg", "");
+        let text = body.replace("http://www.w3.org/2000/svg", "");
         assert!(!text.contains(foreign), "{foreign}");
     }
     let port = served.at.rsplit(':').next().expect("a port");
@@ -140,8 +133,8 @@ fn the_page_carries_all_it_needs_and_strangers_are_refused() {
         ("POST /", &origin, 405),
         ("GET /etc/passwd", &own, 404),
     ] {
-        let (code, head, _) = served.ask(line, headers);
-        assert_eq!(code, expected, "{line} {headers}: {head}");
+        let Page { status, head, .. } = served.ask(line, headers);
+        assert_eq!(status, expected, "{line} {headers}: {head}");
     }
     assert_eq!(served.end(), (Some(0), String::new()), "nobody paused it");
 }
@@ -152,7 +145,7 @@ fn the_page_itself_pauses_steps_and_goes_on() {
     let served = Served::run(&folder);
     let tell = |what: &str| {
         let headers = format!("{}Origin: http://{}\r\n", served.host(), served.at);
-        assert_eq!(served.ask(&format!("POST /{what}"), &headers).0, 204, "{what}");
+        assert_eq!(served.ask(&format!("POST /{what}"), &headers).status, 204, "{what}");
     };
     tell("pause");
     let stands = |of: &Snapshot| of.phase == "serving" && of.pace == PaceState::Paused;

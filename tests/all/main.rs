@@ -39,6 +39,7 @@ mod decode;
 mod families;
 mod gguf;
 mod hostile;
+mod http;
 mod independent_client;
 mod launch_kubernetes;
 mod live;

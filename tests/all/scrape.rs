@@ -2,33 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write as _;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::binary::until;
+use crate::http::{self, Page};
 
-/// An answer over HTTP.
-pub(crate) struct Page {
-    pub(crate) status: u16,
-    pub(crate) head: String,
-    pub(crate) body: String,
-}
-
-/// Asks once. HTTP/1.0, so that the answer comes in one piece and ends with its connection.
+/// Asks once, with a header of its own.
 pub(crate) fn ask(address: &str, request: &str, header: &str) -> Option<Page> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time");
-    write!(stream, "{request} HTTP/1.0\r\nHost: {address}\r\n{header}\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some(Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() })
+    http::ask(address, request, &format!("Host: {address}\r\n{header}"))
 }
 
 /// Figures by name and labels, as they stand in Prometheus' text format.
