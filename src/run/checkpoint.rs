@@ -5,10 +5,8 @@
 //! that what comes after the cut is the same bits again.
 
 use super::decode::Begun;
-use super::record::Sums;
-use super::requests::RequestSums;
+use super::record::{NodeLoadTotals, RequestSums, Sums};
 use super::serve::Gate;
-use super::sums::NodeLoadTotals;
 use crate::dispatch::Served;
 use crate::measure::Clock;
 use crate::measure::clock::{at_unix_ns, unix_ns};

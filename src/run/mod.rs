@@ -24,17 +24,12 @@ mod prune;
 mod read_when_used;
 mod reallocate;
 mod record;
-mod requests;
 mod resume;
 mod rounds;
 mod rules;
-mod samples;
 mod serve;
 mod shared;
-mod state_hash;
-mod sums;
 pub mod timeline;
-mod trace;
 mod virtual_nodes;
 mod width_control;
 
@@ -74,14 +69,11 @@ use fit::FittedExperts;
 use materials::Materials;
 use placement::Placed;
 use plan::Plan;
-use record::Recorder;
+use record::{NodeLoadSums, Recorder, Sampler, Trace};
 use resume::Parts;
-use samples::Sampler;
 use serve::GoingOn;
 use shared::Sharing;
 use std::path::{Path, PathBuf};
-use sums::NodeLoadSums;
-use trace::Trace;
 
 /// What a run needs beside its scenario.
 pub struct RunSettings<'a> {

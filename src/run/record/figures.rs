@@ -1,6 +1,6 @@
 //! What was recorded, as figures of the summary.
 
-use super::Recorder;
+use super::{Recorder, Sampler, Trace};
 use crate::results::{
     BatchTimes, HottestExpert, LayerFigures, Layers, Outcomes, ResultsError, RunDir,
     ServedNodeLoads, StepTheory, Summary, TailTheory, Throughput,
@@ -8,8 +8,6 @@ use crate::results::{
 use crate::run::checkpoint::Checkpoints;
 use crate::run::goals::goals;
 use crate::run::migrate::MigrationRecord;
-use crate::run::samples::Sampler;
-use crate::run::trace::Trace;
 use std::time::SystemTime;
 
 impl Recorder {

@@ -4,16 +4,21 @@
 
 mod as_json;
 mod figures;
+mod requests;
+mod samples;
+mod state_hash;
+mod sums;
+mod trace;
 mod watch;
+
+pub(super) use requests::{RequestSums, Requests};
+pub(super) use samples::Sampler;
+pub(super) use sums::{NodeLoadSums, NodeLoadTotals};
+pub(super) use trace::Trace;
 
 use super::checkpoint::{AllSums, Checkpoints};
 use super::demand::Demand;
 use super::migrate::MigrationRecord;
-use super::requests::Requests;
-use super::samples::Sampler;
-use super::state_hash::StateHash;
-use super::sums::{FlockSums, NodeLoadSums, PlaySums};
-use super::trace::Trace;
 use super::width_control::WidthChange;
 use crate::dispatch::Served;
 use crate::results::checkpoint::{Latest, LoggedRow, RowLog};
@@ -27,6 +32,8 @@ use agents::flock::motion::LayerMotion;
 use agents::flock::plane::Plane;
 use agents::queueing::ForkJoin;
 use serde::{Deserialize, Serialize};
+use state_hash::StateHash;
+use sums::{FlockSums, PlaySums};
 
 /// Rows and sums of a run.
 pub(super) struct Recorder {

@@ -1,9 +1,5 @@
 //! Records how requests ended: a row each, the histograms of their times, and the sums.
 
-use super::decode::{Answer, StepDone};
-use super::decoding::Decoding;
-use super::demand::Demand;
-use super::serve::Refusal;
 use crate::measure::Latency;
 use crate::measure::latency::Interval;
 use crate::results::checkpoint::RowLog;
@@ -11,6 +7,10 @@ use crate::results::{
     BatchTimes, GeneratorLag, Outcomes, RequestRow, ResultsError, RunDir, Snapshot, Summary,
     TableWriter,
 };
+use crate::run::decode::{Answer, StepDone};
+use crate::run::decoding::Decoding;
+use crate::run::demand::Demand;
+use crate::run::serve::Refusal;
 use crate::scenario::Scenario;
 use agents::ids::{RequestId, StepId};
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ const OK: &str = "ok";
 const LATE: &str = "late";
 
 /// Rows and sums of a run's requests.
-pub(super) struct Requests {
+pub(in crate::run) struct Requests {
     table: TableWriter<RequestRow>,
     tokens_per_request: u64,
     late_after_ns: u64,
@@ -35,14 +35,14 @@ pub(super) struct Requests {
     restored_step: Option<u64>,
     sums: RequestSums,
     /// Rows of both tables since the last checkpoint; none where there are no checkpoints.
-    pub(super) log: Option<RowLog>,
+    pub(in crate::run) log: Option<RowLog>,
     /// The first error of the table's writer.
     failure: Option<ResultsError>,
 }
 
 /// What is summed over requests.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct RequestSums {
+pub(in crate::run) struct RequestSums {
     latency: Latency,
     generator_lag: Latency,
     batches: BatchTimes,
@@ -61,7 +61,7 @@ pub(super) struct RequestSums {
 
 impl RequestSums {
     /// When serving began, on the run's clock.
-    pub(super) fn serving_from_ns(&self) -> u64 {
+    pub(in crate::run) fn serving_from_ns(&self) -> u64 {
         self.serving_ns.start
     }
 }
@@ -71,7 +71,7 @@ impl Requests {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub(super) fn open(
+    pub(in crate::run) fn open(
         dir: &RunDir,
         scenario: &Scenario,
         tokens_per_request: usize,
@@ -92,12 +92,12 @@ impl Requests {
     }
 
     /// Everything but the rows.
-    pub(super) fn sums(&self) -> &RequestSums {
+    pub(in crate::run) fn sums(&self) -> &RequestSums {
         &self.sums
     }
 
     /// Goes on from these.
-    pub(super) fn recall(&mut self, sums: RequestSums) {
+    pub(in crate::run) fn recall(&mut self, sums: RequestSums) {
         self.sums = sums;
     }
 
@@ -105,7 +105,7 @@ impl Requests {
     ///
     /// # Errors
     /// The table cannot be written.
-    pub(super) fn restore(&mut self, row: RequestRow) -> Result<(), ResultsError> {
+    pub(in crate::run) fn restore(&mut self, row: RequestRow) -> Result<(), ResultsError> {
         let is_answered = row.outcome == OK || row.outcome == LATE;
         let step = row.step.filter(|_| is_answered && !self.closes_ns.is_empty());
         if let (Some(step), Ok(request)) = (step, u32::try_from(row.request)) {
@@ -118,31 +118,31 @@ impl Requests {
     }
 
     /// Requests that mean to arrive by `now_ns` and have not ended.
-    pub(super) fn waiting(&self, intended_ns: &[u64], now_ns: u64) -> u64 {
+    pub(in crate::run) fn waiting(&self, intended_ns: &[u64], now_ns: u64) -> u64 {
         let arrived_ns = now_ns.saturating_sub(self.sums.serving_ns.start);
         let arrived = intended_ns.partition_point(|at| *at <= arrived_ns) as u64;
         arrived.saturating_sub(u64::from(self.sums.next_request) + self.sums.ended.len() as u64)
     }
 
     /// Notes when serving starts.
-    pub(super) fn serving_from(&mut self, now_ns: u64) {
+    pub(in crate::run) fn serving_from(&mut self, now_ns: u64) {
         self.sums.serving_ns = now_ns..now_ns;
     }
 
     /// Time from the start of serving to the end of the last batch, ns.
     #[must_use]
-    pub(super) fn span_ns(&self) -> u64 {
+    pub(in crate::run) fn span_ns(&self) -> u64 {
         self.sums.serving_ns.end - self.sums.serving_ns.start
     }
 
     /// Notes how long after it could have started a batch was started.
-    pub(super) fn released(&mut self, lag_ns: u64) {
+    pub(in crate::run) fn released(&mut self, lag_ns: u64) {
         self.sums.generator_lag.record(lag_ns);
         self.lag_ns = lag_ns;
     }
 
     /// Records the requests of a batch that were given up at `now_ns`, before work on it began.
-    pub(super) fn refused(
+    pub(in crate::run) fn refused(
         &mut self,
         requests: &[RequestId],
         why: Refusal,
@@ -162,7 +162,7 @@ impl Requests {
 
     /// Records the answered requests of a batch: `times_ns` from its start to its end on the run's
     /// clock, `intended_ns` from the start of serving, `losses` one a request where text is scored.
-    pub(super) fn batch(
+    pub(in crate::run) fn batch(
         &mut self,
         (step, requests): (StepId, Vec<RequestId>),
         intended_ns: &[u64],
@@ -203,13 +203,13 @@ impl Requests {
     }
 
     /// Records a step of continuous batching.
-    pub(super) fn step(&mut self, step: &StepDone) {
+    pub(in crate::run) fn step(&mut self, step: &StepDone) {
         self.sums.serving_ns.end = step.times_ns.end;
         self.sums.decoding.get_or_insert_default().step(step);
     }
 
     /// Records a request that has its whole answer.
-    pub(super) fn answer(&mut self, answer: Answer) {
+    pub(in crate::run) fn answer(&mut self, answer: Answer) {
         let Answer { request, length, step, intended_ns, finished_ns, .. } = answer;
         self.sums.serving_ns.end = finished_ns;
         let latency_ns = finished_ns.saturating_sub(intended_ns);
@@ -246,19 +246,19 @@ impl Requests {
 
     /// Batches as they closed and were served; none where there are none.
     #[must_use]
-    pub(super) fn batches(&self) -> Option<&BatchTimes> {
+    pub(in crate::run) fn batches(&self) -> Option<&BatchTimes> {
         (!self.closes_ns.is_empty()).then_some(&self.sums.batches)
     }
 
     /// The requests that were answered, batch by batch.
     #[must_use]
-    pub(super) fn answered(&self) -> &[Vec<RequestId>] {
+    pub(in crate::run) fn answered(&self) -> &[Vec<RequestId>] {
         &self.answered
     }
 
     /// Records as errors the requests that have arrived but will not be answered. Those that had
     /// not arrived yet are no requests of this run.
-    pub(super) fn give_up(&mut self, demand: &Demand, now_ns: u64) {
+    pub(in crate::run) fn give_up(&mut self, demand: &Demand, now_ns: u64) {
         if self.sums.serving_ns.is_empty() && self.sums.serving_ns.start == 0 {
             // Serving never began, so nothing has arrived.
             return;
@@ -317,25 +317,25 @@ impl Requests {
     }
 
     /// The first error of the writer, if any.
-    pub(super) fn failure(&mut self) -> Option<ResultsError> {
+    pub(in crate::run) fn failure(&mut self) -> Option<ResultsError> {
         self.failure.take()
     }
 
     /// Mean loss in nats a token and the tokens it was taken over; none where no text was scored.
     #[must_use]
-    pub(super) fn loss(&self) -> Option<(f64, u64)> {
+    pub(in crate::run) fn loss(&self) -> Option<(f64, u64)> {
         (self.sums.tokens_scored > 0)
             .then(|| (self.sums.loss / self.sums.tokens_scored as f64, self.sums.tokens_scored))
     }
 
     /// Tokens of requests that were answered, and of those that were answered in time.
     #[must_use]
-    pub(super) fn tokens(&self) -> (u64, u64) {
+    pub(in crate::run) fn tokens(&self) -> (u64, u64) {
         (self.sums.tokens_answered, self.sums.tokens_in_time)
     }
 
     /// Fills what was recorded so far into a snapshot.
-    pub(super) fn fill(&self, snapshot: &mut Snapshot) {
+    pub(in crate::run) fn fill(&self, snapshot: &mut Snapshot) {
         let sums = &self.sums;
         snapshot.outcomes = sums.outcomes;
         snapshot.answered = sums.outcomes.ok + sums.outcomes.late;
@@ -348,7 +348,7 @@ impl Requests {
     }
 
     /// Fills what was recorded into `summary`.
-    pub(super) fn sum_up(&self, summary: &mut Summary) {
+    pub(in crate::run) fn sum_up(&self, summary: &mut Summary) {
         summary.latency_ns = self.sums.latency.quantiles();
         summary.generator_lag_ns = (self.sums.generator_lag.count() > 0)
             .then(|| GeneratorLag::of(&self.sums.generator_lag, &self.sums.latency));
@@ -362,7 +362,11 @@ impl Requests {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub(super) fn finish(self, dir: &RunDir, started_at: SystemTime) -> Result<(), ResultsError> {
+    pub(in crate::run) fn finish(
+        self,
+        dir: &RunDir,
+        started_at: SystemTime,
+    ) -> Result<(), ResultsError> {
         let duration_ns = self.span_ns();
         self.table.finish()?;
         let write = |name: &str, latency: Latency| {

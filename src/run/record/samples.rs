@@ -1,15 +1,15 @@
 //! What orders asked and how long they took, for `nashflock fit`.
 
-use super::rounds::Round;
 use crate::dispatch::work_of;
 use crate::results::{ObservedRow, ResultsError, RunDir, TableWriter};
+use crate::run::rounds::Round;
 use agents::expert::Expert;
 use agents::ids::{ExpertId, LayerId};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Writes `observed.parquet`; holds the rows of one step.
-pub(super) struct Sampler {
+pub(in crate::run) struct Sampler {
     table: TableWriter<ObservedRow>,
     /// Encoded bytes of each layer's experts.
     expert_bytes: Vec<Vec<u64>>,
@@ -23,7 +23,7 @@ pub(super) struct Sampler {
 impl Sampler {
     /// # Errors
     /// The table cannot be made.
-    pub(super) fn start(
+    pub(in crate::run) fn start(
         dir: &RunDir,
         experts: &[Vec<Arc<Expert>>],
         width: usize,
@@ -39,7 +39,7 @@ impl Sampler {
         })
     }
 
-    pub(super) fn round(&mut self, round: &Round<'_>) {
+    pub(in crate::run) fn round(&mut self, round: &Round<'_>) {
         let (layer, orders) = (round.layer, &round.decision.orders.nodes);
         let last_ns = round.legs.iter().map(|(_, leg_ns)| *leg_ns).max().unwrap_or(0);
         self.rounds.push((round.times.replied_ns, last_ns));
@@ -72,7 +72,7 @@ impl Sampler {
     }
 
     /// A step has ended: what was in it but for the nodes is the coordinator's time.
-    pub(super) fn step_ended(&mut self, times_ns: &Range<u64>) {
+    pub(in crate::run) fn step_ended(&mut self, times_ns: &Range<u64>) {
         let mut from_ns = times_ns.start;
         let mut own_ns: Vec<u64> = Vec::with_capacity(self.rounds.len());
         for (replied_ns, last_ns) in self.rounds.drain(..) {
@@ -92,7 +92,7 @@ impl Sampler {
 
     /// # Errors
     /// The first of all.
-    pub(super) fn finish(self) -> Result<(), ResultsError> {
+    pub(in crate::run) fn finish(self) -> Result<(), ResultsError> {
         self.failure.map_or_else(|| self.table.finish(), Err)
     }
 

@@ -12,7 +12,7 @@ const PIECE_BYTES: usize = 16 << 10;
 
 /// The tree of BLAKE3 (section 2.1 of its paper) over whole pieces, and the bytes after them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct StateHash {
+pub(in crate::run) struct StateHash {
     /// Chaining values of complete subtrees, the largest first: one for each bit of `pieces`.
     subtrees: Vec<ChainingValue>,
     /// Whole pieces so far.
@@ -22,7 +22,7 @@ pub(super) struct StateHash {
 }
 
 impl StateHash {
-    pub(super) fn update(&mut self, mut bytes: &[u8]) {
+    pub(in crate::run) fn update(&mut self, mut bytes: &[u8]) {
         while self.tail.len() + bytes.len() > PIECE_BYTES {
             let (now, later) = bytes.split_at(PIECE_BYTES - self.tail.len());
             self.tail.extend_from_slice(now);
@@ -33,7 +33,7 @@ impl StateHash {
     }
 
     /// The hash of all bytes so far.
-    pub(super) fn finalize(&self) -> Hash {
+    pub(in crate::run) fn finalize(&self) -> Hash {
         let Some((first, between)) = self.subtrees.split_first() else {
             return blake3::hash(&self.tail);
         };

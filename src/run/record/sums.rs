@@ -13,7 +13,7 @@ const CONVERGED_GAP: f64 = 1e-4;
 
 /// The router over all rounds.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct PlaySums {
+pub(in crate::run) struct PlaySums {
     rounds: u64,
     tokens: u64,
     iterations: u64,
@@ -36,7 +36,7 @@ pub(super) struct PlaySums {
 
 impl PlaySums {
     /// Adds one round.
-    pub(super) fn add(
+    pub(in crate::run) fn add(
         &mut self,
         play: &PlayReport,
         tokens: u64,
@@ -66,12 +66,12 @@ impl PlaySums {
     }
 
     /// Rounds added.
-    pub(super) fn rounds(&self) -> u64 {
+    pub(in crate::run) fn rounds(&self) -> u64 {
         self.rounds
     }
 
     /// The figures of the summary; `gap_max` is the scenario's goal.
-    pub(super) fn convergence(&self, router: &str, gap_max: Option<f64>) -> Convergence {
+    pub(in crate::run) fn convergence(&self, router: &str, gap_max: Option<f64>) -> Convergence {
         let mean = |sum: f64| (self.tokens > 0).then(|| sum / self.tokens as f64);
         let worst = |value: f64| (self.rounds > 0 && value.is_finite()).then_some(value);
         Convergence {
@@ -95,7 +95,7 @@ impl PlaySums {
     }
 
     /// The plays against the social optimum; without figures unless every round had them.
-    pub(super) fn social(&self) -> SocialFigures {
+    pub(in crate::run) fn social(&self) -> SocialFigures {
         let finite = |value: f64| value.is_finite().then_some(value);
         let whole = self.social.filter(|_| self.social_rounds == self.rounds);
         whole.map_or_else(SocialFigures::default, |sum| SocialFigures {
@@ -109,7 +109,7 @@ impl PlaySums {
 
 /// The flock over the first and the last quarter of a run: one batch alone is mostly noise.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct FlockSums {
+pub(in crate::run) struct FlockSums {
     steps: usize,
     first: Quarter,
     last: Quarter,
@@ -126,12 +126,12 @@ struct Quarter {
 
 impl FlockSums {
     /// For a run of `steps` batches.
-    pub(super) fn over(steps: usize) -> Self {
+    pub(in crate::run) fn over(steps: usize) -> Self {
         Self { steps, ..Self::default() }
     }
 
     /// Adds one round of batch `step` with `tokens` tokens.
-    pub(super) fn add(&mut self, step: usize, tokens: u64, report: &FlockReport) {
+    pub(in crate::run) fn add(&mut self, step: usize, tokens: u64, report: &FlockReport) {
         let quarter = self.steps.div_ceil(4);
         if step < quarter {
             self.first.add(tokens, report);
@@ -142,7 +142,7 @@ impl FlockSums {
     }
 
     /// The figures of the summary; none where no flock flew.
-    pub(super) fn comparison(&self) -> Option<FlockComparison> {
+    pub(in crate::run) fn comparison(&self) -> Option<FlockComparison> {
         let finite = |value: f64| (self.last.tokens > 0 && value.is_finite()).then_some(value);
         (self.first.tokens > 0).then(|| FlockComparison {
             epsilon_nash: finite(self.last.epsilon_nash),
@@ -167,16 +167,16 @@ impl Quarter {
 }
 
 /// The nodes over all rounds: sums of largest node loads, in pairs.
-pub(super) struct NodeLoadSums {
+pub(in crate::run) struct NodeLoadSums {
     /// Room for copies by layer and node.
     slots: Vec<Vec<usize>>,
     round_robin: RoundRobin,
-    pub(super) totals: NodeLoadTotals,
+    pub(in crate::run) totals: NodeLoadTotals,
 }
 
 /// Sums of largest node loads, in pairs.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct NodeLoadTotals {
+pub(in crate::run) struct NodeLoadTotals {
     pairs: u64,
     largest: u64,
     dispatch_bound: u64,
@@ -187,12 +187,12 @@ pub(super) struct NodeLoadTotals {
 
 impl NodeLoadSums {
     /// For the slots of each layer's nodes.
-    pub(super) fn over(slots: Vec<Vec<usize>>, round_robin: RoundRobin) -> Self {
+    pub(in crate::run) fn over(slots: Vec<Vec<usize>>, round_robin: RoundRobin) -> Self {
         Self { slots, round_robin, totals: NodeLoadTotals::default() }
     }
 
     /// Adds one round of a layer, whose experts got `loads`.
-    pub(super) fn add(&mut self, layer: LayerId, loads: &[u32], report: &NodeLoadReport) {
+    pub(in crate::run) fn add(&mut self, layer: LayerId, loads: &[u32], report: &NodeLoadReport) {
         let totals = &mut self.totals;
         totals.pairs += report.loads.iter().sum::<u64>();
         totals.largest += report.max();
@@ -213,7 +213,7 @@ impl NodeLoadSums {
     }
 
     /// The figures of the summary.
-    pub(super) fn served(&self) -> ServedNodeLoads {
+    pub(in crate::run) fn served(&self) -> ServedNodeLoads {
         let nodes = self.slots.first().map_or(0, Vec::len) as f64;
         let totals = &self.totals;
         let over_mean =

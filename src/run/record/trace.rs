@@ -1,7 +1,7 @@
 //! What a run did when, round by round, for a trace viewer.
 
-use super::timeline::{Took, What};
 use crate::results::{ResultsError, RunDir, TraceWriter, Track};
+use crate::run::timeline::{Took, What};
 use agents::ids::NodeId;
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ const BATCHES: Track = Track { process: 0, row: 1 };
 const REQUESTS: Track = Track { process: 0, row: 2 };
 
 /// Draws rounds, batches and requests. The first error ends it, and is told when the run has ended.
-pub(super) struct Trace {
+pub(in crate::run) struct Trace {
     writer: TraceWriter,
     failure: Option<ResultsError>,
 }
@@ -18,7 +18,7 @@ pub(super) struct Trace {
 impl Trace {
     /// # Errors
     /// The file cannot be written.
-    pub(super) fn start(dir: &RunDir, nodes: usize) -> Result<Self, ResultsError> {
+    pub(in crate::run) fn start(dir: &RunDir, nodes: usize) -> Result<Self, ResultsError> {
         let mut writer = TraceWriter::create(dir.path().join("trace.json"))?;
         for (track, row) in [(STAGES, "stages"), (BATCHES, "batches"), (REQUESTS, "requests")] {
             writer.name(track, "coordinator", row)?;
@@ -29,7 +29,7 @@ impl Trace {
         Ok(Self { writer, failure: None })
     }
 
-    pub(super) fn took(&mut self, took: &Took) {
+    pub(in crate::run) fn took(&mut self, took: &Took) {
         let Took { what, from_ns, to_ns } = *took;
         let times_ns = (from_ns, to_ns);
         let written = match what {
@@ -69,7 +69,7 @@ impl Trace {
 
     /// # Errors
     /// The first of all.
-    pub(super) fn finish(self) -> Result<(), ResultsError> {
+    pub(in crate::run) fn finish(self) -> Result<(), ResultsError> {
         self.failure.map_or_else(|| self.writer.finish(), Err)
     }
 }
