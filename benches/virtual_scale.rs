@@ -31,6 +31,9 @@ fn main() -> Result<(), Failure> {
     if sections.has("rack-loss") {
         bench.rack_loss()?;
     }
+    if sections.has("rack-uplinks") {
+        bench.rack_uplinks()?;
+    }
     if sections.has("azure-code") {
         bench.azure_code()?;
     }
@@ -252,6 +255,44 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// Uplinks of ever less bandwidth, and what keeps to few racks.
+    fn rack_uplinks(&self) -> Result<(), Failure> {
+        println!("## Uplinks of racks\n");
+        println!(
+            "`scenarios/rack-uplinks.toml`: 1024 nodes in racks of 32, 256 front ends, 40-token requests at 10^6 a \
+             second; ports of 400 Gbit/s. A rack sends to others what its 32 ports could over the ratio; without a ratio \
+             nothing is shared, the control. Requests may ask anybody, hosts of their own rack first, or the experts of \
+             so many racks, their own first. Bytes are those that leave racks for each token; gap and score loss are those \
+             of the joint play, who keeps to few racks gives up affinity for \
+             it: displaced are the requests that did.\n"
+        );
+        println!(
+            "| ratio | experts | bytes | links busy | busiest | wait at a link | p50 | p99 | displaced | gap | score loss |"
+        );
+        println!("|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+        for (ratio, gbit_per_s) in
+            [("none", 0), ("2 to 1", 6400), ("3 to 1", 4267), ("4 to 1", 3200)]
+        {
+            for (name, own_rack, racks_max) in [
+                ("anywhere", false, 0),
+                ("own rack first", true, 0),
+                ("4 racks", true, 4),
+                ("2 racks", true, 2),
+                ("own rack alone", true, 1),
+            ] {
+                let sets = [
+                    format!("virtual.rack_gbit_per_s={gbit_per_s}"),
+                    format!("virtual.blocks.own_rack={own_rack}"),
+                    format!("virtual.blocks.racks_max={racks_max}"),
+                ];
+                let ran = self.run("rack-uplinks.toml", &sets)?;
+                uplinks_row(ratio, name, &ran);
+            }
+        }
+        println!();
+        Ok(())
+    }
+
     /// Only where the trace is at hand.
     fn azure_code(&self) -> Result<(), Failure> {
         let trace =
@@ -288,6 +329,33 @@ impl Bench<'_> {
         println!();
         Ok(())
     }
+}
+
+fn uplinks_row(ratio: &str, name: &str, ran: &Ran) {
+    let (blocks, play) = (ran.blocks(), ran.worst(|joint| joint.played));
+    let virtual_time = ran.summary.virtual_time.as_ref().expect("a run of virtual nodes");
+    let latency = &ran.summary.latency_ns;
+    let ms = |ns: Option<u64>| ns.unwrap_or(0) as f64 / 1e6;
+    let links = virtual_time.uplinks.first().map_or_else(
+        || "| – | – | – | – ".to_owned(),
+        |of| {
+            format!(
+                "| {:.0} | {:.1} % | {:.1} % | {:.1} µs ",
+                of.bytes as f64 / blocks.tokens.arrived as f64,
+                of.busy_mean * 100.0,
+                of.busy_max * 100.0,
+                of.wait_mean_ns.unwrap_or(0.0) / 1e3
+            )
+        },
+    );
+    println!(
+        "| {ratio} | {name} {links}| {:.3} ms | {:.3} ms | {:.1} % | {:.2} % | {:.2} % |",
+        ms(latency.p50),
+        ms(latency.p99),
+        100.0 * blocks.displaced as f64 / ran.summary.outcomes.total().max(1) as f64,
+        play.relative_gap * 100.0,
+        play.score_loss * 100.0
+    );
 }
 
 fn play_row(name: &str, play: &JointPlayFigures) {

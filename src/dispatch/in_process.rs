@@ -163,8 +163,7 @@ impl Dispatch for InProcess {
         Served {
             nodes,
             faults: Faults { pairs: self.pairs, ..Faults::default() },
-            fork_join: None,
-            membership: None,
+            ..Served::default()
         }
     }
 

@@ -35,6 +35,7 @@ pub use virtual_nodes::{Coordinator, Virtual, VirtualSettings};
 pub(crate) use work::work_of;
 
 use agents::{
+    cluster::Passed,
     expert::Expert,
     ids::{ExpertId, LayerId, NodeId},
     orders::{NodeReply, Orders, PairGates, Replies},
@@ -164,6 +165,9 @@ pub struct Served {
     pub fork_join: Option<ForkJoin>,
     /// Who came and went, where nodes do.
     pub membership: Option<MembershipCounts>,
+    /// What passed links between racks and pods, by their numbers; empty where there are none.
+    #[serde(default)]
+    pub links: Vec<Passed>,
 }
 
 /// Faults that were survived, and what that cost. Pairs are token–expert pairs.

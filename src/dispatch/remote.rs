@@ -445,7 +445,7 @@ impl Dispatch for Remote {
         };
         let nodes = self.peers.iter().enumerate().map(stats).collect();
         let fork_join = Some(self.fork_join.clone());
-        Served { nodes, faults: self.faults, fork_join, membership: None }
+        Served { nodes, faults: self.faults, fork_join, ..Served::default() }
     }
 
     async fn close(self) -> Served {

@@ -1,6 +1,7 @@
 //! What nodes did over a run that went on with another dispatcher.
 
 use super::{Faults, MembershipCounts, NodeStats, Served};
+use agents::cluster::Passed;
 use std::collections::BTreeMap;
 
 impl Served {
@@ -19,6 +20,10 @@ impl Served {
             node.received_bytes += before.received_bytes;
         }
         self.nodes = nodes.into_values().collect();
+        if self.links.len() < earlier.links.len() {
+            self.links.resize(earlier.links.len(), Passed::default());
+        }
+        self.links.iter_mut().zip(&earlier.links).for_each(|(sum, before)| sum.add(before));
         self.faults = self.faults.plus(&earlier.faults);
         match (&mut self.fork_join, &earlier.fork_join) {
             (Some(times), Some(before)) => times.merge(before),

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::measure::Clock;
 use agents::cluster::{
-    Cores, Hardware, Network, Node, Noise, Port, Served as Answer, Stream, StreamKey, Work,
+    Cores, Hardware, Link, LinkIds, LinkUse, Network, Node, Noise, Port, Served as Answer, Stream,
+    StreamKey, Work,
 };
 use agents::ids::{ExpertId, LayerId, NodeId};
 use agents::orders::{Combine, NodeOrder, NodeReply, Orders, PairGates, Replies};
@@ -45,6 +46,14 @@ pub struct VirtualSettings {
     pub shared_cores: u32,
     /// Of the ways of questions.
     pub seed: u64,
+}
+
+impl VirtualSettings {
+    /// Links between racks and pods.
+    #[must_use]
+    pub fn links(&self) -> LinkIds {
+        LinkIds::new(&self.hardware.network, self.nodes)
+    }
 }
 
 /// How long the coordinator takes before it sends a round's orders: `(round + tokens · token + step + tokens · step
@@ -97,6 +106,7 @@ pub struct Virtual {
     factor: f64,
     /// The network of steps that take as long as they are said to.
     network: Network,
+    links: LinkUse,
     port: Port,
     ways: Stream,
     sequence: u64,
@@ -115,6 +125,8 @@ struct Event {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
+    /// Its first byte, or that of its answer, is at a link between racks or pods.
+    Passing { link: Link, is_answer: bool },
     /// Its first byte is at the node.
     Asked,
     /// The first byte of its answer is back.
@@ -162,6 +174,7 @@ impl Virtual {
             round: 0,
             factor: 1.0,
             network: with.hardware.network.clone(),
+            links: LinkUse::new(0..with.links().count(), u64::MAX),
             port: Port::default(),
             ways: StreamKey::new(with.seed, "cluster front ways").stream(0, 0),
             sequence: 0,
@@ -193,20 +206,41 @@ impl Virtual {
         Some(event)
     }
 
+    /// A message, or its answer, that would be at its goal at `at_ns` if it waited at no link meets the first of
+    /// these, or is there.
+    fn on_its_way(&mut self, sequence: u64, (node, is_answer): (NodeId, bool), at_ns: u64) {
+        let first = self.with.hardware.network.first_link(way(node, is_answer), at_ns);
+        let (what, at_ns) = match first {
+            Some((link, at_ns)) => (What::Passing { link, is_answer }, at_ns),
+            None => (arrival(is_answer), at_ns),
+        };
+        self.events.push(Reverse(Event { at_ns, sequence, what }));
+    }
+
     /// Carries a message one event further; gives it when it has ended, and whether it was answered.
     fn follow(&mut self, event: Event) -> Option<(Message, bool)> {
         let Event { at_ns, sequence, what } = event;
         let message = self.messages.get_mut(&sequence)?;
-        let hardware = &self.with.hardware;
+        let (hardware, ids) = (&self.with.hardware, self.with.links());
         let mut then = |at_ns, what| self.events.push(Reverse(Event { at_ns, sequence, what }));
         match what {
+            What::Passing { link, is_answer } => {
+                let Message { node, work, .. } = *message;
+                let (network, way) = (&hardware.network, way(node, is_answer));
+                let bytes = if is_answer { work.reply_bytes } else { work.request_bytes };
+                let left_ns = self.links.pass(network, (ids.id(link), link), at_ns, bytes);
+                let next = network.next_link(Some(link), way);
+                let next = next.map(|link| What::Passing { link, is_answer });
+                then(left_ns + network.hop_ns(way), next.unwrap_or(arrival(is_answer)));
+                None
+            }
             What::Asked => {
                 let Message { node: at, work, .. } = *message;
                 let on = (&mut self.nodes[at.index()], &mut self.cores, self.factor);
                 match hardware.serve_on(at, on, COORDINATOR, at_ns, &work) {
                     Answer::Answered { at_ns, service_ns, .. } => {
                         message.service_ns = service_ns;
-                        then(at_ns, What::Returned);
+                        self.on_its_way(sequence, (at, true), at_ns);
                     }
                     Answer::Broken { at_ns } => then(at_ns, What::Broken),
                     Answer::Silent => {
@@ -225,6 +259,15 @@ impl Virtual {
             What::Broken => self.messages.remove(&sequence).map(|message| (message, false)),
         }
     }
+}
+
+/// From the coordinator to a node, or back.
+fn way(node: NodeId, is_answer: bool) -> (u32, u32) {
+    if is_answer { (node.0, COORDINATOR) } else { (COORDINATOR, node.0) }
+}
+
+fn arrival(is_answer: bool) -> What {
+    if is_answer { What::Returned } else { What::Asked }
 }
 
 /// A delivery under way.
@@ -277,7 +320,7 @@ impl UnderWay<'_, '_> {
             let at_ns = network.sent(&mut with.port, now_ns, way, bytes, &mut with.ways);
             if !with.with.hardware.is_lost(node, COORDINATOR, now_ns, sequence << 1) {
                 with.messages.insert(sequence, Message { node, work, service_ns: 0 });
-                with.events.push(Reverse(Event { at_ns, sequence, what: What::Asked }));
+                with.on_its_way(sequence, (node, false), at_ns);
             }
             with.loads.sent(sequence, node, work.pairs as usize, now_ns);
             with.ledgers.entry(node).or_default().sent_bytes += bytes;
@@ -386,6 +429,7 @@ impl Dispatch for Virtual {
             let network = &self.with.hardware.network;
             let (way, now_ns) = ((COORDINATOR, shard.node.0), self.clock.now_ns());
             let first = network.sent(&mut self.port, now_ns, way, of_shard, &mut self.ways);
+            let first = self.links.pass_all(network, self.with.links(), (way, first), of_shard);
             done_ns = done_ns.max(network.received(&mut Port::default(), first, of_shard));
             bytes += of_shard;
         }
@@ -466,6 +510,7 @@ impl Dispatch for Virtual {
             faults: self.faults,
             fork_join: Some(self.fork_join.clone()),
             membership: None,
+            links: self.links.links().copied().collect(),
         }
     }
 

@@ -111,10 +111,13 @@ pub fn game_differences(run: &RunDir, again: &RunDir) -> Result<Vec<Difference>,
 
 /// What a run of token blocks came to, times too, which are virtual; none of another run.
 fn blocks(summary: &Summary) -> Option<Value> {
-    let blocks = summary.virtual_time.as_ref()?.blocks.as_ref()?;
+    let virtual_time = summary.virtual_time.as_ref()?;
+    let (blocks, uplinks) = (virtual_time.blocks.as_ref()?, &virtual_time.uplinks);
     // What simulating took of this machine is of the machine, and the number of threads.
     let blocks = BlockFigures { machine_ns: 0, bytes: 0, ..blocks.clone() };
-    Some(json!({"latency_ns": summary.latency_ns, "virtual_time": {"blocks": blocks}}))
+    Some(
+        json!({"latency_ns": summary.latency_ns, "virtual_time": {"blocks": blocks, "uplinks": uplinks}}),
+    )
 }
 
 /// Without times and payload.

@@ -56,6 +56,12 @@ pub(super) fn bytes_per_s(rate: Option<f64>) -> String {
         .map_or_else(|| ABSENT.to_owned(), |rate| format!("{}/s", bytes(rate.round() as u64)))
 }
 
+/// A mean duration in ns, rounded to one.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+pub(super) fn mean_duration(ns: Option<f64>) -> String {
+    duration(ns.filter(|ns| ns.is_finite()).map(|ns| ns.round() as u64))
+}
+
 /// A duration given in ns.
 pub(super) fn duration(ns: Option<u64>) -> String {
     ns.map_or_else(

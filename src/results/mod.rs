@@ -42,7 +42,8 @@ pub use summary::{
     LimitFigure, LoadsFrom, MembershipFigures, Memory, MigrationFigures, MotionFigures,
     NodeFigures, Outcomes, Pairs, PlacementFigures, PrecisionFigures, PruningFigures, Quality,
     QueueTheory, ReallocationFigures, ResponseQuantile, ServedNodeLoads, SocialFigures, Status,
-    StepTheory, StretchFigures, Summary, TailTheory, Throughput, TokenFigures, VirtualTime,
+    StepTheory, StretchFigures, Summary, TailTheory, Throughput, TokenFigures, UplinkFigures,
+    UplinkStretch, VirtualTime,
 };
 pub use table::summary_table;
 pub use timeline::{NodeTimeline, TIMELINE_NODES_MAX, Timeline};

@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use super::BlockFigures;
-use super::format::{bytes, bytes_per_s, count, duration, nats, number, percent};
+use super::format::{bytes, bytes_per_s, count, duration, mean_duration, nats, number, percent};
 use super::summary::{FaultFigures, GeneratorLag, MembershipFigures, Quality, Status, Summary};
+use super::{BlockFigures, UplinkFigures};
 
 /// At most 25 lines of plain text: what was measured, the figure, and what to hold it against.
 #[must_use]
@@ -125,6 +125,7 @@ pub fn summary_table(summary: &Summary) -> String {
         if let Some(blocks) = &of.blocks {
             block_rows(blocks, &mut row);
         }
+        uplink_rows(&of.uplinks, &mut row);
     }
     let rate = &summary.throughput;
     row(
@@ -317,6 +318,19 @@ fn aligned(summary: &Summary, rows: &[[String; 3]]) -> String {
 }
 
 /// What blocks of tokens at many front ends came to.
+fn uplink_rows(uplinks: &[UplinkFigures], row: &mut impl FnMut(&str, String, String)) {
+    for of in uplinks {
+        let text = format!(
+            "of the time, {} the busiest, {} to 1; a message waits {}; {}",
+            percent(Some(of.busy_max)),
+            number(Some(of.oversubscription)),
+            mean_duration(of.wait_mean_ns),
+            bytes(of.bytes)
+        );
+        row(&format!("{} links, {}", of.level, of.direction), percent(Some(of.busy_mean)), text);
+    }
+}
+
 fn block_rows(blocks: &BlockFigures, row: &mut impl FnMut(&str, String, String)) {
     let seconds = blocks.machine_ns.max(1) as f64 / 1e9;
     let text = format!(

@@ -4,6 +4,7 @@ use super::demand::Arrivals;
 use super::files::RunFiles;
 use super::goals::goals;
 use super::materials::files_of;
+use super::uplinks;
 use super::virtual_nodes::{hardware, whole};
 use super::{CutRun, PlanError, RunEnd, RunSettings};
 use crate::measure::{Clock, LatencyQuantiles};
@@ -121,6 +122,7 @@ fn cluster(scenario: &Scenario) -> Result<Settings, PlanError> {
         expert_bytes: whole(weights * blocks.weight_bits / 8.0),
         choice: if blocks.two_choices { ReplicaChoice::TwoChoices } else { ReplicaChoice::Random },
         racks_max: (blocks.racks_max > 0).then_some(blocks.racks_max),
+        own_rack: blocks.own_rack,
         pricing,
         patience_ns: blocks.patience_ms.map(|ms| whole(ms * MS)),
         again_max: blocks.again_max,
@@ -192,8 +194,12 @@ fn fill(
     }
     let figures = figures(cluster, (report, joint), machine_ns);
     let nodes = u64::from(cluster.nodes);
+    let links: Vec<_> = report.links.links().copied().collect();
+    let stretches = (report.links.stretches(), cluster.stretch_ns);
+    let network = &cluster.hardware.network;
+    let uplinks = uplinks::figures(network, cluster.nodes, &links, report.end_ns, stretches);
     summary.virtual_time =
-        Some(VirtualTime { nodes, span_ns: report.end_ns, blocks: Some(figures) });
+        Some(VirtualTime { nodes, span_ns: report.end_ns, blocks: Some(figures), uplinks });
     summary.goals = goals(&scenario.goals, summary);
 }
 
@@ -279,7 +285,17 @@ fn limits(cluster: &Settings, report: &Report, tally: &Tally) -> Vec<LimitFigure
     let bytes_per_s = cluster.hardware.network.bytes_per_ns * 1e9;
     let wire =
         f64::from(cluster.fronts) * bytes_per_s / (cluster.top_k as f64 * cluster.row_bytes as f64);
-    vec![
+    let links = report.links.links().map(|link| link.busy_ns).max().unwrap_or(0);
+    let busiest_link = links as f64 / report.end_ns.max(1) as f64;
+    let shared = (busiest_link > 0.0).then(|| {
+        figure(
+            "tokens a second, uplinks",
+            Some(rate),
+            Some(rate / busiest_link),
+            "at which the busiest link of a rack or pod would never rest",
+        )
+    });
+    let mut figures = vec![
         figure(
             "wait at a node, ns",
             Some(report.wait_mean_ns()),
@@ -310,7 +326,9 @@ fn limits(cluster: &Settings, report: &Report, tally: &Tally) -> Vec<LimitFigure
             Some(wire),
             "at which the front ends' ports would never rest: k rows a token each way",
         ),
-    ]
+    ];
+    figures.extend(shared);
+    figures
 }
 
 /// Quantiles of times in buckets that are 3 % wide, each rounded up.

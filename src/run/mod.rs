@@ -30,6 +30,7 @@ mod rules;
 mod serve;
 mod shared;
 pub mod timeline;
+mod uplinks;
 mod virtual_nodes;
 mod width_control;
 
@@ -324,7 +325,10 @@ async fn play(
     if scenario.nodes.engine == Engine::Virtual {
         let nodes = u64::from(scenario.nodes.count);
         let span_ns = recorder.requests.span_ns();
-        summary.virtual_time = Some(VirtualTime { nodes, span_ns, blocks: None });
+        let network = virtual_nodes::network(&scenario.virtual_nodes);
+        let uplinks =
+            uplinks::figures(&network, scenario.nodes.count, &served.links, span_ns, (&[], 0));
+        summary.virtual_time = Some(VirtualTime { nodes, span_ns, blocks: None, uplinks });
     }
     if scenario.nodes.engine != Engine::InProcess {
         summary.faults = Some(plan::fault_figures(&served.faults));

@@ -3,7 +3,9 @@
 use crate::dispatch::{Coordinator, VirtualSettings};
 use crate::scenario::Scenario;
 use crate::scenario::file::{self, Shape, VirtualFault, VirtualNodes};
-use agents::cluster::{CrashRate, Fault, FaultPlan, Hardware, Network, Noise, Service, Topology};
+use agents::cluster::{
+    CrashRate, Fault, FaultPlan, Hardware, Network, Noise, Service, Topology, Uplinks,
+};
 use agents::ids::NodeId;
 use std::ops::Range;
 
@@ -42,7 +44,8 @@ pub(super) fn hardware(
     crashes_until_ns: u64,
 ) -> Hardware {
     const MIB: f64 = (1 << 20) as f64;
-    let topology = topology(with);
+    let network = network(with);
+    let topology = network.topology;
     let service = Service {
         setup_ns: with.setup_us * US,
         pair_ns: with.pair_us * US,
@@ -57,15 +60,6 @@ pub(super) fn hardware(
         node_deviation: with.node_deviation,
         slowness: (0..).map(NodeId).zip(with.node_factors.iter().copied()).collect(),
     };
-    let network = Network {
-        topology,
-        base_ns: [with.latency_us, with.latency_rack_us, with.latency_pod_us]
-            .map(|us| whole(us * US).max(1)),
-        jitter_ns: with.jitter_us * US,
-        jitter: Noise::Exponential,
-        bytes_per_ns: with.gbit_per_s / 8.0,
-        message_ns: whole(with.message_us * US),
-    };
     let faults: Vec<Fault> = with.faults.iter().map(fault).collect();
     const HOUR_NS: f64 = 3.6e12;
     let rate = CrashRate {
@@ -76,6 +70,27 @@ pub(super) fn hardware(
     let plan =
         FaultPlan::new(&faults, nodes, |node| topology.rack(node)).with_crashes(rate, nodes, seed);
     Hardware::new(service, network, plan, whole(with.detect_ms * MS), seed)
+}
+
+/// The ways between nodes.
+pub(super) fn network(with: &VirtualNodes) -> Network {
+    let link = |gbit_per_s: f64| (gbit_per_s > 0.0).then_some(gbit_per_s / 8.0);
+    let uplinks = Uplinks {
+        rack_bytes_per_ns: link(with.rack_gbit_per_s),
+        pod_bytes_per_ns: link(with.pod_gbit_per_s),
+    };
+    // Links part a way in up to five, of which each takes time.
+    let least_ns = if uplinks.are_none() { 1 } else { 5 };
+    Network {
+        topology: topology(with),
+        base_ns: [with.latency_us, with.latency_rack_us, with.latency_pod_us]
+            .map(|us| whole(us * US).max(least_ns)),
+        jitter_ns: with.jitter_us * US,
+        jitter: Noise::Exponential,
+        bytes_per_ns: with.gbit_per_s / 8.0,
+        message_ns: whole(with.message_us * US),
+        uplinks,
+    }
 }
 
 /// Constant where there are no factors.

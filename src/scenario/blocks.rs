@@ -25,6 +25,9 @@ pub struct Blocks {
     /// Racks that the experts of a request are in, at most, 0 to 1000000. Default 0: any number.
     #[schemars(range(max = 1_000_000))]
     pub racks_max: u32,
+    /// Whether hosts in a front end's own rack are asked before others, and that rack is the first of `racks_max`.
+    /// Default false.
+    pub own_rack: bool,
     /// Whether front ends price loads, by `game.cost` linear or polynomial; else plain top-k. Default true.
     pub prices: bool,
     /// Loads are counted and told by period, in ms, 0.001 to 1000000. Default 10.
@@ -73,6 +76,7 @@ impl Default for Blocks {
             weight_bits: 4.0,
             two_choices: false,
             racks_max: 0,
+            own_rack: false,
             prices: true,
             period_ms: 10.0,
             delay_ms: 1.0,

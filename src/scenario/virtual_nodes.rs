@@ -67,6 +67,13 @@ pub struct VirtualNodes {
     /// What a node sends, and at the same time receives, in Gbit/s, 0.000001 to 1000000. Default 25.
     #[schemars(range(min = 0.000_001, max = 1_000_000))]
     pub gbit_per_s: f64,
+    /// What a rack sends to other racks, and at the same time receives of them, in Gbit/s, `gbit_per_s` to 10^9: messages
+    /// of its nodes queue there. Default 0: as much as all its nodes together.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub rack_gbit_per_s: f64,
+    /// The same of a pod and other pods. Default 0: as much as all its nodes together.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub pod_gbit_per_s: f64,
     /// Work of sending and of receiving a message, in µs, 0 to 10^6. Default 2.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub message_us: f64,
@@ -124,6 +131,8 @@ impl Default for VirtualNodes {
             latency_pod_us: 80.0,
             jitter_us: 0.0,
             gbit_per_s: 25.0,
+            rack_gbit_per_s: 0.0,
+            pod_gbit_per_s: 0.0,
             message_us: 2.0,
             detect_ms: 1.0,
             coordinator_round_us: 0.0,

@@ -79,6 +79,72 @@ fn a_run_of_blocks_that_was_killed_starts_over_and_comes_to_the_same() {
     assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
 }
 
+#[test]
+fn who_keeps_to_its_own_rack_does_not_wait_at_uplinks_and_all_that_leaves_a_rack_enters_one() {
+    let folder = shipped();
+    let run = |out: &str, sets: &[&str]| {
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let few = ["--set", "load.requests=20000"];
+        let args = ["run", "scenarios/rack-uplinks.toml", "--json", "--out", out];
+        let ended = folder.nashflock(&[&args[..], &few, &sets].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let page = std::fs::read_to_string(folder.path(out).join("report.html")).expect("a page");
+        (ended.json(), page)
+    };
+    let (anywhere, page) = run("anywhere", &[]);
+    assert!(page.contains("id=\"uplinks\"") && page.contains("out of a rack"));
+    let own = ["virtual.blocks.own_rack=true", "virtual.blocks.racks_max=1"];
+    let (own, _) = run("own", &own);
+    let (shared, page) = run("shared", &["virtual.rack_gbit_per_s=0"]);
+    assert!(!page.contains("id=\"uplinks\"") && shared["virtual_time"].get("uplinks").is_none());
+    let links = |of: &Value, at: usize, key: &str| {
+        of["virtual_time"]["uplinks"][at][key].as_f64().unwrap_or_else(|| panic!("{key}: {of}"))
+    };
+    for of in [&anywhere, &own] {
+        for key in ["messages", "bytes"] {
+            assert_eq!(links(of, 0, key).to_bits(), links(of, 1, key).to_bits(), "{key}");
+        }
+        let bytes: u64 = of["virtual_time"]["uplinks"][0]["stretches"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|part| part["bytes"].as_u64().expect("bytes"))
+            .sum();
+        assert_eq!(of["virtual_time"]["uplinks"][0]["bytes"], bytes);
+    }
+    let p99 = |of: &Value| of["latency_ns"]["p99"].as_u64().expect("requests ended");
+    assert!(links(&anywhere, 0, "wait_mean_ns") > 0.0 && links(&anywhere, 0, "bytes") > 0.0);
+    assert_eq!(links(&own, 0, "messages").to_bits(), 0.0_f64.to_bits());
+    assert!(p99(&anywhere) > p99(&own) && p99(&anywhere) > p99(&shared));
+    let verified = folder.nashflock(&["verify", "anywhere"]);
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+}
+
+#[test]
+fn one_coordinator_asks_other_racks_through_uplinks_and_its_own_port_is_as_narrow() {
+    let folder = five_seconds();
+    let with = |out: &str, gbit_per_s: &str| {
+        let set = format!("virtual.rack_gbit_per_s={gbit_per_s}");
+        let port = "virtual.gbit_per_s=0.01";
+        folder.summary(out, &[&VIRTUAL[..], &["--set", port, "--set", &set]].concat())
+    };
+    let (none, wide, narrow) = (with("none", "0"), with("wide", "1000"), with("narrow", "0.01"));
+    for of in [&wide, &narrow] {
+        assert_eq!(of["state_hash"], none["state_hash"]);
+        let uplinks = of["virtual_time"]["uplinks"].as_array().expect("two directions");
+        assert_eq!(uplinks.len(), 2);
+        assert!(uplinks[0]["messages"].as_u64() > Some(0), "{of}");
+        assert_eq!(uplinks[0]["bytes"], uplinks[1]["bytes"]);
+        assert_eq!(uplinks[0]["links"], 3);
+    }
+    let max = |of: &Value| of["latency_ns"]["max"].as_u64().expect("requests ended");
+    assert_eq!(max(&wide), max(&none), "a link that nothing waits for takes no time");
+    // Answers that wait for a link would have waited for the coordinator's port.
+    assert_eq!(max(&narrow), max(&none));
+    let wait = |of: &Value| of["virtual_time"]["uplinks"][0]["wait_mean_ns"].as_f64();
+    assert!(wait(&narrow) > wait(&wide), "{:?} {:?}", wait(&narrow), wait(&wide));
+}
+
 /// Five virtual seconds; each expert on two of six nodes, which stand in racks of two.
 const VIRTUAL: [&str; 10] = [
     "--nodes",
@@ -167,4 +233,16 @@ fn what_virtual_nodes_cannot_be_is_said_before_anything_starts() {
     refused(&[engine, rack], "`virtual.faults[0].rack` is 1 but there are 1");
     refused(&[engine, r#"virtual.faults=[{kind="crsh",node=0}]"#], "must be one of");
     refused(&[engine, "virtual.pair_us=-1"], "`virtual.pair_us`");
+    let link = "virtual.rack_gbit_per_s=30";
+    refused(
+        &[engine, link],
+        "`virtual.rack_gbit_per_s` is given but `virtual.topology` has no racks",
+    );
+    refused(
+        &[engine, link, "virtual.topology=racks", "virtual.gbit_per_s=40"],
+        "less than a node's port",
+    );
+    let pods = ["virtual.pod_gbit_per_s=90", "virtual.topology=racks"];
+    refused(&[engine, pods[0], pods[1]], "`virtual.pod_gbit_per_s` is given but");
+    refused(&[engine, "virtual.blocks.own_rack=true"], "`virtual.blocks.own_rack` is true but");
 }

@@ -20,15 +20,17 @@ pub(super) struct Event {
     pub(super) from: u32,
     pub(super) count: u32,
     pub(super) what: What,
+    /// Whom it is for in the end: `to` is a link on the way while there is one.
+    pub(super) goal: u32,
 }
 
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
-    /// The first byte of a question is at a node: message `leg` of a block, so many experts.
+    /// The first byte of a question is at a node, or at a link: message `leg` of a block, so many experts.
     Question { block: u32, generation: u32, leg: u16, experts: u16 },
-    /// The first byte of an answer is back.
-    Answer { block: u32, generation: u32, leg: u16 },
+    /// The first byte of an answer is back, or at a link.
+    Answer { block: u32, generation: u32, leg: u16, experts: u16 },
     /// The connection to a node broke while an answer was awaited.
     Broken { block: u32, generation: u32, leg: u16 },
     /// A front end has something to do of its own.
@@ -165,7 +167,7 @@ mod tests {
         let mut count = 0;
         let mut add = |calendar: &mut Calendar, expected: &mut Vec<Event>, at_ns| {
             count += 1;
-            let event = Event { to: 0, at_ns, from: 1, count, what: What::Wake };
+            let event = Event { to: 0, at_ns, from: 1, count, what: What::Wake, goal: 0 };
             calendar.push(event);
             expected.push(event);
         };

@@ -27,6 +27,9 @@ pub(super) struct Chooser {
     order: Vec<(f32, u32)>,
     /// Of the latest block.
     racks: Vec<u32>,
+    own_rack: u32,
+    /// Hosts in the own rack, where they are asked first.
+    near: Vec<u32>,
 }
 
 impl Chooser {
@@ -44,6 +47,8 @@ impl Chooser {
             candidates: Candidates::default(),
             order: Vec::new(),
             racks: Vec::new(),
+            own_rack: settings.hardware.network.topology.rack(settings.place_of_front(front)),
+            near: Vec::new(),
         }
     }
 
@@ -122,6 +127,7 @@ impl Chooser {
 
     fn within_racks(&mut self, settings: &Settings, racks_max: u32, chosen: &mut Vec<ExpertId>) {
         self.racks.clear();
+        self.racks.extend(settings.own_rack.then_some(self.own_rack));
         for (_, expert) in &self.order {
             let hosts = settings.copies.hosts(ExpertId(*expert));
             let rack = |host: &u32| settings.hardware.network.topology.rack(*host);
@@ -154,10 +160,10 @@ impl Chooser {
         place: usize,
         settings: &Settings,
     ) -> u32 {
-        let hosts = settings.copies.hosts(block.experts[place]);
+        let mut hosts = settings.copies.hosts(block.experts[place]);
         let again = block.again > 0;
         let topology = settings.hardware.network.topology;
-        let Self { aside, racks, picks, pending, .. } = self;
+        let Self { aside, racks, picks, pending, near, .. } = self;
         let is_near =
             |node| settings.racks_max.is_none() || again || racks.contains(&topology.rack(node));
         let is_good = |node: u32| {
@@ -166,7 +172,14 @@ impl Chooser {
             let avoided = aside.get(&node).is_some_and(|until| *until > now_ns);
             !asked && !avoided && is_near(node)
         };
-        let all_good = aside.is_empty() && !again && settings.racks_max.is_none();
+        near.clear();
+        if settings.own_rack && !again {
+            let own = |node: &u32| topology.rack(*node) == self.own_rack && is_good(*node);
+            near.extend(hosts.iter().copied().filter(own));
+            hosts = if near.is_empty() { hosts } else { near };
+        }
+        let all_good =
+            !near.is_empty() || aside.is_empty() && !again && settings.racks_max.is_none();
         let mut draw = || {
             let mut node = hosts[picks.below(hosts.len())];
             if all_good {

@@ -33,6 +33,16 @@ impl Copies {
         Self { starts, hosts: (0..experts).flat_map(|_| 0..nodes).collect() }
     }
 
+    /// On these nodes, each expert on one at least and on each at most once.
+    #[must_use]
+    pub fn on(hosts: &[Vec<u32>]) -> Self {
+        let ends = hosts.iter().scan(0, |end, hosts| {
+            *end += u32::try_from(hosts.len()).expect("copies fit 32 bits");
+            Some(*end)
+        });
+        Self { starts: std::iter::once(0).chain(ends).collect(), hosts: hosts.concat() }
+    }
+
     /// Fills `slots` places on each of `nodes` nodes: one copy for each expert, the rest in proportion to
     /// their shares (largest remainders), at most one on each node. Copies are dealt to nodes in steps that
     /// bring those of one expert into as many racks as there are.

@@ -7,6 +7,7 @@ use super::node::{Node, Served};
 use super::outcome::Tally;
 use super::settings::Settings;
 use super::stream::mixed;
+use super::uplinks::LinkUse;
 use crate::game::CostSettings;
 use crate::ids::NodeId;
 use rayon::prelude::*;
@@ -24,6 +25,8 @@ pub struct Report {
     pub tally: Tally,
     /// By node.
     pub nodes: Vec<Node>,
+    /// Links between racks and pods.
+    pub links: LinkUse,
     /// When the last event happened, ns.
     pub end_ns: u64,
     /// Events that happened.
@@ -88,6 +91,7 @@ struct Partition {
     /// How many messages each node has sent.
     fronts: Vec<Front>,
     first_front: u32,
+    links: LinkUse,
     calendar: Calendar,
     taken: Vec<Event>,
     /// Events for each partition, this one too.
@@ -97,11 +101,13 @@ struct Partition {
     end_ns: u64,
 }
 
-/// Where the partitions' nodes and front ends begin.
+/// Where the partitions' nodes, front ends and links begin.
 struct Shares {
     nodes: Vec<u32>,
     fronts: Vec<u32>,
-    count: u32,
+    links: Vec<u32>,
+    first_front: u32,
+    first_link: u32,
 }
 
 impl Shares {
@@ -110,13 +116,21 @@ impl Shares {
             let at = |part| u64::from(total) * u64::from(part) / u64::from(settings.partitions);
             (0..=settings.partitions).map(|p| u32::try_from(at(p)).expect("a part")).collect()
         };
-        let (nodes, fronts) = (begin(settings.nodes), begin(settings.fronts));
-        Self { nodes, fronts, count: settings.nodes }
+        Self {
+            nodes: begin(settings.nodes),
+            fronts: begin(settings.fronts),
+            links: begin(settings.links().count()),
+            first_front: settings.nodes,
+            first_link: settings.first_link(),
+        }
     }
 
     fn of(&self, to: u32) -> usize {
-        let (begin, at) =
-            if to < self.count { (&self.nodes, to) } else { (&self.fronts, to - self.count) };
+        let (begin, at) = match to {
+            _ if to < self.first_front => (&self.nodes, to),
+            _ if to < self.first_link => (&self.fronts, to - self.first_front),
+            _ => (&self.links, to - self.first_link),
+        };
         if begin.len() == 2 { 0 } else { begin.partition_point(|first| *first <= at) - 1 }
     }
 }
@@ -179,6 +193,7 @@ impl Partition {
             nodes: vec![Node::default(); (nodes[1] - nodes[0]) as usize],
             fronts: (fronts[0]..fronts[1]).map(|id| Front::new(id, settings)).collect(),
             first_front: settings.nodes + fronts[0],
+            links: LinkUse::new(shares.links[at]..shares.links[at + 1], settings.stretch_ns),
             calendar: Calendar::new(settings.hardware.network.least_ns().max(1)),
             taken: Vec::new(),
             out: vec![Vec::new(); settings.partitions as usize],
@@ -196,6 +211,7 @@ impl Partition {
     /// A word of what an event will read.
     fn looked_at(&self, event: &Event) -> u64 {
         match event.what {
+            _ if event.to != event.goal => 0,
             What::Question { .. } => self.nodes[(event.to - self.first_node) as usize].busy_ns,
             What::Answer { block, leg, .. } | What::Broken { block, leg, .. } => {
                 self.fronts[(event.to - self.first_front) as usize].looked_at(block, leg)
@@ -215,7 +231,9 @@ impl Partition {
         let mut out = Outbox { out: &mut self.out, shares };
         for events in taken.chunk_by(|a, b| a.to == b.to) {
             let to = events[0].to;
-            if to < settings.nodes {
+            if to >= shares.first_link {
+                events.iter().for_each(|event| pass(event, &mut self.links, settings, &mut out));
+            } else if to < settings.nodes {
                 let node = &mut self.nodes[(to - self.first_node) as usize];
                 events.iter().for_each(|event| serve(event, node, settings, &mut out));
             } else {
@@ -245,20 +263,42 @@ fn serve(event: &Event, node: &mut Node, settings: &Settings, out: &mut impl Pos
     // A node that is down takes nothing in, so the question's own count tells its events apart.
     let (from, count) = (event.to, event.count);
     let (at_ns, what) = match served {
-        Served::Answered { at_ns, .. } => (at_ns, What::Answer { block, generation, leg }),
+        Served::Answered { at_ns, .. } => (at_ns, What::Answer { block, generation, leg, experts }),
         Served::Broken { at_ns } => (at_ns, What::Broken { block, generation, leg }),
         Served::Silent => return,
     };
-    let least_ns = event.at_ns + settings.hardware.network.least_ns();
-    out.post(Event { to: front, at_ns: at_ns.max(least_ns), from, count, what });
+    let at_ns = at_ns.max(event.at_ns + settings.hardware.network.least_ns());
+    // That a connection broke is no message that could queue.
+    let (to, at_ns) = match what {
+        What::Answer { .. } => settings.first_stop((from, front), at_ns),
+        _ => (front, at_ns),
+    };
+    out.post(Event { to, at_ns, from, count, what, goal: front });
+}
+
+/// A message passes a link, to the next one or to whom it is for.
+fn pass(event: &Event, links: &mut LinkUse, settings: &Settings, out: &mut impl Post) {
+    let network = &settings.hardware.network;
+    let bytes = match event.what {
+        What::Question { experts, .. } => settings.work(experts.into()).request_bytes,
+        What::Answer { experts, .. } => settings.work(experts.into()).reply_bytes,
+        What::Broken { .. } | What::Wake => unreachable!("only messages with bytes pass links"),
+    };
+    let way = (settings.place_of(event.from), settings.place_of(event.goal));
+    let id = event.to - settings.first_link();
+    let link = settings.links().link(id);
+    let left_ns = links.pass(network, (id, link), event.at_ns, bytes);
+    let next = network.next_link(Some(link), way);
+    let to = next.map_or(event.goal, |link| settings.address_of(link));
+    out.post(Event { to, at_ns: left_ns + network.hop_ns(way), ..*event });
 }
 
 /// One number of all of an event.
 fn hash_of(event: &Event) -> u64 {
-    let Event { to, at_ns, from, count, what } = *event;
+    let Event { to, at_ns, from, count, what, .. } = *event;
     let (kind, block, generation, leg, experts) = match what {
         What::Question { block, generation, leg, experts } => (1, block, generation, leg, experts),
-        What::Answer { block, generation, leg } => (2, block, generation, leg, 0),
+        What::Answer { block, generation, leg, .. } => (2, block, generation, leg, 0),
         What::Broken { block, generation, leg } => (3, block, generation, leg, 0),
         What::Wake => (4, 0, 0, 0, 0),
     };
@@ -321,6 +361,7 @@ fn report(settings: &Settings, parts: Vec<Partition>, windows: u64) -> Report {
     let mut bytes = bytes_of_nodes + settings.copies.total() * 4;
     let (mut nodes, mut tally) = (Vec::with_capacity(settings.nodes as usize), Tally::default());
     let (mut trace, mut events, mut end_ns) = ([0_u64; 2], 0, 0);
+    let mut links = LinkUse::default();
     let mut fingerprint = Vec::new();
     let mut rows = std::collections::BTreeMap::new();
     for part in parts {
@@ -328,7 +369,9 @@ fn report(settings: &Settings, parts: Vec<Partition>, windows: u64) -> Report {
         trace.iter_mut().zip(part.trace).for_each(|(sum, part)| *sum = sum.wrapping_add(part));
         events += part.events;
         end_ns = end_ns.max(part.end_ns);
-        bytes += part.taken.capacity() * size_of::<Event>() + part.calendar.bytes();
+        links.append(&part.links);
+        bytes +=
+            part.links.bytes() + part.taken.capacity() * size_of::<Event>() + part.calendar.bytes();
         for front in part.fronts {
             assert_eq!(front.open(), 0, "a block that never ends: give messages a patience");
             bytes += front.bytes();
@@ -346,6 +389,10 @@ fn report(settings: &Settings, parts: Vec<Partition>, windows: u64) -> Report {
             .iter()
             .for_each(|word| fingerprint.extend(word.to_le_bytes()));
     }
+    for passed in links.links() {
+        fingerprint.extend(passed.busy_ns.to_le_bytes());
+        fingerprint.extend(passed.wait_ns.to_le_bytes());
+    }
     assert_eq!(tally.arrived, tally.tokens.total(), "each token ends once");
     let union = |(period, rows)| {
         let (experts, block_tokens) = (settings.popularity.shares().len(), settings.block_tokens);
@@ -353,5 +400,5 @@ fn report(settings: &Settings, parts: Vec<Partition>, windows: u64) -> Report {
     };
     let unions = rows.into_iter().map(union).collect();
     let bytes = bytes as u64;
-    Report { tally, nodes, end_ns, events, windows, trace, unions, bytes, fingerprint }
+    Report { tally, nodes, links, end_ns, events, windows, trace, unions, bytes, fingerprint }
 }

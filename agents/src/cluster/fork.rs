@@ -8,6 +8,7 @@ use super::cores::Cores;
 use super::network::{Network, Port, Topology};
 use super::noise::Noise;
 use super::stream::StreamKey;
+use super::uplinks::Uplinks;
 
 /// What the times of a round depend on beside the nodes' computing.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,6 +77,7 @@ impl Fork {
             jitter: Noise::Constant,
             bytes_per_ns: 1.0 / self.byte_ns.max(LEAST_BYTE_NS),
             message_ns: super::whole_ns(self.message_ns),
+            uplinks: Uplinks::default(),
         }
     }
 }

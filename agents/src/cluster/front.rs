@@ -168,20 +168,20 @@ impl Front {
         if self.wake_ns < end_ns || next_ns < self.wake_ns {
             self.wake_ns = next_ns;
             let me = settings.nodes + self.id;
-            self.post(out, (me, next_ns), settings, What::Wake);
+            self.post(out, (me, me, next_ns), settings, What::Wake);
         }
     }
 
     fn post(
         &mut self,
         out: &mut impl Post,
-        (to, at_ns): (u32, u64),
+        (to, goal, at_ns): (u32, u32, u64),
         settings: &Settings,
         what: What,
     ) {
         let from = settings.nodes + self.id;
         self.count = self.count.wrapping_add(1);
-        out.post(Event { to, at_ns, from, count: self.count, what });
+        out.post(Event { to, at_ns, from, count: self.count, what, goal });
     }
 
     fn plan_next(&mut self, settings: &Settings, now_ns: u64) {
@@ -284,12 +284,13 @@ impl Front {
         }
         let experts = u16::try_from(count).expect("at most 64");
         let what = What::Question { block: slot, generation, leg, experts };
-        self.post(out, (node, at_ns), settings, what);
+        let (to, at_ns) = settings.first_stop((settings.nodes + self.id, node), at_ns);
+        self.post(out, (to, node, at_ns), settings, what);
     }
 
     fn hear(&mut self, event: &Event, settings: &Settings, out: &mut impl Post) {
         match event.what {
-            What::Answer { block, generation, leg } => {
+            What::Answer { block, generation, leg, .. } => {
                 self.answered(event, (block, generation, leg), settings);
             }
             What::Broken { block, generation, leg } => {

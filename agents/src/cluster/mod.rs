@@ -27,6 +27,7 @@ mod outcome;
 mod prices;
 mod settings;
 mod stream;
+mod uplinks;
 
 pub use copies::{Copies, TooSmall};
 pub use cores::Cores;
@@ -41,6 +42,7 @@ pub use outcome::{Stretch, Tally, TokenCounts};
 pub use prices::Pricing;
 pub use settings::{Arrivals, ReplicaChoice, Settings};
 pub use stream::{Stream, StreamKey};
+pub use uplinks::{Link, LinkIds, LinkKind, LinkUse, Passed, Uplinks};
 
 /// A time that was computed, as nanoseconds.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]

@@ -3,6 +3,7 @@
 
 use super::noise::Noise;
 use super::stream::Stream;
+use super::uplinks::Uplinks;
 use super::whole_ns;
 
 /// Which places are near each other. Places are dealt to racks in turn of their number, racks to pods.
@@ -35,6 +36,15 @@ impl Topology {
         }
     }
 
+    /// The pod of a place; all are in one where there are no pods.
+    #[must_use]
+    pub fn pod(self, place: u32) -> u32 {
+        match self {
+            Self::Pods { racks, .. } => self.rack(place) / racks,
+            Self::Flat | Self::Racks { .. } => 0,
+        }
+    }
+
     /// 0 within a rack, 1 between racks of a pod, 2 between pods; 0 for all where the topology is flat.
     #[must_use]
     pub fn distance(self, a: u32, b: u32) -> usize {
@@ -62,6 +72,8 @@ pub struct Network {
     pub bytes_per_ns: f64,
     /// Work of sending and of receiving one message, ns.
     pub message_ns: u64,
+    /// What places share on ways between racks and pods.
+    pub uplinks: Uplinks,
 }
 
 /// The two directions of a place's connection: when each is free, ns.
@@ -84,18 +96,29 @@ impl Network {
             // A factor of 0 would have bytes go on for ever.
             bytes_per_ns: self.bytes_per_ns / factor.max(f64::MIN_POSITIVE),
             message_ns: longer(self.message_ns),
+            uplinks: self.uplinks.times(factor),
         }
     }
 
-    /// The least time from a message's start to its first byte's arrival anywhere, ns.
-    #[must_use]
-    pub fn least_ns(&self) -> u64 {
+    /// Least latencies of the distances that there are.
+    pub(super) fn used_ns(&self) -> &[u64] {
         let used = match self.topology {
             Topology::Flat => 1,
             Topology::Racks { .. } => 2,
             Topology::Pods { .. } => 3,
         };
-        self.base_ns[..used].iter().copied().min().expect("one at least") + self.message_ns
+        &self.base_ns[..used]
+    }
+
+    /// The least time from a message's start to its first byte's arrival anywhere, or from a link of
+    /// [`Uplinks`] on, ns.
+    #[must_use]
+    pub fn least_ns(&self) -> u64 {
+        let part = |(distance, base_ns): (usize, &u64)| match self.uplinks.on_way(distance) {
+            0 => base_ns + self.message_ns,
+            links => base_ns / (links + 1),
+        };
+        self.used_ns().iter().enumerate().map(part).min().expect("one at least")
     }
 
     /// When a message of so many bytes, ready at `now_ns`, has its first byte at the other end.
@@ -129,7 +152,7 @@ impl Network {
 
 #[cfg(test)]
 mod tests {
-    use super::{Network, Noise, Port, Topology};
+    use super::{Network, Noise, Port, Topology, Uplinks};
     use crate::cluster::StreamKey;
 
     fn network(topology: Topology) -> Network {
@@ -140,6 +163,7 @@ mod tests {
             jitter: Noise::Constant,
             bytes_per_ns: 2.0,
             message_ns: 100,
+            uplinks: Uplinks::default(),
         }
     }
 

@@ -225,7 +225,7 @@ impl Hardware {
 #[cfg(test)]
 mod tests {
     use super::{Hardware, Node, Served, Service, Work};
-    use crate::cluster::{Cores, Fault, FaultPlan, Network, Noise, Topology};
+    use crate::cluster::{Cores, Fault, FaultPlan, Network, Noise, Topology, Uplinks};
     use crate::ids::NodeId;
     use std::collections::BTreeMap;
 
@@ -246,6 +246,7 @@ mod tests {
             jitter: Noise::Constant,
             bytes_per_ns: 1.0,
             message_ns: 0,
+            uplinks: Uplinks::default(),
         };
         Hardware::new(service, network, FaultPlan::new(faults, 4, |n| n / 2), 50, 1)
     }

@@ -5,6 +5,7 @@ use super::demand::Popularity;
 use super::node::{Hardware, Work};
 use super::prices::Pricing;
 use super::stream::StreamKey;
+use super::uplinks::{Link, LinkIds, Uplinks};
 use crate::expert::passes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub struct Settings {
     pub choice: ReplicaChoice,
     /// Racks that a block's experts are in, at most; none for no limit.
     pub racks_max: Option<u32>,
+    /// Whether hosts in a front end's own rack are asked first, and its rack is the first of these.
+    pub own_rack: bool,
     /// How front ends learn prices; none for plain top-k.
     pub pricing: Option<Pricing>,
     /// A message without an answer for this long is given up, ns; none for never.
@@ -102,6 +105,37 @@ impl Settings {
         u32::try_from(at).expect("below the nodes") % self.nodes
     }
 
+    /// Links between racks and pods.
+    #[must_use]
+    pub fn links(&self) -> LinkIds {
+        LinkIds::new(&self.hardware.network, self.nodes)
+    }
+
+    /// Events are for nodes by their numbers, then front ends, then links.
+    pub(super) fn first_link(&self) -> u32 {
+        self.nodes + self.fronts
+    }
+
+    pub(super) fn address_of(&self, link: Link) -> u32 {
+        self.first_link() + self.links().id(link)
+    }
+
+    /// Where a node or a front end stands.
+    pub(super) fn place_of(&self, address: u32) -> u32 {
+        address.checked_sub(self.nodes).map_or(address, |front| self.place_of_front(front))
+    }
+
+    /// Whom a message that would be at its goal at `at_ns` meets first, and when: a link that it has to pass.
+    pub(super) fn first_stop(&self, (from, goal): (u32, u32), at_ns: u64) -> (u32, u64) {
+        let network = &self.hardware.network;
+        if network.uplinks.are_none() {
+            return (goal, at_ns);
+        }
+        let way = (self.place_of(from), self.place_of(goal));
+        let first = network.first_link(way, at_ns);
+        first.map_or((goal, at_ns), |(link, at_ns)| (self.address_of(link), at_ns))
+    }
+
     /// What a message with so many experts of a block asks.
     #[must_use]
     pub fn work(&self, experts: u32) -> Work {
@@ -123,10 +157,25 @@ impl Settings {
         assert!((1..=64.min(experts)).contains(&self.top_k), "k is 1 to 64 and to E");
         assert!((self.top_k..=experts).contains(&self.candidates), "candidates are k to E");
         assert_eq!(self.copies.experts(), experts, "each expert has a popularity and copies");
-        assert!(self.nodes.checked_add(self.fronts).is_some(), "ids fit 32 bits");
+        let ids = u64::from(self.nodes) + u64::from(self.fronts) + u64::from(self.links().count());
+        assert!(ids <= u64::from(u32::MAX), "ids fit 32 bits");
+        self.check_links();
         assert!(self.block_tokens > 0 && self.stretch_ns > 0, "positive lengths");
         if let Arrivals::Planned(times) = &self.arrivals {
             assert_eq!(times.len() as u64, self.blocks, "one time a block");
+        }
+    }
+
+    fn check_links(&self) {
+        let network = &self.hardware.network;
+        let Uplinks { rack_bytes_per_ns, pod_bytes_per_ns } = network.uplinks;
+        let links = rack_bytes_per_ns.into_iter().chain(pod_bytes_per_ns);
+        links.for_each(|link| {
+            assert!(link >= network.bytes_per_ns, "links are no slower than ports")
+        });
+        for (distance, base_ns) in network.used_ns().iter().enumerate() {
+            let parts = network.uplinks.on_way(distance) + 1;
+            assert!(*base_ns >= parts, "each part of a way takes time");
         }
     }
 }

@@ -12,16 +12,16 @@ use agents::cluster::limits::{
 };
 use agents::cluster::{
     Arrivals, Copies, Fault, FaultPlan, Hardware, Network, Noise, Popularity, Pricing,
-    ReplicaChoice, Report, Service, Settings, Topology, simulate,
+    ReplicaChoice, Report, Service, Settings, Topology, Uplinks, simulate,
 };
 use agents::ids::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 
-const SERVICE_NS: f64 = 1e6;
+pub(crate) const SERVICE_NS: f64 = 1e6;
 /// Of each way, far below the service time, and taken from what is measured.
 const WAY_NS: u64 = 500;
 
-fn hardware(noise: Noise, faults: FaultPlan, seed: u64) -> Hardware {
+pub(crate) fn hardware(noise: Noise, faults: FaultPlan, seed: u64) -> Hardware {
     let service = Service {
         setup_ns: SERVICE_NS,
         pair_ns: 0.0,
@@ -38,12 +38,13 @@ fn hardware(noise: Noise, faults: FaultPlan, seed: u64) -> Hardware {
         jitter: Noise::Constant,
         bytes_per_ns: 1e12,
         message_ns: 0,
+        uplinks: Uplinks::default(),
     };
     Hardware::new(service, network, faults, 1_000_000, seed)
 }
 
 /// Blocks of one token that reach `nodes` at random, at a utilisation, each `legs` of them.
-fn queues(nodes: u32, legs: usize, busy: f64, blocks: u64, noise: Noise) -> Settings {
+pub(crate) fn queues(nodes: u32, legs: usize, busy: f64, blocks: u64, noise: Noise) -> Settings {
     let experts = if legs == 1 { 1 } else { nodes };
     let copies = match legs {
         1 => Copies::everywhere(1, nodes),
@@ -67,6 +68,7 @@ fn queues(nodes: u32, legs: usize, busy: f64, blocks: u64, noise: Noise) -> Sett
         expert_bytes: 0,
         choice: ReplicaChoice::Random,
         racks_max: None,
+        own_rack: false,
         pricing: None,
         patience_ns: None,
         again_max: 0,
@@ -86,7 +88,7 @@ fn time_in_system(report: &Report) -> f64 {
     (mean_ns - 2.0 * WAY_NS as f64) / SERVICE_NS
 }
 
-fn close(what: &str, found: f64, expected: f64, tolerance: f64) {
+pub(crate) fn close(what: &str, found: f64, expected: f64, tolerance: f64) {
     let off = found / expected - 1.0;
     eprintln!("{what}: {found:.4}, closed form {expected:.4}, off by {:.2} %", off * 100.0);
     assert!(off.abs() <= tolerance, "{what}: {found} for {expected}");
@@ -150,7 +152,7 @@ fn a_block_of_eight_is_as_slow_as_the_slowest_of_eight_independent_queues() {
 }
 
 /// Everything at once: racks, prices, few hosts, faults of each kind.
-fn busy_cluster(fronts: u32, partitions: u32, seed: u64) -> Settings {
+pub(crate) fn busy_cluster(fronts: u32, partitions: u32, seed: u64) -> Settings {
     let nodes = 96;
     let topology = Topology::Pods { rack: 8, racks: 4 };
     let faults = [
@@ -190,6 +192,7 @@ fn busy_cluster(fronts: u32, partitions: u32, seed: u64) -> Settings {
         expert_bytes: 100_000,
         choice: ReplicaChoice::TwoChoices,
         racks_max: None,
+        own_rack: false,
         pricing: Some(Pricing {
             period_ns: 5_000_000,
             delay_ns: 1_000_000,

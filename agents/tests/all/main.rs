@@ -1,6 +1,7 @@
 //! Properties of the pure core, and comparisons with slow definitions of the same thing.
 
 mod cluster;
+mod cluster_uplinks;
 mod expert;
 mod flock;
 mod flock_migrating;

@@ -52,7 +52,7 @@ pub(super) fn in_time(blocks: &BlockFigures) -> Markup {
     }
 }
 
-fn drawn(
+pub(super) fn drawn(
     lines: &[(&str, &'static str, Points)],
     draw: fn(&[Line]) -> String,
     label: &str,

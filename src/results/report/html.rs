@@ -9,6 +9,7 @@ use super::pictures::{convergence, figure, flock, key, latency, load, precision}
 use super::plots::{self, BLUE, GREY, Mark, ORANGE};
 use super::theory::theory;
 use super::timeline::nodes_in_time;
+use super::uplinks::uplinks;
 use crate::results::format::{ABSENT, bytes, count, duration, nats, number, percent};
 use crate::results::table::lag_text;
 use crate::results::{BlockFigures, Manifest, Quality, Status, Summary};
@@ -34,6 +35,9 @@ pub fn render(record: &RunRecord) -> String {
                 @match blocks_of(summary) {
                     Some(of) => (of_blocks(of)),
                     None => (of_rounds(record)),
+                }
+                @if let Some(of) = &summary.virtual_time && !of.uplinks.is_empty() {
+                    (section("uplinks", "Uplinks", uplinks(&of.uplinks)))
                 }
                 (section("outcomes", "Outcomes", outcomes(summary)))
                 (section("again", "Run it again", again(manifest, summary)))

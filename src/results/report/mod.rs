@@ -12,6 +12,7 @@ pub mod sweep;
 mod sweep_plots;
 mod theory;
 mod timeline;
+mod uplinks;
 
 use crate::measure::Latency;
 use crate::results::{Layers, Manifest, RoundRow, Summary, Timeline};

@@ -11,6 +11,7 @@ mod quality;
 mod reallocation;
 mod serving;
 mod theory;
+mod uplinks;
 mod virtual_time;
 
 pub use blocks::{
@@ -28,6 +29,7 @@ pub use serving::{GenerationFigures, GeneratorLag};
 pub use theory::{
     BatchTimes, HottestExpert, QueueTheory, ResponseQuantile, StepTheory, TailTheory,
 };
+pub use uplinks::{UplinkFigures, UplinkStretch};
 pub use virtual_time::VirtualTime;
 
 use std::collections::BTreeMap;

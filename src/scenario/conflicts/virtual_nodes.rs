@@ -32,6 +32,7 @@ pub(super) fn find(scenario: &Scenario, found: &mut Found<'_>) {
             (format!("`{key}` does not ascend"), "sort the factors".into())
         });
     }
+    uplinks(scenario, found);
     let racks = match with.topology {
         Topology::Flat => 1,
         Topology::Racks | Topology::Pods => count.div_ceil(with.rack_nodes.max(1)),
@@ -55,6 +56,36 @@ pub(super) fn find(scenario: &Scenario, found: &mut Found<'_>) {
             (message, format!("write a {what} from 0 to {}", all.saturating_sub(1)))
         });
     }
+}
+
+/// Links between racks and pods need these, and are no slower than what they carry comes.
+fn uplinks(scenario: &Scenario, found: &mut Found<'_>) {
+    let with = &scenario.virtual_nodes;
+    let (port, topology) = ("virtual.gbit_per_s", "virtual.topology");
+    let (racks, pods) = (with.topology != Topology::Flat, with.topology == Topology::Pods);
+    for (key, gbit_per_s, has_level, needs) in [
+        ("virtual.rack_gbit_per_s", with.rack_gbit_per_s, racks, "racks"),
+        ("virtual.pod_gbit_per_s", with.pod_gbit_per_s, pods, "pods"),
+    ] {
+        let is_given = gbit_per_s > 0.0;
+        found.unless(has_level || !is_given, &[key, topology], || {
+            let message = format!("`{key}` is given but `{topology}` has no {needs}");
+            (message, format!("write topology = \"{needs}\", or take the key out"))
+        });
+        let is_fast = !is_given || gbit_per_s >= with.gbit_per_s;
+        found.unless(is_fast, &[key, port], || {
+            let message = format!(
+                "`{key}` is {gbit_per_s}, less than a node's port: `{port}` is {}",
+                with.gbit_per_s
+            );
+            (message, format!("write at least {}, or 0 for no limit", with.gbit_per_s))
+        });
+    }
+    let has_racks = with.topology != Topology::Flat || !with.blocks.own_rack;
+    found.unless(has_racks, &["virtual.blocks.own_rack", topology], || {
+        let message = format!("`virtual.blocks.own_rack` is true but `{topology}` is \"flat\"");
+        (message, "write topology = \"racks\" or \"pods\", or own_rack = false".into())
+    });
 }
 
 fn blocks(scenario: &Scenario, found: &mut Found<'_>) {
