@@ -40,10 +40,10 @@ pub use summary::{
     BatchTimes, BlockFigures, Convergence, ExpectedNodeLoads, FaultFigures, FlockComparison,
     GenerationFigures, GeneratorLag, Goal, HottestExpert, JointFigures, JointPlayFigures,
     LimitFigure, LoadsFrom, MembershipFigures, Memory, MigrationFigures, MotionFigures,
-    NodeFigures, Outcomes, Pairs, PlacementFigures, PrecisionFigures, PruningFigures, Quality,
-    QueueTheory, ReallocationFigures, ResponseQuantile, ServedNodeLoads, SocialFigures, Status,
-    StepTheory, StretchFigures, Summary, TailTheory, Throughput, TokenFigures, UplinkFigures,
-    UplinkStretch, VirtualTime,
+    NodeFigures, NodeMemory, Outcomes, Pairs, PlacementFigures, PrecisionFigures, PruningFigures,
+    Quality, QueueTheory, ReallocationFigures, ResponseQuantile, ServedNodeLoads, SocialFigures,
+    Status, StepTheory, StretchFigures, Summary, TailTheory, Throughput, TokenFigures,
+    UplinkFigures, UplinkStretch, VirtualTime,
 };
 pub use table::summary_table;
 pub use timeline::{NodeTimeline, TIMELINE_NODES_MAX, Timeline};

@@ -125,6 +125,16 @@ pub fn summary_table(summary: &Summary) -> String {
         if let Some(blocks) = &of.blocks {
             block_rows(blocks, &mut row);
         }
+        if let Some(memory) = &of.memory {
+            let limit = memory.memory_bytes.map_or_else(|| "no limit".to_owned(), bytes);
+            let text = format!(
+                "at node {}, the fullest, of {limit}; mean {}, all nodes {}",
+                memory.fullest,
+                bytes(memory.resident_bytes / of.nodes.max(1)),
+                bytes(memory.resident_bytes)
+            );
+            row("node memory", bytes(memory.resident_bytes_max), text);
+        }
         uplink_rows(&of.uplinks, &mut row);
     }
     let rate = &summary.throughput;

@@ -4,13 +4,14 @@ use super::demand::Arrivals;
 use super::files::RunFiles;
 use super::goals::goals;
 use super::materials::files_of;
+use super::memory::{self, MemoryExceeded};
 use super::uplinks;
 use super::virtual_nodes::{hardware, whole};
 use super::{CutRun, PlanError, RunEnd, RunSettings};
 use crate::measure::{Clock, LatencyQuantiles};
 use crate::results::{
-    BlockFigures, Convergence, Hashing, JointFigures, JointPlayFigures, LimitFigure, Outcomes,
-    RunDir, StretchFigures, Summary, Throughput, TokenFigures, VirtualTime,
+    BlockFigures, Convergence, Hashing, JointFigures, JointPlayFigures, LimitFigure, NodeMemory,
+    Outcomes, RunDir, StretchFigures, Summary, Throughput, TokenFigures, VirtualTime,
 };
 use crate::scenario::Scenario;
 use crate::scenario::file::Source;
@@ -35,12 +36,13 @@ pub(super) fn run(
 ) -> Result<RunEnd, PlanError> {
     settings.progress.phase("planning arrivals");
     let cluster = cluster(scenario)?;
+    let memory = memory(scenario, &cluster)?;
     let path = settings
         .out
         .clone()
         .unwrap_or_else(|| RunDir::default_path(&scenario.name, scenario.seed, clock.started_at()));
     let record = RunFiles::open(RunDir::create(&path)?, scenario, settings, clock)?;
-    play(scenario, settings, &cluster, record, clock)
+    play(scenario, settings, (&cluster, memory), record, clock)
 }
 
 /// Starts one over that was cut: there are no checkpoints of it.
@@ -55,15 +57,16 @@ pub(super) fn resume(
 ) -> Result<RunEnd, PlanError> {
     settings.progress.phase("planning arrivals");
     let cluster = cluster(scenario)?;
+    let memory = memory(scenario, &cluster)?;
     let resumption = cut.resumption(None, settings.command.clone(), clock);
     let (record, _) = RunFiles::reopen(cut, scenario, resumption, clock);
-    play(scenario, settings, &cluster, record, clock)
+    play(scenario, settings, (&cluster, memory), record, clock)
 }
 
 fn play(
     scenario: &Scenario,
     settings: &RunSettings<'_>,
-    cluster: &Settings,
+    (cluster, memory): (&Settings, NodeMemory),
     mut record: RunFiles,
     clock: &Clock,
 ) -> Result<RunEnd, PlanError> {
@@ -76,8 +79,15 @@ fn play(
     settings.progress.phase("certifying");
     let joint = report.certify(cluster);
     clock.advance_to_ns(report.end_ns);
-    fill(&mut record.summary, scenario, cluster, (&report, &joint), machine_ns);
+    let summary = &mut record.summary;
+    fill(summary, scenario, cluster, (&report, &joint), (memory, machine_ns));
     Ok(record.end(None, None, clock))
+}
+
+/// What its nodes hold, if they can.
+fn memory(scenario: &Scenario, cluster: &Settings) -> Result<NodeMemory, MemoryExceeded> {
+    let resident = cluster.copies.resident_bytes(cluster.nodes, |_| cluster.expert_bytes);
+    memory::of_nodes(&scenario.virtual_nodes, &resident)
 }
 
 /// The cluster that a scenario describes.
@@ -141,7 +151,7 @@ fn fill(
     scenario: &Scenario,
     cluster: &Settings,
     (report, joint): (&Report, &[(u64, JointCertificate)]),
-    machine_ns: u64,
+    (memory, machine_ns): (NodeMemory, u64),
 ) {
     let tally = &report.tally;
     summary.state_hash = blake3::hash(report.fingerprint()).to_hex().to_string();
@@ -198,8 +208,13 @@ fn fill(
     let stretches = (report.links.stretches(), cluster.stretch_ns);
     let network = &cluster.hardware.network;
     let uplinks = uplinks::figures(network, cluster.nodes, &links, report.end_ns, stretches);
-    summary.virtual_time =
-        Some(VirtualTime { nodes, span_ns: report.end_ns, blocks: Some(figures), uplinks });
+    summary.virtual_time = Some(VirtualTime {
+        nodes,
+        span_ns: report.end_ns,
+        blocks: Some(figures),
+        memory: Some(memory),
+        uplinks,
+    });
     summary.goals = goals(&scenario.goals, summary);
 }
 

@@ -14,6 +14,7 @@ mod fit;
 mod goals;
 mod interrupt;
 mod materials;
+mod memory;
 mod migrate;
 mod observe;
 mod on_nodes;
@@ -42,6 +43,7 @@ pub use files::exit_code;
 pub use fit::FitError;
 pub use interrupt::{Interrupted, Interrupts};
 pub use materials::MaterialsError;
+pub use memory::MemoryExceeded;
 pub use pace::Pace;
 pub use resume::{CutRun, ResumeError};
 pub use rounds::RoundError;
@@ -53,7 +55,9 @@ use crate::dispatch::placement::PlacementError;
 use crate::measure::Clock;
 use crate::measure::clock::unix_ns;
 use crate::results::checkpoint::Latest;
-use crate::results::{Hashing, Quality, ResultsError, RunDir, Snapshot, Summary, VirtualTime};
+use crate::results::{
+    Hashing, NodeMemory, Quality, ResultsError, RunDir, Snapshot, Summary, VirtualTime,
+};
 use crate::scenario::Scenario;
 use crate::scenario::file::Engine;
 use crate::source::trace::TraceError;
@@ -165,6 +169,9 @@ pub enum PlanError {
     /// Virtual nodes.
     #[error("virtual.blocks: {0}")]
     Copies(#[from] TooSmall),
+    /// Their memory.
+    #[error("virtual.memory_bytes: {0}")]
+    Memory(#[from] MemoryExceeded),
     /// Orders are not observed.
     #[error(
         "--observe: experts of which widths are reallocated and requests of [virtual.blocks] are not observed; leave \
@@ -191,6 +198,7 @@ impl PlanError {
             | Self::Fit(_)
             | Self::Placement(_)
             | Self::Copies(_)
+            | Self::Memory(_)
             | Self::Observe => true,
         }
     }
@@ -328,7 +336,8 @@ async fn play(
         let network = virtual_nodes::network(&scenario.virtual_nodes);
         let uplinks =
             uplinks::figures(&network, scenario.nodes.count, &served.links, span_ns, (&[], 0));
-        summary.virtual_time = Some(VirtualTime { nodes, span_ns, blocks: None, uplinks });
+        let memory = node_memory(scenario, &plan.experts, &plan.placed).ok();
+        summary.virtual_time = Some(VirtualTime { nodes, span_ns, blocks: None, memory, uplinks });
     }
     if scenario.nodes.engine != Engine::InProcess {
         summary.faults = Some(plan::fault_figures(&served.faults));
@@ -409,5 +418,18 @@ async fn prepare(
     let experts = fit::fit(materials, sharing, registries, clock).await?;
     settings.progress.phase("placing experts");
     let placed = placement::place(materials, scenario, registries, &experts, clock).await?;
+    if scenario.nodes.engine == Engine::Virtual {
+        node_memory(scenario, &experts, &placed)?;
+    }
     Ok((experts, placed))
+}
+
+/// What virtual nodes hold when serving starts.
+fn node_memory(
+    scenario: &Scenario,
+    experts: &FittedExperts,
+    placed: &Placed,
+) -> Result<NodeMemory, MemoryExceeded> {
+    let resident = memory::resident(experts, placed, scenario.nodes.count);
+    memory::of_nodes(&scenario.virtual_nodes, &resident)
 }

@@ -44,6 +44,10 @@ pub struct VirtualNodes {
     /// Standard deviation of how slow nodes are, over its mean, 0 to 100. Default 0: all are alike.
     #[schemars(range(min = 0, max = 100))]
     pub node_deviation: f64,
+    /// Memory of a node for the weights of its experts, replicas too, in bytes, 0 to 10^15: a placement that needs more is
+    /// refused. Default 0: no limit.
+    #[schemars(range(max = 1_000_000_000_000_000.0))]
+    pub memory_bytes: u64,
     /// Which nodes are near each other. Default `flat`.
     pub topology: Topology,
     /// Nodes of a rack, 1 to 1000000. Default 32.
@@ -123,6 +127,7 @@ impl Default for VirtualNodes {
             node_factors: Vec::new(),
             shared_cores: 0,
             node_deviation: 0.0,
+            memory_bytes: 0,
             topology: Topology::Flat,
             rack_nodes: 32,
             pod_racks: 16,

@@ -121,6 +121,65 @@ fn who_keeps_to_its_own_rack_does_not_wait_at_uplinks_and_all_that_leaves_a_rack
 }
 
 #[test]
+fn experts_that_do_not_fit_in_the_memory_of_nodes_are_refused_and_what_fits_is_told() {
+    let folder = five_seconds();
+    let check = |sets: &[&str]| {
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let args = ["run", "scenario.toml", "--json", "--out", "out"];
+        folder.nashflock(&[&args[..], &VIRTUAL, &["--set", "load.requests=20"], &sets].concat())
+    };
+    let held = check(&[]).json();
+    let memory = &held["virtual_time"]["memory"];
+    assert!(memory["memory_bytes"].is_null(), "{memory}");
+    let of_nodes: Vec<u64> = held["nodes"]
+        .as_array()
+        .expect("six nodes")
+        .iter()
+        .map(|node| node["bytes"].as_u64().expect("bytes"))
+        .collect();
+    let most = of_nodes.iter().copied().max().expect("six nodes");
+    // Nodes count what they were brought, placement what they shall hold.
+    assert_eq!(memory["resident_bytes_max"], most);
+    assert_eq!(memory["resident_bytes"], of_nodes.iter().sum::<u64>());
+    std::fs::remove_dir_all(folder.path("out")).expect("the run is over");
+    let enough = check(&[&format!("virtual.memory_bytes={most}")]);
+    assert_eq!(enough.json()["virtual_time"]["memory"]["memory_bytes"], most);
+    assert_eq!(enough.json()["state_hash"], held["state_hash"]);
+    std::fs::remove_dir_all(folder.path("out")).expect("the run is over");
+    let small = check(&[&format!("virtual.memory_bytes={}", most - 1)]);
+    assert_eq!(small.code, Some(2), "{}", small.stderr);
+    let over = of_nodes.iter().filter(|bytes| **bytes == most).count();
+    let says = format!("virtual.memory_bytes: {over} of 6 nodes would hold more than");
+    assert!(small.stderr.contains(&says), "{says}: {}", small.stderr);
+    assert!(!folder.path("out").exists(), "nothing was started");
+}
+
+#[test]
+fn nodes_of_blocks_hold_what_their_slots_and_memory_let_them() {
+    let folder = shipped();
+    let run = |memory_bytes: u64| {
+        let set = format!("virtual.memory_bytes={memory_bytes}");
+        let few = ["--set", "load.requests=200", "--set", &set, "--json", "--out", "out"];
+        folder.nashflock(&[&["run", "scenarios/rack-uplinks.toml"], &few[..]].concat())
+    };
+    // Three matrices of 4096 by 1024 at 4 bits; four experts a node.
+    let bytes = 4 * 3 * 4096 * 1024 / 2;
+    let fits = run(bytes);
+    assert_eq!(fits.code, Some(0), "{}", fits.stderr);
+    let memory = fits.json()["virtual_time"]["memory"].clone();
+    assert_eq!(
+        (&memory["resident_bytes_max"], &memory["memory_bytes"]),
+        (&bytes.into(), &bytes.into())
+    );
+    assert_eq!(memory["resident_bytes"], bytes * 1024);
+    std::fs::remove_dir_all(folder.path("out")).expect("the run is over");
+    let small = run(bytes - 1);
+    assert_eq!(small.code, Some(2), "{}", small.stderr);
+    assert!(small.stderr.contains("1024 of 1024 nodes would hold more than"), "{}", small.stderr);
+    assert!(small.stderr.contains("and 1008 more"), "{}", small.stderr);
+}
+
+#[test]
 fn one_coordinator_asks_other_racks_through_uplinks_and_its_own_port_is_as_narrow() {
     let folder = five_seconds();
     let with = |out: &str, gbit_per_s: &str| {

@@ -85,6 +85,17 @@ impl Copies {
         self.hosts.len()
     }
 
+    /// Bytes that each of `nodes` holds, of experts of so many bytes each.
+    #[must_use]
+    pub fn resident_bytes(&self, nodes: u32, expert_bytes: impl Fn(ExpertId) -> u64) -> Vec<u64> {
+        let mut resident = vec![0; nodes as usize];
+        for expert in (0..self.experts()).map(ExpertId::from_index) {
+            let bytes = expert_bytes(expert);
+            self.hosts(expert).iter().for_each(|host| resident[*host as usize] += bytes);
+        }
+        resident
+    }
+
     /// The nodes that hold an expert, each once, at least one.
     #[must_use]
     pub fn hosts(&self, expert: ExpertId) -> &[u32] {
@@ -154,6 +165,8 @@ mod tests {
                 hosts.iter().for_each(|host| held[*host as usize] += 1);
             }
             assert!(held.iter().all(|held| *held <= slots), "{experts} {nodes}: {held:?}");
+            let bytes: Vec<u64> = held.iter().map(|held| u64::from(*held) * 10).collect();
+            assert_eq!(copies.resident_bytes(nodes, |_| 10), bytes);
             let most = experts * nodes as usize;
             assert_eq!(copies.total(), (nodes as usize * slots as usize).min(most));
             let most = (0..experts).max_by(|a, b| shares[*a].total_cmp(&shares[*b])).expect("one");

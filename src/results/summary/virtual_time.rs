@@ -1,6 +1,7 @@
 //! What a summary says of virtual time.
 
 use super::blocks::BlockFigures;
+use super::node_memory::NodeMemory;
 use super::uplinks::UplinkFigures;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ pub struct VirtualTime {
     /// Where requests were blocks that only chose experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocks: Option<BlockFigures>,
+    /// What nodes hold; absent in results of versions that did not count it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<NodeMemory>,
     /// What racks and pods share, where that is limited: `out` and `in` for each level.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uplinks: Vec<UplinkFigures>,

@@ -33,6 +33,7 @@ pub(super) fn find(scenario: &Scenario, found: &mut Found<'_>) {
         });
     }
     uplinks(scenario, found);
+    memory(scenario, found);
     let racks = match with.topology {
         Topology::Flat => 1,
         Topology::Racks | Topology::Pods => count.div_ceil(with.rack_nodes.max(1)),
@@ -86,6 +87,21 @@ fn uplinks(scenario: &Scenario, found: &mut Found<'_>) {
         let message = format!("`virtual.blocks.own_rack` is true but `{topology}` is \"flat\"");
         (message, "write topology = \"racks\" or \"pods\", or own_rack = false".into())
     });
+}
+
+/// What nodes hold is checked before serving starts, so it has to stay.
+fn memory(scenario: &Scenario, found: &mut Found<'_>) {
+    let (key, memory_bytes) = ("virtual.memory_bytes", scenario.virtual_nodes.memory_bytes);
+    let is_limited = memory_bytes > 0 && scenario.nodes.engine == Engine::Virtual;
+    for (moving, stays, off) in [
+        ("nodes.migration.policy", scenario.nodes.migration.is_off(), "copies"),
+        ("precision.reallocate.every_steps", scenario.precision.reallocate.is_off(), "widths"),
+    ] {
+        found.unless(stays || !is_limited, &[key, moving], || {
+            let message = format!("`{key}` is {memory_bytes}, but {off} change during the run, which it does not follow");
+            (message, format!("take `{key}` out, or the section of `{moving}`"))
+        });
+    }
 }
 
 fn blocks(scenario: &Scenario, found: &mut Found<'_>) {
