@@ -37,13 +37,13 @@ pub use snapshot::{
     LayerSnapshot, NodeSnapshot, NodeState, PaceState, SNAPSHOT_NODES_MAX, Snapshot, SnapshotEnd,
 };
 pub use summary::{
-    BatchTimes, BlockFigures, Convergence, ExpectedNodeLoads, FaultFigures, FlockComparison,
-    GenerationFigures, GeneratorLag, Goal, HottestExpert, JointFigures, JointPlayFigures,
-    LimitFigure, LoadsFrom, MembershipFigures, Memory, MigrationFigures, MotionFigures,
-    NodeFigures, NodeMemory, Outcomes, Pairs, PlacementFigures, PrecisionFigures, PruningFigures,
-    Quality, QueueTheory, ReallocationFigures, ResponseQuantile, ServedNodeLoads, SocialFigures,
-    Status, StepTheory, StretchFigures, Summary, TailTheory, Throughput, TokenFigures,
-    UplinkFigures, UplinkStretch, VirtualTime,
+    BatchTimes, BlockFigures, BlockWidthFigures, Convergence, ExpectedNodeLoads, FaultFigures,
+    FlockComparison, GenerationFigures, GeneratorLag, Goal, HottestExpert, JointFigures,
+    JointPlayFigures, LimitFigure, LoadsFrom, MembershipFigures, Memory, MigrationFigures,
+    MotionFigures, NodeFigures, NodeMemory, Outcomes, Pairs, PlacementFigures, PrecisionFigures,
+    PruningFigures, Quality, QueueTheory, ReallocationFigures, ResponseQuantile, ServedNodeLoads,
+    SocialFigures, Status, StepTheory, StretchFigures, Summary, TailTheory, Throughput,
+    TokenFigures, UplinkFigures, UplinkStretch, VirtualTime,
 };
 pub use table::summary_table;
 pub use timeline::{NodeTimeline, TIMELINE_NODES_MAX, Timeline};

@@ -367,6 +367,16 @@ fn block_rows(blocks: &BlockFigures, row: &mut impl FnMut(&str, String, String))
         count(blocks.late_answers)
     );
     row("messages", count(blocks.questions), text);
+    for of in &blocks.widths {
+        let text = format!(
+            "experts, {} copies of {}; {} of tokens want one most, a message for one takes {}",
+            count(of.copies),
+            bytes(of.resident_bytes),
+            percent(Some(of.popularity)),
+            mean_duration(Some(of.service_ns))
+        );
+        row(&format!("{} bits", of.bits), count(of.experts), text);
+    }
     if let Some(joint) = blocks.joint.last() {
         let of = |gap: f64| percent(Some(gap));
         let text = format!(

@@ -7,6 +7,7 @@ use super::materials::files_of;
 use super::memory::{self, MemoryExceeded};
 use super::uplinks;
 use super::virtual_nodes::{hardware, whole};
+use super::widths;
 use super::{CutRun, PlanError, RunEnd, RunSettings};
 use crate::measure::{Clock, LatencyQuantiles};
 use crate::results::{
@@ -86,7 +87,7 @@ fn play(
 
 /// What its nodes hold, if they can.
 fn memory(scenario: &Scenario, cluster: &Settings) -> Result<NodeMemory, MemoryExceeded> {
-    let resident = cluster.copies.resident_bytes(cluster.nodes, |_| cluster.expert_bytes);
+    let resident = cluster.copies.resident_bytes(cluster.nodes, |e| cluster.expert_bytes.of(e));
     memory::of_nodes(&scenario.virtual_nodes, &resident)
 }
 
@@ -104,6 +105,7 @@ fn cluster(scenario: &Scenario) -> Result<Settings, PlanError> {
     let nodes = scenario.nodes.count;
     let copies = Copies::by_share(popularity.shares(), nodes, blocks.expert_slots)?;
     let weights = 3.0 * f64::from(width) * f64::from(expert_hidden);
+    let expert_bytes = widths::expert_bytes(blocks, popularity.shares(), weights);
     let degree = if scenario.game.cost == "linear" { 1.0 } else { scenario.game.degree };
     let pricing = blocks.prices.then(|| Pricing {
         period_ns: whole(blocks.period_ms * MS).max(1),
@@ -129,7 +131,7 @@ fn cluster(scenario: &Scenario) -> Result<Settings, PlanError> {
         arrivals: virtual_cluster::Arrivals::Planned(times.into()),
         row_bytes: u64::from(width) * size_of::<f32>() as u64,
         header_bytes: 128,
-        expert_bytes: whole(weights * blocks.weight_bits / 8.0),
+        expert_bytes,
         choice: if blocks.two_choices { ReplicaChoice::TwoChoices } else { ReplicaChoice::Random },
         racks_max: (blocks.racks_max > 0).then_some(blocks.racks_max),
         own_rack: blocks.own_rack,
@@ -245,6 +247,7 @@ fn figures(
         broken: tally.broken,
         uncertain: tally.uncertain,
         displaced: tally.displaced,
+        widths: widths::figures(cluster),
         limits: limits(cluster, report, tally),
         joint: joint.iter().map(joint_figures).collect(),
         stretches: stretches.collect(),

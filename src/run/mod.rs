@@ -34,6 +34,7 @@ pub mod timeline;
 mod uplinks;
 mod virtual_nodes;
 mod width_control;
+mod widths;
 
 pub use capacity::{
     ATTEMPTS_MAX, Capacity, CapacityGoal, Probe, Verdict, capacity, requests_needed,

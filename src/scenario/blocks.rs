@@ -20,6 +20,11 @@ pub struct Blocks {
     /// Bits of a weight, 1 to 32: what touching an expert costs. Default 4.
     #[schemars(range(min = 1, max = 32))]
     pub weight_bits: f64,
+    /// Widths that experts have instead, each its share of them, at most 16. Default none: all have `weight_bits`.
+    #[schemars(length(max = 16))]
+    pub widths: Vec<BlockWidth>,
+    /// Which experts have the wide ones of these. Default `popular`.
+    pub widths_to: WidthsTo,
     /// Whether of two hosts that are drawn the one is asked that the front end waits less for. Default false.
     pub two_choices: bool,
     /// Racks that the experts of a request are in, at most, 0 to 1000000. Default 0: any number.
@@ -67,6 +72,31 @@ pub struct Blocks {
     pub stretch_ms: f64,
 }
 
+/// A width and how many experts have it.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BlockWidth {
+    /// Bits of a weight with its scales, a multiple of 1/16, 1 to 32.
+    #[schemars(range(min = 1, max = 32))]
+    pub bits: f64,
+    /// Share of the experts, over the sum of all shares, 0.000001 to 1000000.
+    #[schemars(range(min = 0.000_001, max = 1_000_000))]
+    pub share: f64,
+}
+
+/// Which experts have wide weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WidthsTo {
+    /// Those that are wanted most.
+    #[default]
+    Popular,
+    /// Those that are wanted least: what is asked often is quick.
+    Rare,
+    /// Widths are dealt over experts by their numbers, whoever is wanted.
+    Even,
+}
+
 impl Default for Blocks {
     fn default() -> Self {
         Self {
@@ -74,6 +104,8 @@ impl Default for Blocks {
             candidates: 32,
             expert_slots: 1,
             weight_bits: 4.0,
+            widths: Vec::new(),
+            widths_to: WidthsTo::Popular,
             two_choices: false,
             racks_max: 0,
             own_rack: false,

@@ -180,6 +180,51 @@ fn nodes_of_blocks_hold_what_their_slots_and_memory_let_them() {
 }
 
 #[test]
+fn hot_experts_that_are_narrow_are_quick_and_each_width_is_told() {
+    let folder = shipped();
+    let run = |out: &str, to: &str| {
+        let sets = [
+            "virtual.blocks.widths=[{bits=8,share=1},{bits=2.5,share=3}]".to_owned(),
+            format!("virtual.blocks.widths_to={to}"),
+            // Weights are what takes time.
+            "virtual.weight_mib_us=8".to_owned(),
+            "load.rate_per_s=1000000".to_owned(),
+            "load.requests=20000".to_owned(),
+        ];
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let args = ["run", "scenarios/rack-uplinks.toml", "--json", "--out", out];
+        let ended = folder.nashflock(&[&args[..], &sets].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.json()
+    };
+    let (popular, rare) = (run("popular", "popular"), run("rare", "rare"));
+    for of in [&popular, &rare] {
+        let widths = of["virtual_time"]["blocks"]["widths"].as_array().expect("two widths");
+        let figure = |at: usize, key: &str| widths[at][key].as_f64().expect("a figure");
+        assert_eq!(widths.len(), 2);
+        assert_eq!(
+            [figure(0, "bits"), figure(1, "bits")].map(f64::to_bits),
+            [2.5_f64, 8.0].map(f64::to_bits)
+        );
+        assert_eq!([&widths[0]["experts"], &widths[1]["experts"]], [&Value::from(192), &64.into()]);
+        assert!((figure(0, "popularity") + figure(1, "popularity") - 1.0).abs() < 1e-9);
+        let bytes = |at| figure(at, "copies") * 3.0 * 4096.0 * 1024.0 * figure(at, "bits") / 8.0;
+        assert_eq!(figure(0, "resident_bytes").to_bits(), bytes(0).to_bits());
+        let all = bytes(0) + bytes(1);
+        let resident = of["virtual_time"]["memory"]["resident_bytes"].as_f64().expect("bytes");
+        assert_eq!(resident.to_bits(), all.to_bits());
+        assert!(figure(1, "service_ns") > 2.0 * figure(0, "service_ns"), "{of}");
+    }
+    let mean = |of: &Value| of["latency_ns"]["p50"].as_u64().expect("requests ended");
+    assert!(mean(&rare) < mean(&popular), "{} {}", mean(&rare), mean(&popular));
+    assert_ne!(rare["state_hash"], popular["state_hash"]);
+    let widths = "virtual.blocks.widths=[{bits=2.51,share=1}]";
+    let refused = folder.nashflock(&["check", "scenarios/rack-uplinks.toml", "--set", widths]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(refused.stderr.contains("is 2.51, not a multiple of 1/16"), "{}", refused.stderr);
+}
+
+#[test]
 fn one_coordinator_asks_other_racks_through_uplinks_and_its_own_port_is_as_narrow() {
     let folder = five_seconds();
     let with = |out: &str, gbit_per_s: &str| {

@@ -27,8 +27,9 @@ pub(super) struct Event {
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
-    /// The first byte of a question is at a node, or at a link: message `leg` of a block, so many experts.
-    Question { block: u32, generation: u32, leg: u16, experts: u16 },
+    /// The first byte of a question is at a node, or at a link: message `leg` of a block, so many experts, which come to so many
+    /// units of [`super::widths::ExpertBytes`].
+    Question { block: u32, generation: u32, leg: u16, experts: u16, units: u16 },
     /// The first byte of an answer is back, or at a link.
     Answer { block: u32, generation: u32, leg: u16, experts: u16 },
     /// The connection to a node broke while an answer was awaited.

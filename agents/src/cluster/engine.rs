@@ -253,12 +253,12 @@ impl Partition {
 }
 
 fn serve(event: &Event, node: &mut Node, settings: &Settings, out: &mut impl Post) {
-    let What::Question { block, generation, leg, experts } = event.what else {
+    let What::Question { block, generation, leg, experts, units } = event.what else {
         unreachable!("nodes are asked, and nothing else")
     };
     let front = event.from;
     let place = settings.place_of_front(front - settings.nodes);
-    let work = settings.work(experts.into());
+    let work = settings.work(experts.into(), units);
     let served = settings.hardware.serve(NodeId(event.to), node, place, event.at_ns, &work);
     // A node that is down takes nothing in, so the question's own count tells its events apart.
     let (from, count) = (event.to, event.count);
@@ -280,8 +280,8 @@ fn serve(event: &Event, node: &mut Node, settings: &Settings, out: &mut impl Pos
 fn pass(event: &Event, links: &mut LinkUse, settings: &Settings, out: &mut impl Post) {
     let network = &settings.hardware.network;
     let bytes = match event.what {
-        What::Question { experts, .. } => settings.work(experts.into()).request_bytes,
-        What::Answer { experts, .. } => settings.work(experts.into()).reply_bytes,
+        What::Question { .. } => settings.request_bytes(),
+        What::Answer { experts, .. } => settings.reply_bytes(experts.into()),
         What::Broken { .. } | What::Wake => unreachable!("only messages with bytes pass links"),
     };
     let way = (settings.place_of(event.from), settings.place_of(event.goal));
@@ -297,7 +297,9 @@ fn pass(event: &Event, links: &mut LinkUse, settings: &Settings, out: &mut impl 
 fn hash_of(event: &Event) -> u64 {
     let Event { to, at_ns, from, count, what, .. } = *event;
     let (kind, block, generation, leg, experts) = match what {
-        What::Question { block, generation, leg, experts } => (1, block, generation, leg, experts),
+        What::Question { block, generation, leg, experts, units } => {
+            (1 | u64::from(units) << 8, block, generation, leg, experts)
+        }
         What::Answer { block, generation, leg, .. } => (2, block, generation, leg, 0),
         What::Broken { block, generation, leg } => (3, block, generation, leg, 0),
         What::Wake => (4, 0, 0, 0, 0),

@@ -270,7 +270,8 @@ impl Front {
         block.legs.push(Leg { node, experts, sent_ns: now_ns, is_open: true });
         let generation = block.generation;
         let count = experts.count_ones();
-        let bytes = settings.work(count).request_bytes;
+        let units = settings.expert_bytes.units_of(&block.experts, experts);
+        let bytes = settings.request_bytes();
         let network = &settings.hardware.network;
         let way = (self.place, node);
         let at_ns = network.sent(&mut self.port, now_ns, way, bytes, &mut self.ways);
@@ -283,7 +284,7 @@ impl Front {
             return;
         }
         let experts = u16::try_from(count).expect("at most 64");
-        let what = What::Question { block: slot, generation, leg, experts };
+        let what = What::Question { block: slot, generation, leg, experts, units };
         let (to, at_ns) = settings.first_stop((settings.nodes + self.id, node), at_ns);
         self.post(out, (to, node, at_ns), settings, what);
     }
@@ -318,7 +319,7 @@ impl Front {
         let leg = &mut block.legs[usize::from(leg)];
         leg.is_open = false;
         self.chooser.ended(leg.node);
-        let bytes = settings.work(leg.experts.count_ones()).reply_bytes;
+        let bytes = settings.reply_bytes(leg.experts.count_ones());
         let network = &settings.hardware.network;
         let whole_ns = network.received(&mut self.port, event.at_ns, bytes);
         block.done_ns = block.done_ns.max(whole_ns);

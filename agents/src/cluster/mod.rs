@@ -28,6 +28,7 @@ mod prices;
 mod settings;
 mod stream;
 mod uplinks;
+mod widths;
 
 pub use copies::{Copies, TooSmall};
 pub use cores::Cores;
@@ -43,6 +44,7 @@ pub use prices::Pricing;
 pub use settings::{Arrivals, ReplicaChoice, Settings};
 pub use stream::{Stream, StreamKey};
 pub use uplinks::{Link, LinkIds, LinkKind, LinkUse, Passed, Uplinks};
+pub use widths::{ExpertBytes, WidthsTo, dealt as dealt_widths};
 
 /// A time that was computed, as nanoseconds.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]

@@ -6,6 +6,7 @@ use super::node::{Hardware, Work};
 use super::prices::Pricing;
 use super::stream::StreamKey;
 use super::uplinks::{Link, LinkIds, Uplinks};
+use super::widths::ExpertBytes;
 use crate::expert::passes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -61,8 +62,8 @@ pub struct Settings {
     pub row_bytes: u64,
     /// Bytes of a message besides.
     pub header_bytes: u64,
-    /// Encoded bytes of an expert's weights.
-    pub expert_bytes: u64,
+    /// Encoded bytes of experts' weights.
+    pub expert_bytes: ExpertBytes,
     /// Which host is asked.
     pub choice: ReplicaChoice,
     /// Racks that a block's experts are in, at most; none for no limit.
@@ -136,19 +137,30 @@ impl Settings {
         first.map_or((goal, at_ns), |(link, at_ns)| (self.address_of(link), at_ns))
     }
 
-    /// What a message with so many experts of a block asks.
+    /// What a message with so many experts of a block asks, which come to so many units of [`ExpertBytes`].
     #[must_use]
-    pub fn work(&self, experts: u32) -> Work {
+    pub fn work(&self, experts: u32, units: u16) -> Work {
         let pairs = experts * self.block_tokens;
+        let weight_bytes = self.expert_bytes.of_message(experts, units);
         Work {
             pairs,
-            weight_bytes: u64::from(experts) * self.expert_bytes,
-            pass_bytes: u64::from(experts)
-                * self.expert_bytes
-                * passes(self.block_tokens as usize) as u64,
-            request_bytes: self.header_bytes + u64::from(self.block_tokens) * self.row_bytes,
-            reply_bytes: self.header_bytes + u64::from(pairs) * self.row_bytes,
+            weight_bytes,
+            pass_bytes: weight_bytes * passes(self.block_tokens as usize) as u64,
+            request_bytes: self.request_bytes(),
+            reply_bytes: self.reply_bytes(experts),
         }
+    }
+
+    /// Of a question.
+    #[must_use]
+    pub fn request_bytes(&self) -> u64 {
+        self.header_bytes + u64::from(self.block_tokens) * self.row_bytes
+    }
+
+    /// Of an answer with so many experts of a block.
+    #[must_use]
+    pub fn reply_bytes(&self, experts: u32) -> u64 {
+        self.header_bytes + u64::from(experts * self.block_tokens) * self.row_bytes
     }
 
     pub(super) fn check(&self) {
@@ -160,6 +172,7 @@ impl Settings {
         let ids = u64::from(self.nodes) + u64::from(self.fronts) + u64::from(self.links().count());
         assert!(ids <= u64::from(u32::MAX), "ids fit 32 bits");
         self.check_links();
+        self.expert_bytes.check(experts);
         assert!(self.block_tokens > 0 && self.stretch_ns > 0, "positive lengths");
         if let Arrivals::Planned(times) = &self.arrivals {
             assert_eq!(times.len() as u64, self.blocks, "one time a block");

@@ -11,7 +11,7 @@ use agents::cluster::limits::{
     two_choices_time,
 };
 use agents::cluster::{
-    Arrivals, Copies, Fault, FaultPlan, Hardware, Network, Noise, Popularity, Pricing,
+    Arrivals, Copies, ExpertBytes, Fault, FaultPlan, Hardware, Network, Noise, Popularity, Pricing,
     ReplicaChoice, Report, Service, Settings, Topology, Uplinks, simulate,
 };
 use agents::ids::NodeId;
@@ -65,7 +65,7 @@ pub(crate) fn queues(nodes: u32, legs: usize, busy: f64, blocks: u64, noise: Noi
         arrivals: Arrivals::Poisson { blocks_per_ns },
         row_bytes: 0,
         header_bytes: 0,
-        expert_bytes: 0,
+        expert_bytes: ExpertBytes::All(0),
         choice: ReplicaChoice::Random,
         racks_max: None,
         own_rack: false,
@@ -189,7 +189,7 @@ pub(crate) fn busy_cluster(fronts: u32, partitions: u32, seed: u64) -> Settings 
         arrivals: Arrivals::Poisson { blocks_per_ns: 30_000.0 / 1e8 },
         row_bytes: 256,
         header_bytes: 64,
-        expert_bytes: 100_000,
+        expert_bytes: ExpertBytes::All(100_000),
         choice: ReplicaChoice::TwoChoices,
         racks_max: None,
         own_rack: false,

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod cluster_uplinks;
+mod cluster_widths;
 mod expert;
 mod flock;
 mod flock_migrating;

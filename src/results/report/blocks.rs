@@ -7,7 +7,7 @@ use super::html::{nothing, table};
 use super::pictures::{figure, key};
 use super::plots::{self, BLUE, GREY, Line, ORANGE};
 use super::series::Points;
-use crate::results::format::{count, duration, number, percent};
+use crate::results::format::{bytes, count, duration, mean_duration, number, percent};
 use crate::results::{BlockFigures, JointPlayFigures, StretchFigures};
 
 const SHED: &str = "#8b2f7d";
@@ -98,6 +98,22 @@ pub(super) fn joint(blocks: &BlockFigures) -> Markup {
         }
         (table(["", "gap to the optimum", "largest regret", "mean regret", "max over mean", "score loss"], rows.collect()))
     }
+}
+
+/// Experts by their bits.
+pub(super) fn widths(blocks: &BlockFigures) -> Markup {
+    let rows = blocks.widths.iter().map(|of| {
+        [
+            html! { (number(Some(of.bits))) " bits" },
+            html! { (count(of.experts)) },
+            html! { (count(of.copies)) },
+            html! { (bytes(of.resident_bytes)) },
+            html! { (percent(Some(of.popularity))) },
+            html! { (mean_duration(Some(of.service_ns))) },
+        ]
+    });
+    let head = ["", "experts", "copies", "bytes of these", "wanted most by", "a message takes"];
+    table(head, rows.collect())
 }
 
 /// Measured figures beside what theory says of them.

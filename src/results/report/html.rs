@@ -56,6 +56,7 @@ fn of_blocks(of: &BlockFigures) -> Markup {
     html! {
         (section("time", "Tokens and blocks in time", blocks::in_time(of)))
         (section("joint", "Joint play", blocks::joint(of)))
+        @if !of.widths.is_empty() { (section("widths", "Bits per expert", blocks::widths(of))) }
         (section("theory", "Tail and theory", blocks::limits(of)))
     }
 }

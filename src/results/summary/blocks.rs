@@ -32,12 +32,32 @@ pub struct BlockFigures {
     pub uncertain: u64,
     /// Requests that took other experts than they wanted, to stay within few racks.
     pub displaced: u64,
+    /// Experts by the bits of their weights, where these differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub widths: Vec<BlockWidthFigures>,
     /// Measured figures beside what theory says.
     pub limits: Vec<LimitFigure>,
     /// Joint plays of all front ends.
     pub joint: Vec<JointFigures>,
     /// What became of the tokens by when they arrived.
     pub stretches: Vec<StretchFigures>,
+}
+
+/// Experts of one width.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BlockWidthFigures {
+    /// Bits of a weight.
+    pub bits: f64,
+    /// Experts.
+    pub experts: u64,
+    /// Their copies on nodes.
+    pub copies: u64,
+    /// Bytes of these.
+    pub resident_bytes: u64,
+    /// Share of the tokens that want one of these experts most.
+    pub popularity: f64,
+    /// What a message for one of them takes of a node that is as fast as the mean, without noise, ns.
+    pub service_ns: f64,
 }
 
 /// Tokens: each that arrived is in one of the others.

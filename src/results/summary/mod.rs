@@ -16,7 +16,8 @@ mod uplinks;
 mod virtual_time;
 
 pub use blocks::{
-    BlockFigures, JointFigures, JointPlayFigures, LimitFigure, StretchFigures, TokenFigures,
+    BlockFigures, BlockWidthFigures, JointFigures, JointPlayFigures, LimitFigure, StretchFigures,
+    TokenFigures,
 };
 pub use experts::{Memory, PrecisionFigures, PruningFigures};
 pub use load::{Outcomes, Pairs, Throughput};

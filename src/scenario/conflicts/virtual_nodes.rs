@@ -146,6 +146,14 @@ fn blocks(scenario: &Scenario, found: &mut Found<'_>) {
             format!("`virtual.blocks.candidates` is {candidates}, not from {top_k} to {experts}");
         (message, "write at least top_k, and at most the experts".into())
     });
+    for (at, width) in blocks.widths.iter().enumerate() {
+        let key = format!("virtual.blocks.widths[{at}].bits");
+        let is_whole = (width.bits * 16.0).fract() == 0.0;
+        found.unless(is_whole, &[&key, "virtual.blocks.widths"], || {
+            let message = format!("`{key}` is {}, not a multiple of 1/16", width.bits);
+            (message, format!("write {}", (width.bits * 16.0).round() / 16.0))
+        });
+    }
     let (count, slots) = (scenario.nodes.count, blocks.expert_slots);
     let has_room = u64::from(count) * u64::from(slots) >= u64::from(experts);
     found.unless(

@@ -28,7 +28,7 @@ pub use self::precision::{
 };
 pub use self::run::Run;
 pub use self::source::Source;
-pub use super::blocks::Blocks;
+pub use super::blocks::{BlockWidth, Blocks, WidthsTo};
 pub use super::sweep::Sweep;
 pub use super::virtual_nodes::{Shape, Topology, VirtualFault, VirtualNodes};
 
